@@ -1,0 +1,189 @@
+"""Likelihood of labels under predicted distributions: what minimum cross-entropy maximises.
+
+    likelihood               L    = prod_i q_i[y_i]         underflows: 1797 rows at 0.5 each are 10^-541
+    log-likelihood           log L = sum_i log q_i[y_i]     the same order of models, and sums for products
+    negative log-likelihood  -log L = n * mean cross-entropy of the one-hot labels
+
+Arguments are probabilities, of any array library (see `xent.information`); rows are independent of each other.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from xent.arrays import Array, as_distributions, as_labels
+from xent.errors import ObjectiveError, ShapeError, message
+from xent.terms import cross_terms, full_like
+
+__all__ = ["Likelihood", "likelihood", "log_likelihood", "negative_log_likelihood"]
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """A likelihood that a float cannot hold: ``mantissa * 10**exponent``, with its natural logarithm ``log``.
+
+    Examples
+    --------
+    >>> print(Likelihood.from_log(-5000.0))
+    3.370e-2172
+    """
+
+    log: float
+    mantissa: float
+    exponent: int
+
+    @classmethod
+    def from_log(cls, log: float) -> Likelihood:
+        """Write exp(log) as a base-10 mantissa in [1, 10) and exponent; 0 and NaN have exponent 0."""
+        if log == -math.inf or math.isnan(log):
+            return cls(log, 0.0 if log == -math.inf else math.nan, 0)
+        exponent = math.floor(log / math.log(10))
+        mantissa = math.exp(log - exponent * math.log(10))
+        # The division above can land one off at a power of ten.
+        if mantissa >= 10:
+            mantissa, exponent = mantissa / 10, exponent + 1
+        elif mantissa < 1:
+            mantissa, exponent = mantissa * 10, exponent - 1
+        return cls(log, mantissa, exponent)
+
+    def __str__(self) -> str:
+        if not 0 < self.mantissa < math.inf:
+            return str(self.mantissa)
+        return f"{self.mantissa:.3f}e{self.exponent:+03d}"
+
+
+def likelihood(y_true: Array, y_proba: Array, *, check: bool = True) -> Likelihood:
+    """Likelihood of the labels: the probability that the predictions give to all of them together.
+
+    *Definition*: ``L = prod_i y_proba[i, y_true[i]]``.
+
+    Parameters
+    ----------
+    y_true : integer array (rows,), class indices in [0, classes)
+    y_proba : array (rows, classes), a distribution per row
+    check : False skips the tests of the values.
+
+    Returns
+    -------
+    Likelihood
+        The natural logarithm, and the number itself as mantissa and base-10 exponent: a product of many
+        probabilities is below the smallest float, and 0.0 would not be the answer. The product of no rows is 1.
+
+    Raises
+    ------
+    LabelError, DistributionError, ShapeError, DTypeError
+
+    Notes
+    -----
+    *Numerics*: the logarithm is a compensated sum (`math.fsum`); the mantissa has an error of about
+    ``abs(log) * 2**-53`` relative to itself.
+
+    Examples
+    --------
+    >>> print(likelihood([0, 1], [[0.5, 0.5], [0.75, 0.25]]))
+    1.250e-01
+    >>> print(likelihood([0] * 1797, [[0.5, 0.5]] * 1797))
+    1.120e-541
+
+    References
+    ----------
+    Fisher (1922), On the mathematical foundations of theoretical statistics, doi:10.1098/rsta.1922.0009
+    """
+    surprisals = _surprisals("likelihood", y_true, y_proba, check)
+    return Likelihood.from_log(-math.fsum(float(value) for value in surprisals))
+
+
+def log_likelihood(y_true: Array, y_proba: Array, *, reduction: str = "sum", check: bool = True) -> Array:
+    """Log-likelihood of the labels: ``sum_i log y_proba[i, y_true[i]]``, at most 0, in nats.
+
+    The logarithm is monotone, so the same model is best; it turns the product into a sum, which does not underflow.
+    Parameters, errors and reductions are those of `negative_log_likelihood`, of which this is the negative.
+
+    Examples
+    --------
+    >>> round(float(log_likelihood([0, 1], [[0.5, 0.5], [0.75, 0.25]])), 4)
+    -2.0794
+    """
+    return 0.0 - _reduced("log_likelihood", y_true, y_proba, reduction, check)
+
+
+def negative_log_likelihood(y_true: Array, y_proba: Array, *, reduction: str = "sum", check: bool = True) -> Array:
+    """Negative log-likelihood of the labels: NLL, log loss, and rows times the mean cross-entropy.
+
+    *Definition*: ``NLL = -sum_i log y_proba[i, y_true[i]]``.
+
+    Parameters
+    ----------
+    y_true : integer array (rows,), class indices in [0, classes)
+    y_proba : array (rows, classes), a distribution per row
+    reduction : "sum" for the data set, "mean" for a row (NaN without rows), "none" for one value per row.
+    check : False skips the tests of the values.
+
+    Returns
+    -------
+    array () or (rows,), in nats; +inf if a label has probability 0.
+
+    Raises
+    ------
+    LabelError
+        A label is outside [0, classes).
+    DistributionError
+        A row of `y_proba` is not a distribution.
+    ShapeError
+        The arguments are not (rows,) and (rows, classes).
+    ObjectiveError
+        An unknown reduction.
+
+    Notes
+    -----
+    *Numerics*: positive terms, so the relative error is that of a sum of rounded logarithms.
+
+    Examples
+    --------
+    >>> round(float(negative_log_likelihood([2], [[0.6, 0.2, 0.2]])), 4)
+    1.6094
+
+    References
+    ----------
+    Good (1952), Rational Decisions
+    """
+    return _reduced("negative_log_likelihood", y_true, y_proba, reduction, check)
+
+
+def _reduced(call: str, y_true: Array, y_proba: Array, reduction: str, check: bool) -> Array:
+    if reduction not in ("none", "sum", "mean"):
+        found = f"found {reduction!r}, expected 'none', 'sum' or 'mean'"
+        raise ObjectiveError(message(call, "reduction", found, "'sum' is the data set's, 'mean' that of one row"))
+    surprisals = _surprisals(call, y_true, y_proba, check)
+    if reduction == "none":
+        return surprisals
+    total = surprisals.sum()
+    if reduction == "sum":
+        return total
+    rows = surprisals.shape[0]
+    return total / rows if rows else total + math.nan
+
+
+def _surprisals(call: str, y_true: Array, y_proba: Array, check: bool) -> Array:
+    """-log y_proba[i, y_true[i]] of every row."""
+    xp, (proba,) = as_distributions(call, -1, check, y_proba=y_proba)
+    if proba.ndim != 2:
+        found = f"found shape {tuple(proba.shape)}, expected (rows, classes)"
+        raise ShapeError(message(call, "y_proba", found, "A column p of binary predictions becomes two: 1 - p and p"))
+    classes = proba.shape[1]
+    labels = _labels_like(call, xp, proba, y_true, classes, check)
+    picked: Any = xp.take_along_axis(proba, labels[:, None], axis=1)[:, 0]
+    return cross_terms(xp, full_like(xp, proba, 1.0), picked, math.e)
+
+
+def _labels_like(call: str, xp: Any, proba: Array, y_true: Any, classes: int, check: bool) -> Array:
+    """y_true as class indices in proba's array library, one per row."""
+    labels_xp, labels = as_labels(call, classes, check, y_true=y_true)
+    if tuple(labels.shape) != (proba.shape[0],):
+        found = f"found shape {tuple(labels.shape)}, expected one label for each of the {proba.shape[0]} rows of y_proba"
+        raise ShapeError(message(call, "y_true", found, "Pass class indices, not one-hot rows"))
+    if labels_xp is not xp:
+        labels = xp.asarray(labels)
+    return xp.astype(labels, xp.int64, copy=False)

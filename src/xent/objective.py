@@ -1,0 +1,112 @@
+"""`Objective`: every option of the loss, in one frozen value that travels from the fronts down to the kernels.
+
+The options change the loss of one row with logits x and target distribution p as follows (docs/definitions.md):
+
+    z     = softcap * tanh(logit_scale * x / softcap)           (softcap=None: z = logit_scale * x)
+    q     = softmax(z),  lse = log(sum(exp(z)))
+    t[j]  = weight[j] * ((1 - label_smoothing) * p[j] + label_smoothing / classes)
+    loss  = sum(t[j] * (lse - z[j])) + z_loss * lse**2
+
+and the rows are then reduced by `reduction` and `denominator` (reduction.py).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypedDict, get_args
+
+from xent.errors import ObjectiveError, message
+
+Reduction = Literal["none", "sum", "mean"]
+
+
+class Options(TypedDict, total=False):
+    """The keyword arguments that every loss takes; `Objective` documents them."""
+
+    weight: Any
+    ignore_index: int
+    label_smoothing: float
+    z_loss: float
+    softcap: float | None
+    logit_scale: float
+    reduction: Reduction
+    denominator: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """The options of the loss, checked once.
+
+    Parameters
+    ----------
+    weight : array of shape (classes,), optional
+        What one row of each class counts for, zero or more. Its dtype does not matter; its length is checked against
+        the logits (targets.py).
+    ignore_index : int
+        Rows with this label add 0 to the loss, to the gradient and to the denominator. Class indices only.
+    label_smoothing : float in [0, 1]
+        The share of the target distribution that is spread evenly over all classes.
+    z_loss : float, 0 or more
+        The factor of lse**2, which keeps the normaliser of a large model near 1.
+    softcap : float above 0, optional
+        Logits are bent smoothly into (-softcap, softcap). Minus infinity stays minus infinity.
+    logit_scale : float above 0
+        Factor of the logits; 1 / temperature.
+    reduction : "none", "sum" or "mean"
+        What is returned of the losses of the rows.
+    denominator : float above 0, optional
+        What "mean" divides the sum by, in place of the weighted count of the rows that are not ignored.
+
+    Raises
+    ------
+    ObjectiveError
+        An option is out of its range, or `denominator` is given with a reduction other than "mean".
+
+    Examples
+    --------
+    >>> Objective(label_smoothing=0.1).reduction
+    'mean'
+    """
+
+    weight: Any = None
+    ignore_index: int = -100
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    softcap: float | None = None
+    logit_scale: float = 1.0
+    reduction: Reduction = "mean"
+    denominator: float | None = None
+
+    def __post_init__(self) -> None:
+        self._require("label_smoothing", 0.0 <= self.label_smoothing <= 1.0, "a number in [0, 1]")
+        self._require("z_loss", 0.0 <= self.z_loss < math.inf, "a finite number, 0 or more")
+        self._require("softcap", self.softcap is None or 0.0 < self.softcap < math.inf, "None or a number above 0")
+        self._require("logit_scale", 0.0 < self.logit_scale < math.inf, "a finite number above 0")
+        self._require("reduction", self.reduction in get_args(Reduction), "'none', 'sum' or 'mean'")
+        given = self.denominator
+        self._require("denominator", given is None or 0.0 < given < math.inf, "None or a finite number above 0")
+        if given is not None and self.reduction != "mean":
+            raise ObjectiveError(
+                message(
+                    "Objective",
+                    "denominator",
+                    f"a denominator has no meaning with reduction={self.reduction!r}",
+                    "Use reduction='mean', or leave the denominator out and divide the result yourself",
+                )
+            )
+
+    def _require(self, option: str, holds: bool, expected: str) -> None:
+        if not holds:
+            found = f"found {getattr(self, option)!r}, expected {expected}"
+            raise ObjectiveError(message("Objective", option, found, "See help(xent.Objective)"))
+
+    @classmethod
+    def of(cls, call: str, options: Options) -> Objective:
+        """Build the objective of a call from its keyword arguments; an unknown one is named with those that exist."""
+        known = [field.name for field in fields(cls)]
+        unknown = sorted(set(options) - set(known))
+        if unknown:
+            found = f"there is no option {unknown[0]!r}"
+            raise ObjectiveError(message(call, unknown[0], found, f"The options are {', '.join(known)}"))
+        return cls(**options)

@@ -1,0 +1,19 @@
+"""The float64 definitions: plain, slow and as accurate as float64 allows. Every kernel is tested against them.
+
+They take rows of logits that are already checked (targets.py), and return one loss per row; reductions are made by
+reduction.py. docs/definitions.md has the equations, docs/accuracy.md the errors.
+"""
+
+from xent.reference.cross_entropy import cross_entropy, cross_entropy_gradient
+from xent.reference.linear_cross_entropy import Gradients, linear_cross_entropy, linear_cross_entropy_gradients
+from xent.reference.squared_error import squared_error, squared_error_gradient
+
+__all__ = [
+    "Gradients",
+    "cross_entropy",
+    "cross_entropy_gradient",
+    "linear_cross_entropy",
+    "linear_cross_entropy_gradients",
+    "squared_error",
+    "squared_error_gradient",
+]

@@ -1,0 +1,142 @@
+"""The checks of shapes, dtypes and ranges that every loss makes, in one place, and how arrays lie as rows of classes.
+
+torch's convention: logits of shape (C,), (N, C) or (N, C, d1, d2, ...) come with class indices of the same shape
+without the axis C, or with class probabilities of exactly the logits' shape.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from xent.arrays import Array, check_soft_target, first_wrong
+from xent.errors import DTypeError, LabelError, ObjectiveError, ShapeError, message
+from xent.objective import Objective
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How logits and target of any shape lie as rows of classes."""
+
+    logits_shape: tuple[int, ...]
+    class_axis: int
+    soft: bool
+    """Whether the target holds class probabilities rather than class indices."""
+
+    @property
+    def classes(self) -> int:
+        return self.logits_shape[self.class_axis]
+
+    @property
+    def loss_shape(self) -> tuple[int, ...]:
+        """The shape of the losses before any reduction: one for each row."""
+        return self.logits_shape[: self.class_axis] + self.logits_shape[self.class_axis + 1 :]
+
+    @property
+    def rows(self) -> int:
+        return math.prod(self.loss_shape)
+
+
+def layout(
+    call: str, argument: str, logits_shape: tuple[int, ...], target_shape: tuple[int, ...], *, floating_target: bool
+) -> Layout:
+    """Return the layout of logits and target by torch's convention, or raise ShapeError or DTypeError."""
+    if not logits_shape:
+        raise ShapeError(message(call, argument, "found a single number", "Pass logits of shape (classes,) at least"))
+    found_layout = Layout(logits_shape, 0 if len(logits_shape) == 1 else 1, soft=target_shape == logits_shape)
+    return checked_layout(call, argument, found_layout, target_shape, floating_target=floating_target)
+
+
+def checked_layout(
+    call: str, argument: str, given: Layout, target_shape: tuple[int, ...], *, floating_target: bool
+) -> Layout:
+    """Return the layout if the target's shape and dtype fit it."""
+    if given.classes == 0:
+        found = f"found shape {given.logits_shape} with no classes along axis {given.class_axis}"
+        raise ShapeError(message(call, argument, found, "Pass at least one class"))
+    if not given.soft and target_shape != given.loss_shape:
+        found = f"found shape {target_shape} for logits of shape {given.logits_shape}"
+        remedy = f"Pass class indices of shape {given.loss_shape} or class probabilities of shape {given.logits_shape}"
+        raise ShapeError(message(call, "target", found, remedy))
+    if given.soft and not floating_target:
+        found = "found integers of the logits' shape"
+        remedy = f"Pass class indices of shape {given.loss_shape}, or class probabilities as floating point numbers"
+        raise DTypeError(message(call, "target", found, remedy))
+    if not given.soft and floating_target:
+        found = "found floating point numbers where class indices were expected"
+        remedy = f"Convert them to integers, or pass class probabilities of shape {given.logits_shape}"
+        raise DTypeError(message(call, "target", found, remedy))
+    return given
+
+
+def check_linear_shapes(
+    call: str, input: tuple[int, ...], weight: tuple[int, ...], bias: tuple[int, ...] | None
+) -> None:
+    """Raise ShapeError unless input (..., features), weight (C, features) and bias (C,) fit together."""
+    if not input or len(weight) != 2 or input[-1] != weight[1]:
+        found = f"found shape {weight} for an input of shape {input}"
+        remedy = "Pass input (..., features) and weight (classes, features), as in torch.nn.Linear"
+        raise ShapeError(message(call, "linear_weight", found, remedy))
+    if bias is not None and bias != weight[:1]:
+        found = f"found shape {bias}, expected {weight[:1]}"
+        raise ShapeError(message(call, "linear_bias", found, "Pass one number for each class"))
+
+
+def check_labels(call: str, labels: Array, classes: int, ignore_index: int) -> None:
+    """Raise LabelError if a label is neither a class index nor `ignore_index`."""
+    wrong = ((labels < 0) | (labels >= classes)) & (labels != ignore_index)
+    if wrong.any():
+        row, label = first_wrong(wrong, labels)
+        found = f"class index {label} at row {row} is outside [0, {classes})"
+        raise LabelError(message(call, "target", found, f"If it marks padding, pass ignore_index={label}"))
+
+
+def check_target(call: str, target: Array, layout: Layout, objective: Objective) -> None:
+    """Check the values of a target: the range of labels, or that probabilities are distributions."""
+    if layout.soft:
+        if objective.ignore_index >= 0:
+            found = f"ignore_index={objective.ignore_index} has no meaning with class probabilities"
+            raise ObjectiveError(message(call, "ignore_index", found, "Leave such rows out, or pass class indices"))
+        check_soft_target(call, target, layout.class_axis)
+    else:
+        check_labels(call, target, layout.classes, objective.ignore_index)
+
+
+def class_weight(call: str, objective: Objective, classes: int) -> np.ndarray | None:
+    """Return the class weights as float64, or None without any; ObjectiveError unless there is one for each class."""
+    if objective.weight is None:
+        return None
+    weight = np.asarray(objective.weight, dtype=np.float64)
+    if weight.shape != (classes,):
+        found = f"found shape {weight.shape}, expected ({classes},), one weight for each class"
+        raise ShapeError(message(call, "weight", found, "A weight per row belongs on the losses of reduction='none'"))
+    if not (np.isfinite(weight) & (weight >= 0)).all():
+        found = "found a weight that is negative or not finite"
+        raise ObjectiveError(message(call, "weight", found, "Class weights are numbers of 0 or more"))
+    return weight
+
+
+def as_rows(array: np.ndarray, class_axis: int) -> np.ndarray:
+    """View (or copy) an array of any shape as (rows, classes)."""
+    return np.moveaxis(array, class_axis, -1).reshape(-1, array.shape[class_axis])
+
+
+def from_rows(rows: np.ndarray, layout: Layout) -> np.ndarray:
+    """Put (rows, classes) back into the shape of the logits."""
+    return np.ascontiguousarray(np.moveaxis(rows.reshape(*layout.loss_shape, layout.classes), -1, layout.class_axis))
+
+
+def as_numpy(call: str, argument: str, value: Any) -> np.ndarray:
+    """Return the argument as a NumPy array of real numbers; a copy is made only of what is not one already."""
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError) as error:
+        found = f"found a {type(value).__name__} that does not make an array ({error})"
+        raise DTypeError(message(call, argument, found, "Pass an array of numbers")) from None
+    if array.dtype.kind not in "fiu":
+        found = f"found dtype {array.dtype}, expected real numbers"
+        raise DTypeError(message(call, argument, found, "Convert it to numbers first"))
+    return array

@@ -1,0 +1,110 @@
+"""The terms of the sums in `information`, element by element: no checks here, and no reductions but the softmax's own.
+
+Each is written so that it keeps its relative accuracy where the textbook expression loses it, and so that automatic
+differentiation meets no NaN in the branch of a `where` that is not taken.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import array_api_compat
+
+from xent.arrays import Array
+from xent.errors import ArgumentError, message
+
+
+def checked_base(base: float) -> float:
+    if not (0 < base < math.inf) or base == 1:
+        found = f"found base {base!r}, expected a positive number other than 1"
+        raise ArgumentError(message("xent.information", "base", found, "Use math.e for nats or 2 for bits"))
+    return base
+
+
+def logarithm(xp: Any, x: Array, base: float) -> Array:
+    """The logarithm to a base; the library's own log2 and log10 are exact at powers, where a quotient is not."""
+    if checked_base(base) == math.e:
+        return xp.log(x)
+    if base == 2:
+        return xp.log2(x)
+    if base == 10:
+        return xp.log10(x)
+    return xp.log(x) / math.log(base)
+
+
+def full_like(xp: Any, x: Array, value: float) -> Array:
+    return xp.asarray(value, dtype=x.dtype, device=array_api_compat.device(x))
+
+
+def where_positive(xp: Any, x: Array) -> Array:
+    """x where it is positive, else 1: a logarithm's argument, in the branch of `where` whose gradient would be NaN."""
+    return xp.where(x > 0, x, full_like(xp, x, 1.0))
+
+
+def cross_terms(xp: Any, p: Array, q: Array, base: float) -> Array:
+    """-p log q, with 0 where p = 0 and +inf where only q = 0."""
+    terms = -p * logarithm(xp, where_positive(xp, q), base) + 0.0
+    return xp.where((p > 0) & (q == 0), full_like(xp, terms, math.inf), terms)
+
+
+def divergence_terms(xp: Any, p: Array, q: Array) -> Array:
+    """p log(p / q) - p + q in nats: the term of the KL divergence, 0 or more, without cancellation near p = q.
+
+    With s = (q - p) / (q + p) the term is ``p * phi`` where, since log(q / p) = 2 artanh(s),
+
+        phi = (q - p) / p - log(q / p) = 2 s^2 / (1 - s) - 2 (s^3 / 3 + s^5 / 5 + ...)
+
+    The series serves |s| <= 1/3, half to twice p; beyond that the plain formula loses less than three bits.
+    """
+    one, zero = full_like(xp, p, 1.0), full_like(xp, p, 0.0)
+    both = (p > 0) & (q > 0)
+    a, b = xp.where(both, p, one), xp.where(both, q, one)
+    near = (b <= 2 * a) & (a <= 2 * b)
+
+    # a + b can be subnormal but not 0; a quotient of the two is as accurate as they are.
+    s = xp.where(near, (b - a) / (a + b), zero)
+    square = s * s
+    series = zero + 0 * s
+    for k in range(_series_terms(xp, p), 0, -1):
+        series = series * square + 1.0 / (2 * k + 1)
+    near_term = a * (2 * square * (1 / (1 - s) - s * series))
+
+    ratio = xp.where(near, one, a) / xp.where(near, one, b)
+    overflows = xp.isinf(ratio)  # only for a subnormal q: there the logarithms are far apart and nothing cancels
+    log_ratio = xp.where(overflows, xp.log(a) - xp.log(b), xp.log(xp.where(overflows, one, ratio)))
+    far_term = a * log_ratio + (b - a)
+
+    term = xp.where(near, near_term, far_term)
+    # p = 0 leaves q; q = 0 with p > 0 is impossible: infinite; both 0 leave 0.
+    return xp.where(both, term, xp.where(p > 0, full_like(xp, p, math.inf), q + 0 * p))
+
+
+def _series_terms(xp: Any, x: Array) -> int:
+    """Terms that bring (1/9)^k below the dtype's rounding."""
+    return math.ceil(-math.log(xp.finfo(x.dtype).eps) / math.log(9))
+
+
+def exp_below_maximum(xp: Any, logits: Array, axis: int) -> tuple[Array, Array, Array]:
+    """(x - max x, exp(x - max x), a mask with one maximum per row), the heart of softmax and log_softmax.
+
+    x - max rounds, and exp turns that absolute error into a relative one that grows with |x|. The error is itself a
+    floating point number (Knuth's two-sum), so it goes back in as exp(d + error) = exp(d) * (1 + error).
+    """
+    maximum = xp.max(logits, axis=axis, keepdims=True)
+    # A row with NaN or +inf, or of nothing but -inf, has no softmax: NaN for that row and no other.
+    usable = xp.isfinite(maximum)
+    offset = xp.where(usable, maximum, full_like(xp, logits, 0.0))
+    shifted = xp.where(usable, logits - offset, full_like(xp, logits, math.nan))
+
+    summand = xp.where(xp.isfinite(shifted), logits, offset)
+    difference = summand - offset
+    back = difference - summand
+    error = (summand - (difference - back)) - (offset + back)
+    exponentials = xp.exp(shifted) * (1 + error)
+
+    labels = xp.argmax(logits, axis=axis, keepdims=True)
+    positions = xp.arange(logits.shape[axis], dtype=labels.dtype, device=array_api_compat.device(logits))
+    shape = [1] * logits.ndim
+    shape[axis] = -1
+    return shifted, exponentials, xp.reshape(positions, tuple(shape)) == labels
