@@ -42,7 +42,7 @@ def as_probabilities(call: str, check: bool, **array: Any) -> tuple[Any, Array]:
 
 
 def as_distributions(call: str, axis: int, check: bool, **arrays: Any) -> tuple[Any, list[Array]]:
-    """Arguments that hold distributions along `axis`, of shapes that fit; DistributionError if `check` finds otherwise."""
+    """Arguments that are distributions along `axis`, of shapes that fit; `check` raises DistributionError otherwise."""
     tolerances = _sum_tolerances(call, arrays)
     xp, converted = as_arrays(call, **arrays)
     named = dict(zip(arrays, converted, strict=True))
@@ -66,7 +66,9 @@ def as_labels(call: str, classes: int, check: bool, **array: Any) -> tuple[Any, 
         if xp.any(outside):
             where, label = first_wrong(outside, labels)
             found = f"label {label} at row {where} is outside [0, {classes})"
-            raise LabelError(message(call, name, found, f"Labels count from 0, so {classes} classes end at {classes - 1}"))
+            raise LabelError(
+                message(call, name, found, f"Labels count from 0, so {classes} classes end at {classes - 1}")
+            )
     return xp, labels
 
 

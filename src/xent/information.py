@@ -20,8 +20,15 @@ from typing import Any
 import array_api_compat
 
 from xent.arrays import Array, as_arrays, as_distributions, as_labels, as_probabilities
-from xent.terms import checked_base, cross_terms, divergence_terms, exp_below_maximum, full_like, logarithm, where_positive
-
+from xent.terms import (
+    checked_base,
+    cross_terms,
+    divergence_terms,
+    exp_below_maximum,
+    full_like,
+    logarithm,
+    where_positive,
+)
 
 __all__ = [
     "cross_entropy",
@@ -298,7 +305,8 @@ def softmax(logits: Array, *, axis: int = -1) -> Array:
 
     Returns
     -------
-    array of the same shape and dtype: distributions along `axis`. A row with NaN or +inf, or of nothing but -inf, is NaN.
+    array of the same shape and dtype: distributions along `axis`. A row with NaN or +inf, or of nothing but -inf,
+    is NaN.
 
     Raises
     ------

@@ -182,7 +182,9 @@ def _labels_like(call: str, xp: Any, proba: Array, y_true: Any, classes: int, ch
     """y_true as class indices in proba's array library, one per row."""
     labels_xp, labels = as_labels(call, classes, check, y_true=y_true)
     if tuple(labels.shape) != (proba.shape[0],):
-        found = f"found shape {tuple(labels.shape)}, expected one label for each of the {proba.shape[0]} rows of y_proba"
+        found = (
+            f"found shape {tuple(labels.shape)}, expected one label for each of the {proba.shape[0]} rows of y_proba"
+        )
         raise ShapeError(message(call, "y_true", found, "Pass class indices, not one-hot rows"))
     if labels_xp is not xp:
         labels = xp.asarray(labels)

@@ -18,7 +18,9 @@ import numpy.typing as npt
 from xent.objective import Objective
 
 
-def mean_denominator(target: np.ndarray, weight: np.ndarray | None, soft: bool, rows: int, objective: Objective) -> float:
+def mean_denominator(
+    target: np.ndarray, weight: np.ndarray | None, soft: bool, rows: int, objective: Objective
+) -> float:
     """What a mean over these rows divides by."""
     if objective.denominator is not None:
         return float(objective.denominator)

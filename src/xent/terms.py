@@ -16,6 +16,7 @@ from xent.errors import ArgumentError, message
 
 
 def checked_base(base: float) -> float:
+    """Return the base if logarithms to it exist."""
     if not (0 < base < math.inf) or base == 1:
         found = f"found base {base!r}, expected a positive number other than 1"
         raise ArgumentError(message("xent.information", "base", found, "Use math.e for nats or 2 for bits"))
@@ -34,6 +35,7 @@ def logarithm(xp: Any, x: Array, base: float) -> Array:
 
 
 def full_like(xp: Any, x: Array, value: float) -> Array:
+    """A number as an array of x's library, dtype and device."""
     return xp.asarray(value, dtype=x.dtype, device=array_api_compat.device(x))
 
 

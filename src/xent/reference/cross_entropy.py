@@ -116,9 +116,9 @@ def softmax_and_complement(z: Float64) -> tuple[Float64, Float64]:
 def sum_of_others(values: Float64) -> Float64:
     """For each entry the sum of the others in its row.
 
-    Taking one entry from the total loses digits only where that entry is the greatest, so there the others are added up.
+    Taking one entry from the total loses digits only where that entry is the greatest; there the others are added up.
     """
-    others = values.sum(axis=1, keepdims=True) - values
+    others: Float64 = values.sum(axis=1, keepdims=True) - values
     greatest = np.abs(values).argmax(axis=1)[:, None]
     without = values.copy()
     np.put_along_axis(without, greatest, 0.0, axis=1)

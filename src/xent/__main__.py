@@ -1,0 +1,6 @@
+"""`python -m xent` is the `xent` command."""
+
+from xent.cli import main
+
+if __name__ == "__main__":
+    main()

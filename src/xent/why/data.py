@@ -1,0 +1,208 @@
+"""A table and its label column, from scikit-learn or a file, as numbers that gradient descent can use."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from sklearn import datasets
+from sklearn.model_selection import train_test_split
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+from xent.errors import DataError
+
+BUILT_IN = {
+    "digits": datasets.load_digits,
+    "iris": datasets.load_iris,
+    "wine": datasets.load_wine,
+    "breast_cancer": datasets.load_breast_cancer,
+}
+MOST_ROWS = 10_000
+"""Larger tables are sampled, so that the experiment stays a matter of minutes; the record says so."""
+MOST_CATEGORIES = 100
+"""A text column with more different values is no category but a name or a text."""
+FEWEST_ROWS_PER_CLASS = 5
+"""Training, validation and test rows are drawn from each class: 3, 1 and 1 of 5."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Numbers and categories of the rows, and their labels as class indices."""
+
+    name: str
+    source: str
+    label: str
+    numbers: NDArray[np.float64]
+    categories: NDArray[Any]
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...]
+    rows_in_source: int
+
+
+@dataclass(frozen=True)
+class Split:
+    """Features and labels of one part of the rows."""
+
+    features: NDArray[np.float64]
+    labels: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Splits:
+    train: Split
+    validation: Split
+    test: Split
+    everything: Split
+
+
+def load(data: str, label: str | None = None, drop: tuple[str, ...] = ()) -> Dataset:
+    """Load a data set by name, or a CSV or Parquet file by its path.
+
+    Raises
+    ------
+    DataError
+        The file or column cannot be read as a table of labelled rows without missing values.
+    """
+    if data in BUILT_IN and not Path(data).is_file():
+        if label is not None:
+            raise DataError(f"--label {label}: the built-in data set {data!r} knows its label. Leave --label out.")
+        return _built_in(data)
+    frame = _read(Path(data), data)
+    return _from_frame(frame, Path(data), label, drop)
+
+
+def prepare(dataset: Dataset, seed: int = 0) -> Splits:
+    """Split into 60% training, 20% validation and 20% test rows, each class in proportion, and scale.
+
+    Means, deviations and categories are those of the training rows, so that nothing of the others leaks into them.
+    The split depends on `seed` alone: it is the same for all trainings.
+    """
+    index = np.arange(len(dataset.labels))
+    rest, test = train_test_split(index, test_size=0.2, random_state=seed, stratify=dataset.labels)
+    train, validation = train_test_split(rest, test_size=0.25, random_state=seed, stratify=dataset.labels[rest])
+    parts = []
+    if dataset.numbers.shape[1]:
+        parts.append(StandardScaler().fit(dataset.numbers[train]).transform(dataset.numbers))
+    if dataset.categories.shape[1]:
+        encoder = OneHotEncoder(handle_unknown="ignore", sparse_output=False)
+        parts.append(encoder.fit(dataset.categories[train]).transform(dataset.categories))
+    features = np.ascontiguousarray(np.hstack(parts))
+    return Splits(*(Split(features[i], dataset.labels[i]) for i in (train, validation, test, index)))
+
+
+def _built_in(name: str) -> Dataset:
+    bunch = BUILT_IN[name]()
+    classes = tuple(str(c) for c in bunch.target_names)
+    numbers, rows = np.asarray(bunch.data, dtype=np.float64), len(bunch.target)
+    none = np.empty((rows, 0), dtype=object)
+    labels = np.asarray(bunch.target, dtype=np.int64)
+    return Dataset(name, "scikit-learn", "target", numbers, none, labels, classes, rows)
+
+
+def _read(path: Path, given: str) -> pl.DataFrame:
+    if not path.is_file():
+        close = difflib.get_close_matches(given, BUILT_IN, n=1)
+        hint = f"Did you mean {close[0]}? " if close else ""
+        raise DataError(
+            f"{given}: no such file, and no built-in data set of that name. {hint}Give a .csv or .parquet file, "
+            f"or one of {', '.join(BUILT_IN)}."
+        )
+    suffix = path.suffix.lower()
+    if suffix not in (".csv", ".parquet"):
+        raise DataError(
+            f"{given}: expected a file that ends in .csv or .parquet. Convert it, or rename it if it is one."
+        )
+    if path.stat().st_size == 0:
+        raise DataError(f"{given}: the file is empty. Expected a header line and rows below it.")
+    if suffix == ".csv":
+        with path.open("rb") as file:
+            if b"\0" in file.read(1 << 16):
+                raise DataError(
+                    f"{given}: this is a binary file, not CSV text. If it is a Parquet file, name it .parquet."
+                )
+    try:
+        return pl.read_csv(path, infer_schema_length=None) if suffix == ".csv" else pl.read_parquet(path)
+    except (pl.exceptions.PolarsError, OSError, UnicodeError) as error:
+        kind = "CSV" if suffix == ".csv" else "Parquet"
+        reason = str(error).strip().splitlines()[0]
+        raise DataError(f"{given}: cannot be read as {kind} ({reason}). Check that the file is whole.") from None
+
+
+def _from_frame(frame: pl.DataFrame, path: Path, label: str | None, drop: tuple[str, ...]) -> Dataset:
+    columns = ", ".join(frame.columns[:20]) + (", ..." if len(frame.columns) > 20 else "")
+    if label is None:
+        raise DataError(f"{path}: which column is the label? Name it with --label; the columns are {columns}.")
+    for option, name in (("--label", label), *(("--drop", name) for name in drop)):
+        if name not in frame.columns:
+            raise DataError(f"{option} {name}: {path} has no such column. The columns are {columns}.")
+    if label in drop:
+        raise DataError(f"--drop {label}: this column is the label. Drop another, or name another --label.")
+    frame = frame.drop(drop)
+    if frame.is_empty():
+        raise DataError(f"{path}: the table has a header and no rows.")
+    _refuse_missing(frame, path)
+    rows_in_source = frame.height
+    if frame.height > MOST_ROWS:
+        frame = frame.sample(MOST_ROWS, seed=0)
+    labels, classes = _labels(frame[label], path)
+    features = frame.drop(label)
+    numeric = [c for c in features.columns if features[c].dtype.is_numeric()]
+    others = [c for c in features.columns if c not in numeric]
+    if not features.columns:
+        raise DataError(f"{path}: there is no column beside the label {label!r} to predict it from.")
+    for column in others:
+        _refuse_text(features[column], path)
+    numbers = features.select(numeric).to_numpy().astype(np.float64).reshape(frame.height, len(numeric))
+    categories = features.select(pl.col(others).cast(pl.String)).to_numpy() if others else np.empty((frame.height, 0))
+    return Dataset(path.stem, path.name, label, numbers, categories.astype(object), labels, classes, rows_in_source)
+
+
+def _refuse_missing(frame: pl.DataFrame, path: Path) -> None:
+    for column in frame.columns:
+        series = frame[column]
+        missing = series.is_null()
+        if series.dtype.is_float():
+            missing = missing | ~series.is_finite().fill_null(False)
+        if missing.any():
+            first = int(missing.arg_max() or 0)
+            raise DataError(
+                f"{path}: column {column!r} has {missing.sum()} missing or infinite values, the first in row "
+                f"{first + 1}. Fill them, or leave out the rows, or the column with --drop {column}."
+            )
+
+
+def _refuse_text(series: pl.Series, path: Path) -> None:
+    different = series.n_unique()
+    if different > min(MOST_CATEGORIES, max(2, len(series) // 2)):
+        raise DataError(
+            f"{path}: column {series.name!r} holds {different} different values in {len(series)} rows: text or names, "
+            f"not categories. Leave it out with --drop {series.name}."
+        )
+
+
+def _labels(series: pl.Series, path: Path) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    different = series.unique().sort()
+    if len(different) < 2:
+        raise DataError(
+            f"{path}: the label {series.name!r} has one class only ({different[0]!r}); there is nothing to tell apart."
+        )
+    if len(different) > max(2, len(series) // FEWEST_ROWS_PER_CLASS):
+        raise DataError(
+            f"{path}: the label {series.name!r} has {len(different)} different values in {len(series)} rows: "
+            "not classes. Choose a column of classes, or group the values first."
+        )
+    counts = series.value_counts().sort("count")
+    rarest, fewest = counts.row(0)
+    if fewest < FEWEST_ROWS_PER_CLASS:
+        raise DataError(
+            f"{path}: class {rarest!r} of the label {series.name!r} has {fewest} rows, and {FEWEST_ROWS_PER_CLASS} are "
+            "needed to train, validate and test. Leave those rows out, or join the class with another."
+        )
+    position = {value: i for i, value in enumerate(different.to_list())}
+    labels = np.array([position[value] for value in series.to_list()], dtype=np.int64)
+    return labels, tuple(str(value) for value in different.to_list())

@@ -1,0 +1,275 @@
+"""Cross-entropy against squared error of the softmax, on equal terms.
+
+Equal: the same rows, split, start, batches and epochs. Each loss has its own learning rate, the best by the validation
+accuracy averaged over the training, which rewards both speed and the final result and belongs to neither loss. That
+search uses a seed of its own, is made anew for each model and start, and widens until the best is not at an end of
+the grid. Test rows are used for no choice.
+
+The second start is confidently wrong: a model that has learned labels moved on by one class. That is where the
+gradient of the squared error, which has a factor q[label], should stall.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import product
+
+import joblib
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+import xent
+from xent.information import entropy
+from xent.numpy import cross_entropy, squared_error
+from xent.why.compare import comparisons, steps_to_reach
+from xent.why.data import Dataset, Splits, prepare
+from xent.why.explain import gradient_samples, information, likelihood_part
+from xent.why.gradient_descent import Evaluation, Parameters, Trained, initial_parameters, logits_of, train
+from xent.why.record import (
+    LOSSES,
+    MODELS,
+    STARTS,
+    Curve,
+    DataSummary,
+    LearningRateTrial,
+    Loss,
+    ModelName,
+    Record,
+    Run,
+    Settings,
+    Start,
+)
+
+SEARCH_SEED = 1_000_000
+"""The learning rates are chosen with this seed, the results made with others."""
+LEVELS = (0.5, 0.8, 0.9, 0.95, 0.98)
+"""Shares of the way from the majority class's accuracy to the best validation accuracy; reaching them is timed."""
+CURVE_POINTS = 60
+WIDEST_SEARCH = 6
+"""How often the grid may grow at an end."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many trainings are done and how many there are."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training to be run."""
+
+    start: Start
+    model: ModelName
+    loss: Loss
+    learning_rate: float
+    seed: int
+
+
+def run(dataset: Dataset, settings: Settings | None = None, progress: Progress | None = None) -> Record:
+    """Run the whole experiment; about 150 trainings, on all cores."""
+    began = time.perf_counter()
+    settings = settings or Settings()
+    splits = prepare(dataset)
+    with Lab(dataset, splits, settings, progress or (lambda what, done, total: None)) as lab:
+        trials = [trial for start in STARTS for trial in lab.search(start)]
+        chosen = {(t.start, t.model, t.loss): t.learning_rate for t in trials if t.chosen}
+        results = lab.compare(chosen)
+
+    summary = _summary(dataset, splits)
+    best = max(e.validation_accuracy for trained in results.values() for e in trained.evaluations)
+    levels = _levels(summary.majority_accuracy, best)
+    runs = [_run(training, trained, levels) for training, trained in results.items()]
+    final = _explained(results, settings.seeds[0])
+    starts = {start: {model: lab.start(start, model, settings.seeds[0]) for model in MODELS} for start in STARTS}
+    return Record(
+        data=summary,
+        settings=settings,
+        versions={
+            "xent": xent.__version__,
+            "python": platform.python_version(),
+            **{package: version(package) for package in ("numpy", "scikit-learn")},
+        },
+        seconds=time.perf_counter() - began,
+        levels=levels,
+        learning_rates=tuple(trials),
+        runs=tuple(runs),
+        comparisons=tuple(comparisons(runs, levels)),
+        gradients=tuple(gradient_samples(starts, {m: t.parameters for m, t in final.items()}, splits)),
+        information=information({m: t.parameters for m, t in final.items()}, splits),
+        likelihood=likelihood_part(starts["random"][MODELS[0]], final[MODELS[0]], splits),
+    )
+
+
+class Lab:
+    """Runs trainings on all cores, and remembers the starts that they share."""
+
+    def __init__(self, dataset: Dataset, splits: Splits, settings: Settings, progress: Progress) -> None:
+        self.splits, self.settings, self.progress = splits, settings, progress
+        self.classes = len(dataset.classes)
+        self.rates_at_start: dict[ModelName, float] = {}
+        self.starts: dict[tuple[Start, ModelName, int], Parameters] = {}
+
+    def __enter__(self) -> Lab:
+        self.workers = joblib.Parallel(n_jobs=os.cpu_count(), return_as="generator", mmap_mode="r").__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.workers.__exit__(*error)
+
+    def search(self, start: Start) -> list[LearningRateTrial]:
+        """Try learning rates for each model and loss, outwards until the best is inside the grid; mark the best."""
+        scores: dict[tuple[ModelName, Loss], dict[float, float]] = {pair: {} for pair in product(MODELS, LOSSES)}
+        wanted = [(model, loss, rate) for model, loss in scores for rate in self.settings.learning_rates]
+        for _ in range(WIDEST_SEARCH + 1):
+            trainings = [Training(start, model, loss, rate, SEARCH_SEED) for model, loss, rate in wanted]
+            for training, trained in self._train(f"learning rates, {start} start", trainings):
+                accuracies = [evaluation.validation_accuracy for evaluation in trained.evaluations]
+                steps = [evaluation.step for evaluation in trained.evaluations]
+                score = float(np.trapezoid(accuracies, steps) / steps[-1])
+                scores[training.model, training.loss][training.learning_rate] = score
+            wanted = [(*pair, rate) for pair in scores if (rate := _beyond(scores[pair])) is not None]
+            if not wanted:
+                break
+        if start == "random":
+            self.rates_at_start = {model: _best(scores[model, "cross-entropy"]) for model in MODELS}
+        return [
+            LearningRateTrial(start, model, loss, rate, score, rate == _best(scores[model, loss]))
+            for model, loss in scores
+            for rate, score in sorted(scores[model, loss].items())
+        ]
+
+    def compare(self, rates: dict[tuple[Start, ModelName, Loss], float]) -> dict[Training, Trained]:
+        """Train each start, model and loss at its learning rate, once for each seed."""
+        trainings = [Training(*key, rate, seed) for key, rate in rates.items() for seed in self.settings.seeds]
+        return dict(self._train("the race", trainings))
+
+    def start(self, start: Start, model: ModelName, seed: int) -> Parameters:
+        """The parameters that both losses start from."""
+        if (start, model, seed) not in self.starts:
+            features = self.splits.train.features.shape[1]
+            parameters = initial_parameters(model, features, self.classes, self.settings.hidden_units, seed)
+            if start == "confidently wrong":
+                moved_on = (self.splits.train.labels + 1) % self.classes
+                wrong = type(self.splits.train)(self.splits.train.features, moved_on)
+                parameters = train(
+                    parameters,
+                    wrong,
+                    None,
+                    loss="cross-entropy",
+                    learning_rate=self.rates_at_start[model],
+                    epochs=self.settings.epochs,
+                    batch_size=self.settings.batch_size,
+                    seed=seed,
+                ).parameters
+            self.starts[start, model, seed] = parameters
+        return self.starts[start, model, seed]
+
+    def _train(self, what: str, trainings: Sequence[Training]) -> Iterator[tuple[Training, Trained]]:
+        jobs = (
+            joblib.delayed(_train_one)(self.start(t.start, t.model, t.seed), self.splits, t, self.settings)
+            for t in trainings
+        )
+        self.progress(what, 0, len(trainings))
+        for done, (training, trained) in enumerate(zip(trainings, self.workers(jobs), strict=True), 1):
+            self.progress(what, done, len(trainings))
+            yield training, trained
+
+
+def _train_one(start: Parameters, splits: Splits, training: Training, settings: Settings) -> Trained:
+    # The matrices are small: threads of their own would only get into each other's way.
+    with threadpool_limits(1):
+        return train(
+            start,
+            splits.train,
+            lambda step, parameters: _evaluate(step, parameters, splits),
+            loss=training.loss,
+            learning_rate=training.learning_rate,
+            epochs=settings.epochs,
+            batch_size=settings.batch_size,
+            seed=training.seed,
+        )
+
+
+def _evaluate(step: int, parameters: Parameters, splits: Splits) -> Evaluation:
+    validation, test = splits.validation, splits.test
+    logits = logits_of(parameters, test.features)
+    return Evaluation(
+        step,
+        float((logits_of(parameters, validation.features).argmax(axis=1) == validation.labels).mean()),
+        float((logits.argmax(axis=1) == test.labels).mean()),
+        float(cross_entropy(logits, test.labels)),
+        float(squared_error(logits, test.labels)),
+        float(cross_entropy(logits_of(parameters, splits.everything.features), splits.everything.labels)),
+    )
+
+
+def _best(scores: dict[float, float]) -> float:
+    """The learning rate with the highest score; the lower one of two that are equal."""
+    return max(sorted(scores), key=lambda rate: scores[rate])
+
+
+def _beyond(scores: dict[float, float]) -> float | None:
+    """The next learning rate outwards (0.1, 0.3, 1, 3, ...), if the best one is at an end of those tried."""
+    rates, best = sorted(scores), _best(scores)
+    if len(rates) > 1 and best not in (rates[0], rates[-1]):
+        return None
+    outwards = 1 if best == rates[-1] else -1
+    return float(f"{10 ** ((round(2 * math.log10(best)) + outwards) / 2):.0e}")
+
+
+def _levels(majority: float, best: float) -> tuple[float, ...]:
+    """The accuracies to reach, to a tenth of a percent; those above the majority class only."""
+    levels = {round(majority + share * (best - majority), 3) for share in LEVELS}
+    return tuple(sorted(level for level in levels if level > majority))
+
+
+def _summary(dataset: Dataset, splits: Splits) -> DataSummary:
+    counts = np.bincount(splits.train.labels, minlength=len(dataset.classes))
+    return DataSummary(
+        name=dataset.name,
+        source=dataset.source,
+        label=dataset.label,
+        rows=len(dataset.labels),
+        rows_in_source=dataset.rows_in_source,
+        features=splits.train.features.shape[1],
+        classes=dataset.classes,
+        rows_train=len(splits.train.labels),
+        rows_validation=len(splits.validation.labels),
+        rows_test=len(splits.test.labels),
+        majority_accuracy=float((splits.test.labels == counts.argmax()).mean()),
+        label_entropy_nats=float(entropy(counts / counts.sum())),
+    )
+
+
+def _run(training: Training, trained: Trained, levels: Sequence[float]) -> Run:
+    evaluations = trained.evaluations
+    # Evenly spaced on the logarithmic axis on which the curves are drawn, with both ends.
+    places = np.unique(np.geomspace(1, len(evaluations), CURVE_POINTS).round().astype(int) - 1)
+    shown = [evaluations[i] for i in places]
+    return Run(
+        start=training.start,
+        model=training.model,
+        loss=training.loss,
+        seed=training.seed,
+        learning_rate=training.learning_rate,
+        curve=Curve(
+            tuple(e.step for e in shown),
+            tuple(round(e.accuracy, 5) for e in shown),
+            tuple(round(e.cross_entropy, 5) for e in shown),
+            tuple(round(e.squared_error, 5) for e in shown),
+        ),
+        steps_to_reach=steps_to_reach(evaluations, levels),
+    )
+
+
+def _explained(results: dict[Training, Trained], seed: int) -> dict[ModelName, Trained]:
+    """The models that the report explains by: trained from a random start by cross-entropy, with the first seed."""
+    return {
+        training.model: trained
+        for training, trained in results.items()
+        if (training.start, training.loss, training.seed) == ("random", "cross-entropy", seed)
+    }

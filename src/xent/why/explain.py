@@ -1,0 +1,110 @@
+"""The ideas of information theory, checked on the experiment's own models and rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from xent import information as of
+from xent.likelihood import likelihood
+from xent.numpy import cross_entropy_value_and_grad, squared_error_value_and_grad
+from xent.why.data import Splits
+from xent.why.gradient_descent import Array, Parameters, Trained, logits_of
+from xent.why.record import (
+    MODELS,
+    GradientSample,
+    Information,
+    InformationSample,
+    LikelihoodInTraining,
+    LikelihoodOf,
+    LikelihoodPart,
+    LikelihoodPoint,
+    ModelName,
+    Start,
+)
+
+MOST_SAMPLES = 120
+
+
+def gradient_samples(
+    starts: Mapping[Start, Mapping[ModelName, Parameters]], trained: Mapping[ModelName, Parameters], splits: Splits
+) -> Iterator[GradientSample]:
+    """Training rows at each start, and after training, with the length of each loss's gradient by the logits."""
+    for start, models in starts.items():
+        for model, parameters in models.items():
+            for state in (parameters, trained[model]) if start == "random" else (parameters,):
+                logits = logits_of(state, splits.train.features)
+                labels = splits.train.labels
+                q = of.softmax(logits)[np.arange(len(labels)), labels]
+                lengths = [
+                    np.linalg.norm(value_and_grad(logits, labels, reduction="none")[1], axis=1)
+                    for value_and_grad in (cross_entropy_value_and_grad, squared_error_value_and_grad)
+                ]
+                for i in _spread_out(q):
+                    yield GradientSample(start, model, *(_digits(v[i]) for v in (q, *lengths)))
+
+
+def information(trained: Mapping[ModelName, Parameters], splits: Splits) -> Information:
+    """H(p, q) = H(p) + KL(p || q) and the asymmetry of KL, on the two models' predictions of the test rows."""
+    p, q = (of.softmax(logits_of(trained[model], splits.test.features)) for model in MODELS)
+    h, cross = of.entropy(p), of.cross_entropy(p, q)
+    kl, reverse = of.kl_divergence(p, q), of.kl_divergence(q, p)
+    labels = of.one_hot(splits.test.labels, p.shape[1])
+    surprisal = of.information_content(p[np.arange(len(p)), splits.test.labels])
+    return Information(
+        samples=tuple(InformationSample(*(_digits(v[i]) for v in (h, cross, kl, reverse))) for i in _spread_out(kl)),
+        largest_residual_nats=float(np.abs(cross - h - kl).max()),
+        mean_kl_divergence_nats=float(kl.mean()),
+        mean_kl_divergence_reversed_nats=float(reverse.mean()),
+        label_entropy_nats=float(of.entropy(labels).mean()),
+        label_cross_entropy_nats=float(of.cross_entropy(labels, p).mean()),
+        label_kl_divergence_nats=float(of.kl_divergence(labels, p).mean()),
+        label_mean_surprisal_nats=float(surprisal.mean()),
+    )
+
+
+def likelihood_part(start: Parameters, trained: Trained, splits: Splits) -> LikelihoodPart:
+    """The likelihood of all rows under the softmax regression before and after training, and on the way."""
+    rows = len(splits.everything.labels)
+    return LikelihoodPart(
+        rows=rows,
+        before=_likelihood_of("before training", start, splits),
+        after=_likelihood_of("after training", trained.parameters, splits),
+        training=tuple(
+            LikelihoodInTraining(e.step, _digits(-rows * e.train_cross_entropy), _digits(e.train_cross_entropy))
+            for e in trained.evaluations[:: max(1, len(trained.evaluations) // MOST_SAMPLES)]
+        ),
+    )
+
+
+def _likelihood_of(name: str, parameters: Parameters, splits: Splits) -> LikelihoodOf:
+    q = of.softmax(logits_of(parameters, splits.everything.features))
+    labels = splits.everything.labels
+    whole = likelihood(labels, q)
+    picked = q[np.arange(len(labels)), labels]
+    products = np.cumprod(picked)
+    log10 = np.cumsum(np.log10(picked))
+    underflow = np.flatnonzero(products == 0)
+    shown = np.unique(np.linspace(0, len(labels) - 1, MOST_SAMPLES).round().astype(int))
+    return LikelihoodOf(
+        model=name,
+        log_likelihood_nats=whole.log,
+        likelihood=str(whole),
+        float64_product=float(products[-1]),
+        rows_until_underflow=int(underflow[0]) + 1 if len(underflow) else None,
+        points=tuple(LikelihoodPoint(int(i) + 1, float(products[i]), _digits(log10[i])) for i in shown),
+    )
+
+
+def _spread_out(values: Array) -> list[int]:
+    """Indices of at most MOST_SAMPLES rows, from the lowest to the highest value."""
+    order = np.argsort(values, kind="stable")
+    chosen = np.unique(np.linspace(0, len(order) - 1, min(MOST_SAMPLES, len(order))).round().astype(int))
+    return [int(order[i]) for i in chosen]
+
+
+def _digits(value: float) -> float:
+    """Six digits: what a chart can show."""
+    return float(f"{value:.6g}") if math.isfinite(value) else float(value)
