@@ -41,18 +41,18 @@ BAD_INPUT = {
     "no rows": ("a.csv", "x,y\n", ["--label", "y"], ["a.csv", "no rows"]),
     "no such column": ("a.csv", "x,y\n" + rows("{i},{parity}"), ["--label", "z"], ["--label z", "x, y"]),
     "no label named": ("a.csv", "x,y\n" + rows("{i},{parity}"), [], ["--label", "x, y"]),
-    "a column of text only": ("a.csv", "x,y\n" + rows("word {i},{parity}"), ["--label", "y"], ["'x'", "40", "--drop x"]),
+    "a column of text only": ("a.csv", "x,y\n" + rows("word {i},{parity}"), ["--label", "y"], ["'x'", "--drop x"]),
     "one class only": ("a.csv", "x,y\n" + rows("{i},1"), ["--label", "y"], ["'y'", "one class"]),
     "a missing value": ("a.csv", "x,y\n1,odd\n,even\n" + rows("{i},{parity}"), ["--label", "y"], ["'x'", "row 2"]),
     "NaN": ("a.csv", "x,y\n1.5,odd\nNaN,even\n" + rows("{i},{parity}"), ["--label", "y"], ["'x'", "row 2"]),
     "a label that is a number": ("a.csv", "x,y\n" + rows("{i},{i}.5"), ["--label", "y"], ["'y'", "not classes"]),
-    "a class that is too rare": ("a.csv", "x,y\n1,rare\n" + rows("{i},{parity}"), ["--label", "y"], ["'rare'", "1 rows"]),
+    "a rare class": ("a.csv", "x,y\n1,rare\n" + rows("{i},{parity}"), ["--label", "y"], ["'rare'", "1 rows"]),
     "a binary file named .csv": ("a.csv", bytes(range(256)) * 9, ["--label", "y"], ["a.csv", "binary", ".parquet"]),
     "no Parquet inside": ("a.parquet", "x,y\n1,2\n", ["--label", "y"], ["a.parquet", "Parquet"]),
     "ragged lines": ("a.csv", "x,y\n1,2\n1,2,3\n", ["--label", "y"], ["a.csv", "CSV"]),
     "another kind of file": ("a.txt", "x,y\n1,2\n", ["--label", "y"], ["a.txt", ".csv or .parquet"]),
     "no other column": ("a.csv", "y\n" + rows("{parity}"), ["--label", "y"], ["no column beside"]),
-    "an unknown column to drop": ("a.csv", "x,y\n" + rows("{i},{parity}"), ["--label", "y", "--drop", "q"], ["--drop q"]),
+    "an unknown drop": ("a.csv", "x,y\n" + rows("{i},{parity}"), ["--label", "y", "--drop", "q"], ["--drop q"]),
     "the label dropped": ("a.csv", "x,y\n" + rows("{i},{parity}"), ["--label", "y", "--drop", "y"], ["--drop y"]),
 }
 
@@ -87,7 +87,7 @@ def test_why_prints_a_table_and_writes_the_report(table):
     path = table("a.csv", "x,y\n" + rows("{i},{parity}"))
     result = invoke("why", path, "--label", "y", "--quick", "--epochs", "3", "--out", "report")
     assert result.exit_code == 0, result.stderr
-    assert "final test cross-entropy" in result.stdout
+    assert "final cross-entropy (nats)" in result.stdout
     assert "report/why.html" in result.stdout
     assert sorted(p.name for p in Path("report").iterdir()) == ["why.html", "why.json"]
     assert json.loads(Path("report/why.json").read_text())["data"]["classes"] == ["even", "odd"]

@@ -33,7 +33,10 @@ def record(iris: Dataset) -> Record:
 # ------------------------------------------------------------------------------------------------------------- the data
 
 
-@pytest.mark.parametrize(("name", "rows", "classes"), [("digits", 1797, 10), ("wine", 178, 3), ("breast_cancer", 569, 2)])
+BUILT_IN = [("digits", 1797, 10), ("wine", 178, 3), ("breast_cancer", 569, 2)]
+
+
+@pytest.mark.parametrize(("name", "rows", "classes"), BUILT_IN)
 def test_built_in_data_are_whole(name, rows, classes):
     dataset = load(name)
     assert len(dataset.labels) == rows
@@ -177,7 +180,7 @@ def test_negative_log_likelihood_is_rows_times_mean_cross_entropy(record):
     assert after.points[-1].log10 == pytest.approx(after.log_likelihood_nats / math.log(10), rel=1e-5)
 
 
-# -------------------------------------------------------------------------------------------------------- the comparison
+# ------------------------------------------------------------------------------------------------------- the comparison
 
 
 def _run(loss, steps, accuracy):

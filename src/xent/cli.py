@@ -1,4 +1,4 @@
-"""The command line: `xent why`, `xent doctor`. `main` is what the `xent` script calls."""
+"""The command line: `xent why`, `xent bench`, `xent doctor`. `main` is what the `xent` script calls."""
 
 from __future__ import annotations
 

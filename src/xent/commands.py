@@ -10,11 +10,12 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from xent import __version__
@@ -102,10 +103,40 @@ def why(
             print(json.dumps(record.to_dict()))
             return
         _print_comparisons(record)
+        print("* the ranges over the seeds touch\n")
         numbers = page.with_suffix(".json")
         Console().print(
             f"The report: [bold]{_escaped(str(page))}[/], every number in {_escaped(str(numbers))}", soft_wrap=True
         )
+
+
+@app.command()
+def bench(
+    shape: Annotated[
+        list[str] | None, typer.Option(help="gpt2, imagenet, cifar ...; can be given more than once.")
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="All contestants and more rounds: minutes.")] = False,
+    threads: Annotated[int, typer.Option(min=1, help="Threads for everybody.")] = 2,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the record as JSON in place of the tables.")] = False,
+) -> None:
+    """Measure the loss on this machine, beside its peers and beside a copy of the logits.
+
+    - `xent bench` : the quick run, about a minute
+    - `xent bench --shape gpt2 --full` : one shape with everybody
+    """
+    with _refusing():
+        from xent.benchmark import run
+        from xent.benchmark.show import disturbed, missed, tables
+
+        with _progress() as report_progress:
+            record = run(shape or (), quick=not full, threads=threads, command="xent bench", progress=report_progress)
+        if as_json:
+            print(json.dumps(record))
+            return
+        for table in tables(record):
+            Console().print(table, "")
+        for sentence in [*missed(record), *disturbed(record)]:
+            errors.print(_escaped(sentence))
 
 
 @app.command()
@@ -141,12 +172,15 @@ def _usable_folder(out: Path) -> None:
 def _progress() -> Iterator[Callable[[str, int, int], None]]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=errors) as bars:
-        tasks: dict[str, Any] = {}
+        tasks: dict[str, TaskID] = {}
+        before: dict[str, int] = {}
 
         def report(what: str, done: int, total: int) -> None:
-            if what not in tasks or (done == 0 and bars.tasks[tasks[what]].finished):
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done)
+            if what not in tasks:
+                tasks[what] = bars.add_task(what)
+            if done == 0:  # a further round of the same work lengthens its bar
+                before[what] = int(bars.tasks[tasks[what]].completed)
+            bars.update(tasks[what], completed=before[what] + done, total=before[what] + total)
 
         yield report
 
@@ -160,26 +194,21 @@ def _print_comparisons(record: Record) -> None:
         f"classes; {data.rows_train} rows to train, {data.rows_validation} to choose learning rates, "
         f"{data.rows_test} to test; median (range) of {len(record.settings.seeds)} seeds"
     )
-    for start in dict.fromkeys(comparison.start for comparison in record.comparisons):
-        console.print(_table(start, [c for c in record.comparisons if c.start == start]))
+    for start, model in dict.fromkeys((c.start, c.model) for c in record.comparisons):
+        console.print(_table(start, model, [c for c in record.comparisons if (c.start, c.model) == (start, model)]))
 
 
-def _table(start: str, comparisons: list[Comparison]) -> Table:
-    table = Table(title=f"{start} start", title_justify="left", title_style="bold")
-    table.add_column("model")
-    table.add_column("measure")
-    table.add_column("cross-entropy", justify="right")
-    table.add_column("squared error", justify="right")
-    table.add_column("better")
-    previous = ""
+def _table(start: str, model: str, comparisons: list[Comparison]) -> Table:
+    """One start and model, narrow enough for 80 columns."""
+    table = Table(title=f"{start} start, {model}", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table.add_column("on the test rows", no_wrap=True)
+    table.add_column("cross-entropy", justify="right", min_width=15)
+    table.add_column("squared error", justify="right", min_width=15)
+    table.add_column("better", min_width=15)
     for c in comparisons:
-        if previous not in ("", c.model):
-            table.add_section()
-        winner = "[dim]tie[/]" if c.winner == "tie" else c.winner + ("" if c.clear else " [dim](ranges touch)[/]")
-        measure = c.measure if c.unit == "steps" else f"{c.measure} [dim]({c.unit})[/]"
-        losses = (_spread(c.cross_entropy, c.unit), _spread(c.squared_error, c.unit))
-        table.add_row("" if c.model == previous else c.model, measure, *losses, winner)
-        previous = c.model
+        winner = "tie" if c.winner == "tie" else c.winner + ("" if c.clear else " *")
+        measure = c.measure.replace("test ", "") + (" [dim](nats)[/]" if "nats" in c.unit else "")
+        table.add_row(measure, _spread(c.cross_entropy, c.unit), _spread(c.squared_error, c.unit), winner)
     return table
 
 
@@ -187,6 +216,8 @@ def _spread(spread: Spread, unit: str) -> str:
     def number(value: float) -> str:
         if value == float("inf"):
             return "never"
-        return f"{value:g}" if unit == "steps" else f"{value:.4f}"
+        return f"{value:g}" if unit == "steps" else f"{value:.3f}"
 
+    if spread.low == spread.high:
+        return number(spread.median)
     return f"{number(spread.median)} [dim]({number(spread.low)}–{number(spread.high)})[/]"

@@ -246,8 +246,12 @@ class _Rows:
         return gradient_scale(self.denominator, self.objective)
 
     def reduced(self, losses: Array) -> Array:
+        """The losses of the rows, their sum or their mean, as the caller gets it; sums are made in float64."""
         dtype = np.float32 if self.dtype.itemsize < 4 else self.dtype
-        return reduce(losses, self.denominator, self.objective, self.layout.loss_shape, dtype)
+        if self.objective.reduction == "none":
+            return losses.reshape(self.layout.loss_shape).astype(dtype)
+        total = float(losses.sum(dtype=np.float64))
+        return np.asarray(reduce(total, self.denominator, self.objective), dtype=dtype)[()]
 
 
 @dataclass(frozen=True)
@@ -315,7 +319,8 @@ def _checked(
     weight = class_weight(call, objective, how.classes)
     objective = replace(objective, weight=weight)
     rows = as_rows(target, how.class_axis) if how.soft else target.reshape(-1)
-    return rows, objective, how, dtype, mean_denominator(rows, weight, how.soft, how.rows, objective)
+    denominator = float(mean_denominator(rows, weight, how.soft, how.rows, objective))
+    return rows, objective, how, dtype, denominator
 
 
 def _without_weights(call: str, options: Options) -> Options:

@@ -13,7 +13,7 @@ and the rows are then reduced by `reduction` and `denominator` (reduction.py).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, get_args
 
 from xent.errors import ObjectiveError, message
@@ -21,10 +21,9 @@ from xent.errors import ObjectiveError, message
 Reduction = Literal["none", "sum", "mean"]
 
 
-class Options(TypedDict, total=False):
+class UnweightedOptions(TypedDict, total=False):
     """The keyword arguments that every loss takes; `Objective` documents them."""
 
-    weight: Any
     ignore_index: int
     label_smoothing: float
     z_loss: float
@@ -32,6 +31,15 @@ class Options(TypedDict, total=False):
     logit_scale: float
     reduction: Reduction
     denominator: float | None
+
+
+class Options(UnweightedOptions, total=False):
+    """The same with class weights, which the torch front takes as an argument of their own."""
+
+    weight: Any
+
+
+OPTIONS = tuple(Options.__annotations__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,11 +110,20 @@ class Objective:
             raise ObjectiveError(message("Objective", option, found, "See help(xent.Objective)"))
 
     @classmethod
-    def of(cls, call: str, options: Options) -> Objective:
+    def of(cls, call: str, options: Options | UnweightedOptions) -> Objective:
         """Build the objective of a call from its keyword arguments; an unknown one is named with those that exist."""
-        known = [field.name for field in fields(cls)]
-        unknown = sorted(set(options) - set(known))
-        if unknown:
-            found = f"there is no option {unknown[0]!r}"
-            raise ObjectiveError(message(call, unknown[0], found, f"The options are {', '.join(known)}"))
+        for option in options:
+            if option not in OPTIONS:
+                found = f"there is no option {option!r}"
+                raise ObjectiveError(message(call, option, found, f"The options are {', '.join(OPTIONS)}"))
         return cls(**options)
+
+    def to_numbers(self) -> list[float]:
+        """The options of a row's loss as numbers, for interfaces that take nothing else."""
+        return [self.ignore_index, self.label_smoothing, self.z_loss, self.softcap or 0.0, self.logit_scale]
+
+    @classmethod
+    def from_numbers(cls, numbers: list[float]) -> Objective:
+        """The options that `to_numbers` wrote down."""
+        ignore_index, label_smoothing, z_loss, softcap, logit_scale = numbers
+        return cls(None, int(ignore_index), label_smoothing, z_loss, softcap or None, logit_scale, reduction="none")

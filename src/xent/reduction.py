@@ -6,45 +6,43 @@
 
 The denominator of a mean is what the caller gave; else for class indices the sum of weight[label] over the rows that
 are not ignored (their number, without weights), and for class probabilities the number of rows. That is torch's rule.
+
+The functions use only what NumPy arrays and torch tensors have in common, so both fronts call them.
 """
 
 from __future__ import annotations
 
 import math
-
-import numpy as np
-import numpy.typing as npt
+from typing import Any
 
 from xent.objective import Objective
 
 
-def mean_denominator(
-    target: np.ndarray, weight: np.ndarray | None, soft: bool, rows: int, objective: Objective
-) -> float:
-    """What a mean over these rows divides by."""
+def mean_denominator(target: Any, weight: Any, soft: bool, rows: int, objective: Objective) -> Any:
+    """What a mean over these rows divides by: a number, or an array of one where it has to be counted."""
     if objective.denominator is not None:
-        return float(objective.denominator)
+        return objective.denominator
     if soft:
-        return float(rows)
-    counted = target[target != objective.ignore_index]
-    return float(counted.size if weight is None else weight[counted].sum())
+        return rows
+    counted = target != objective.ignore_index
+    if weight is None:
+        return counted.sum()
+    # A label out of range is refused elsewhere, or makes its row NaN; here it must only not be read out of bounds.
+    return (weight[(target * counted).clip(0, len(weight) - 1)] * counted).sum()
 
 
-def reduce(
-    losses: np.ndarray, denominator: float, objective: Objective, shape: tuple[int, ...], dtype: npt.DTypeLike
-) -> np.ndarray:
-    """Return the losses of the rows in `shape`, their sum or their mean, in `dtype`; sums are made in float64."""
-    if objective.reduction == "none":
-        return losses.reshape(shape).astype(dtype)
-    total = float(losses.sum(dtype=np.float64))
-    if objective.reduction == "mean":
-        # Without anything to count the mean is 0 / 0: NaN, as in torch, and no cause for a warning.
-        total = total / denominator if denominator else total * math.inf
-    return np.asarray(total, dtype=dtype)[()]
+def reduce(total: Any, denominator: Any, objective: Objective) -> Any:
+    """Return the sum of the losses, or their mean. A mean over nothing is 0 / 0: NaN, as in torch."""
+    if objective.reduction == "sum":
+        return total
+    if isinstance(total, float):
+        # Python and NumPy would stop or warn at a division by zero, for which there is no cause.
+        return total / denominator if denominator else total * math.inf
+    return total / denominator
 
 
-def gradient_scale(denominator: float, objective: Objective) -> float:
+def gradient_scale(denominator: Any, objective: Objective) -> float:
     """d(reduced loss) / d(loss of one row); 0 for a mean without anything to count, so that its gradient is zero."""
     if objective.reduction != "mean":
         return 1.0
-    return 1.0 / denominator if denominator else 0.0
+    return 1.0 / float(denominator) if denominator else 0.0

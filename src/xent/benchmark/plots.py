@@ -1,0 +1,70 @@
+"""The plot of time against elements, drawn from the record of scaling.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from xent.benchmark.peers import EAGER, OURS, REUSED
+from xent.benchmark.tables import digest
+from xent.errors import MissingDependencyError, message
+
+NAMES = {OURS: OURS, EAGER: EAGER, REUSED: "a copy of the logits"}
+COLORS = {OURS: "#0b6e99", EAGER: "#c2571a", REUSED: "#808080"}
+
+
+def scaling_svg(record: Mapping[str, Any]) -> str:
+    """Two log-log panels as SVG: the rows grow, the classes grow. Its first line tells the record behind it."""
+    try:
+        import altair as alt
+        import vl_convert
+    except ImportError:
+        found = "the plot needs altair and vl-convert-python"
+        raise MissingDependencyError(message("bench", "", found, "pip install 'xent[cli]'")) from None
+    values = [
+        {
+            "elements": point["elements"],
+            "milliseconds": 1e3 * point["median"],
+            "who": NAMES[point["contestant"]],
+            "panel": _panel(point["grows"]),
+        }
+        for point in record["points"]
+    ]
+    present = {value["who"] for value in values}
+    scale = alt.Scale(
+        domain=[NAMES[who] for who in COLORS if NAMES[who] in present],
+        range=[color for who, color in COLORS.items() if NAMES[who] in present],
+    )
+    chart = (
+        alt.Chart(alt.InlineData(values=values))
+        .mark_line(point=alt.OverlayMarkDef(size=36))
+        .encode(
+            x=alt.X("elements:Q", title="logits (rows times classes)", scale=alt.Scale(type="log"), axis=_axis("~s")),
+            y=alt.Y("milliseconds:Q", title="milliseconds", scale=alt.Scale(type="log"), axis=_axis(",~g")),
+            color=alt.Color("who:N", title=None, scale=scale, legend=alt.Legend(orient="bottom", symbolType="stroke")),
+        )
+        .properties(width=330, height=280)
+        .facet(column=alt.Column("panel:N", title=None, sort=[_panel("rows"), _panel("classes")]))
+        .configure(background="white", font="Helvetica, Arial, sans-serif", padding=12)
+        .configure_view(stroke=None)
+        .configure_axis(gridColor="#e8e8e8", domainColor="#999999", tickColor="#999999", titleFontWeight="normal")
+        .configure_header(labelFontSize=13, labelFontWeight="bold")
+        .configure_legend(labelFontSize=12, labelLimit=260)
+    )
+    return f"{made_from(record)}\n{vl_convert.vegalite_to_svg(chart.to_dict())}\n"
+
+
+def made_from(record: Mapping[str, Any]) -> str:
+    """The first line of a plot, by which a stale one is known."""
+    return f"<!-- made from the record {digest(record)} -->"
+
+
+def _panel(grows: str) -> str:
+    fixed = {"rows": "1000 classes, more and more rows", "classes": "1000 rows, more and more classes"}
+    return fixed[grows]
+
+
+def _axis(number_format: str) -> Any:
+    import altair as alt
+
+    return alt.Axis(values=[10.0**power for power in range(-4, 10)], format=number_format)

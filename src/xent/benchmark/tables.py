@@ -1,0 +1,258 @@
+"""Markdown tables from records, between markers in the documents:
+
+    <!-- table: NAME -->
+    ... replaced ...
+    <!-- end -->
+
+A document holds words, a record holds numbers, and nobody copies the one into the other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from xent.benchmark.machine import HUGE_PAGES
+from xent.benchmark.peers import EAGER, OURS, REUSED
+from xent.errors import DataError
+
+Record = Mapping[str, Any]
+Records = Mapping[str, Record]
+"""Records by the name of their file: logits, logits_huge_pages, scaling."""
+
+MEASURE_NAMES = {"forward_backward": "forward + backward", "forward": "forward", "memory": "memory"}
+_MARKED = re.compile(r"(<!-- table: (?P<name>[^>]*?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+
+def load(folder: Path) -> dict[str, Any]:
+    """The records of one device, by name."""
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+
+
+def fill(text: str, records: Records) -> str:
+    """The text with every marked table made anew; DataError if a marker names no table, or is not closed."""
+    opened = re.findall(r"<!-- table: ([^>]*?) -->", text)
+    closed = [match["name"] for match in _MARKED.finditer(text)]
+    for name in opened:
+        if name not in TABLES:
+            raise DataError(f"<!-- table: {name} --> names no table. Take one of {', '.join(TABLES)}.")
+        if name not in closed:
+            raise DataError(f"<!-- table: {name} --> is not closed. Put <!-- end --> on a line after it.")
+    return _MARKED.sub(lambda match: f"{match[1]}{_made(match['name'], records)}\n{match[4]}", text)
+
+
+def stale(documents: Iterable[Path], records: Records) -> list[Path]:
+    """The documents whose tables are not those of the records."""
+    texts = {path: path.read_text(encoding="utf-8") for path in documents}
+    return [path for path, text in texts.items() if fill(text, records) != text]
+
+
+def digest(record: Record) -> str:
+    """A short name for the content of a record."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _made(name: str, records: Records) -> str:
+    source, make = TABLES[name]
+    if source not in records:
+        return f"*Not measured yet: `python benchmarks/run.py {source}` does.*"
+    return make(records[source])
+
+
+# ----------------------------------------------------------------------------------------------------------- the tables
+
+
+def summary(record: Record) -> str:
+    """The short table: ours against F.cross_entropy and the copy, one line for each case."""
+    rows = []
+    for case in record["cases"]:
+        both = [_times(case, "forward_backward"), _times(case, "forward")]
+        milliseconds = [_milliseconds(case, who, "forward_backward") for who in (OURS, EAGER)]
+        copy = _ratio(case, "forward_backward", OURS, REUSED)
+        rows.append([_size(case), case["dtype"], *milliseconds, *both, copy and number(copy["median"])])
+    head = ["logits", "dtype", f"`{OURS}`, ms", f"`{EAGER}`, ms", "times as fast", "forward alone", "times a copy"]
+    return table(head, rows, left=2)
+
+
+def bars(record: Record) -> str:
+    """What was required and what was measured."""
+    rows = []
+    for case in record["cases"]:
+        for bar in case["bars"]:
+            verdict = "yes" if bar["met"] else f"no, by {number(bar['missed_by'])}x"
+            rows.append([_size(case), case["dtype"], *_requirement(bar), _measured(bar), verdict])
+    return table(["logits", "dtype", "measure", "required", "measured", "met"], rows, left=4)
+
+
+def contestants(record: Record) -> str:
+    """Every contestant on every case: milliseconds, times as long as ours, times as long as a copy."""
+    rows = []
+    for case in record["cases"]:
+        for contestant in case["contestants"]:
+            rows.append([_size(case), case["dtype"], f"`{contestant['name']}`", *_figures(case, contestant)])
+    head = ["logits", "dtype", "contestant", "forward + backward, ms", "forward, ms", "over ours", "over a copy"]
+    return table(head, _ditto(rows, 2), left=3)
+
+
+def notes(record: Record) -> str:
+    """Who took part, and what has to be known about it."""
+    seen = {c["name"]: c["note"] for case in record["cases"] for c in case["contestants"]}
+    return table(["contestant", "what it is"], [[f"`{name}`", note] for name, note in seen.items()], left=2)
+
+
+def memory(record: Record) -> str:
+    """Peak memory of forward and backward beside the logits, and what of it is not the gradient."""
+    rows = []
+    for case in record["cases"]:
+        for contestant in case["contestants"]:
+            used = contestant["memory"] or {}
+            if used:
+                cells = [megabytes(used.get(measure)) for measure in ("forward_backward", "forward")]
+                peak = used.get("forward_backward")
+                beside = "" if peak is None else megabytes(max(0, peak - case["logits_bytes"]))
+                logits = megabytes(case["logits_bytes"])
+                rows.append([_size(case), case["dtype"], logits, f"`{contestant['name']}`", *cells, beside])
+    head = ["logits", "dtype", "MB", "contestant", "forward + backward, MB", "forward, MB", "beside the gradient, MB"]
+    return table(head, _ditto(rows, 3), left=2)
+
+
+def scaling(record: Record) -> str:
+    """Nanoseconds for each logit: constant when time is linear."""
+    names = list(dict.fromkeys(point["contestant"] for point in record["points"]))
+    keys = list(dict.fromkeys((p["grows"], p["rows"], p["classes"], p["elements"]) for p in record["points"]))
+    found = {(p["grows"], p["elements"], p["contestant"]): p for p in record["points"]}
+    rows = []
+    for grows, row_count, classes, elements in keys:
+        cells = [_per_logit(found.get((grows, elements, name))) for name in names]
+        rows.append([f"{row_count} x {classes}", f"{elements:.0e}".replace("e+0", "e"), *cells])
+    left_out = sorted({f"{entry['elements']:.0e} logits: {entry['reason']}" for entry in record["left_out"]})
+    after = f"\n\nLeft out: {'; '.join(left_out)}." if left_out else ""
+    return table(["logits", "elements", *[f"`{name}`" for name in names]], rows, left=1) + after
+
+
+def machine(record: Record) -> str:
+    """One paragraph: where, when, with what."""
+    about, versions = record["machine"], ", ".join(f"{name} {v}" for name, v in record["versions"].items())
+    asked = f" with {HUGE_PAGES}=1" if about["torch_asks_for_huge_pages"] else ""
+    return (
+        f"Measured on {record['date'][:10]}: {about['processor']}, {about['cores']} cores, "
+        f"{(about['memory_bytes'] or 0) / 2**30:.0f} GiB, {about['system']}, {record['threads']} threads; {versions}; "
+        f"huge pages: {about['huge_pages']}; {_disturbed(record)}; "
+        f"`{record['command']}`{asked}, {record['seconds']:.0f} seconds."
+    )
+
+
+TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
+    "summary": ("logits", summary),
+    "bars": ("logits", bars),
+    "contestants": ("logits", contestants),
+    "notes": ("logits", notes),
+    "memory": ("logits", memory),
+    "machine": ("logits", machine),
+    "huge pages": ("logits_huge_pages", contestants),
+    "scaling": ("scaling", scaling),
+}
+"""Each name that a marker can have, the record that it needs, and what makes it."""
+
+
+# ------------------------------------------------------------------------------------------------------------ the cells
+
+
+def table(head: list[str], rows: Iterable[Iterable[str | None]], left: int) -> str:
+    """A Markdown table; the first columns are aligned to the left, the rest to the right."""
+    rule = ["---" if column < left else "---:" for column in range(len(head))]
+    lines = [head, rule, *[[cell or "" for cell in row] for row in rows]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def number(value: float) -> str:
+    """Three significant digits, without an exponent.
+
+    >>> number(0.012345), number(1.5), number(250.4), number(12345.6)
+    ('0.0123', '1.50', '250', '12346')
+    """
+    if value == 0 or abs(value) >= 100:
+        return f"{value:.0f}"
+    decimals = max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:.{decimals}f}"
+
+
+def megabytes(count: int | None) -> str:
+    """Bytes as megabytes with one decimal."""
+    return "" if count is None else f"{count / 1e6:.1f}"
+
+
+def _disturbed(record: Record) -> str:
+    shares = [case["share_of_others"] for case in record["cases"] if case["share_of_others"] is not None]
+    return f"other processes used at most {max(shares):.1%} of the processor" if shares else "other processes unknown"
+
+
+def _size(case: Record) -> str:
+    return f"{case['shape']} {' x '.join(str(length) for length in case['size'])}"
+
+
+def _ratio(case: Record, measure: str, numerator: str, denominator: str) -> Record | None:
+    wanted = (measure, numerator, denominator)
+    found = [r for r in case["ratios"] if (r["measure"], r["numerator"], r["denominator"]) == wanted]
+    return found[0] if found else None
+
+
+def _with_quartiles(ratio: Record) -> str:
+    return f"{number(ratio['median'])} ({number(ratio['low'])}–{number(ratio['high'])})"
+
+
+def _times(case: Record, measure: str) -> str:
+    ratio = _ratio(case, measure, EAGER, OURS)
+    return _with_quartiles(ratio) if ratio else ""
+
+
+def _milliseconds(case: Record, who: str, measure: str) -> str:
+    (contestant,) = (c for c in case["contestants"] if c["name"] == who)
+    spread = contestant["seconds"].get(measure)
+    return number(1e3 * spread["median"]) if spread else ""
+
+
+def _figures(case: Record, contestant: Record) -> list[str]:
+    """The last four columns of `contestants`; for who could not take part, the reason."""
+    if contestant["not_available"]:
+        return [contestant["not_available"], "", "", ""]
+    name = contestant["name"]
+    if contestant["role"] == "limit":
+        return [_milliseconds(case, name, "copy"), "", "", ""]
+    measure = "forward_backward" if "forward_backward" in contestant["seconds"] else "forward"
+    ours, copy = _ratio(case, measure, name, OURS), _ratio(case, measure, name, REUSED)
+    cells = [_milliseconds(case, name, "forward_backward"), _milliseconds(case, name, "forward")]
+    return [*cells, _with_quartiles(ours) if ours else "", number(copy["median"]) if copy else ""]
+
+
+def _requirement(bar: Record) -> list[str]:
+    if bar["measure"] == "memory":
+        return [f"memory: {bar['against']}", f"at most {megabytes(bar['bound'])} MB"]
+    what = f"{MEASURE_NAMES[bar['measure']]}, "
+    if bar["kind"] == "at most":
+        aim = f" (aim: {bar['aim']:g})" if bar["aim"] else ""
+        return [what + "times a copy", f"at most {bar['bound']:g}{aim}"]
+    return [what + f"times as fast as `{bar['against']}`", f"at least {bar['bound']:g}"]
+
+
+def _measured(bar: Record) -> str:
+    return f"{megabytes(bar['median'])} MB" if bar["measure"] == "memory" else _with_quartiles(bar)
+
+
+def _per_logit(point: Record | None) -> str:
+    return "" if point is None else number(1e9 * point["median"] / point["elements"])
+
+
+def _ditto(rows: list[list[str]], columns: int) -> list[list[str]]:
+    """Leave out what the row above says already."""
+    shown, above = [], [""] * columns
+    for row in rows:
+        same = row[:columns] == above
+        shown.append([*([""] * columns if same else row[:columns]), *row[columns:]])
+        above = row[:columns]
+    return shown

@@ -1,0 +1,11 @@
+"""The losses for torch: drop-ins for `torch.nn.functional.cross_entropy` and `torch.nn.CrossEntropyLoss`.
+
+functional.py has the calls, modules.py the modules. Behind them autograd.py and kernels.py run the CPU kernels on
+tensors, operators.py registers them with torch, and composed.py has the same losses as formulas of torch operations for
+every other device.
+"""
+
+from xent.torch.functional import cross_entropy
+from xent.torch.modules import CrossEntropyLoss
+
+__all__ = ["CrossEntropyLoss", "cross_entropy"]

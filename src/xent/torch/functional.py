@@ -1,0 +1,109 @@
+"""The public calls of the torch front: checks, and the choice of what computes.
+
+plain CPU tensors                           the kernels, by autograd.py
+under torch.compile, and tensor subclasses  the same kernels as operators, by operators.py
+other devices, and under torch.func         a formula of torch operations, composed.py
+"""
+
+from __future__ import annotations
+
+from typing import Unpack
+
+import torch
+from torch import Tensor
+
+from xent.errors import DTypeError, ObjectiveError, ShapeError, message
+from xent.objective import Objective, UnweightedOptions
+from xent.reduction import mean_denominator, reduce
+from xent.targets import Layout, layout
+from xent.torch import autograd, composed, operators
+from xent.torch.rows import as_rows, from_rows, is_traced, is_transformed, labels_as_rows
+
+DEFAULT = Objective()
+
+
+def cross_entropy(
+    input: Tensor, target: Tensor, weight: Tensor | None = None, **options: Unpack[UnweightedOptions]
+) -> Tensor:
+    """Softmax cross-entropy of logits: a drop-in for `torch.nn.functional.cross_entropy`.
+
+    *Definition*: ``loss = lse(x) - x[label]`` for a label, ``sum(p * (lse(x) - x))`` for class probabilities p, with
+    ``lse(x) = log(sum(exp(x)))``; `xent.Objective` has the equation with all options.
+
+    Parameters
+    ----------
+    input : tensor (C,), (N, C) or (N, C, d1, ...): logits of dtype float64, float32, bfloat16 or float16, strided at
+        will; minus infinity masks a class.
+    target : class indices of that shape without C, in [0, C) or equal to `ignore_index`; or class probabilities of
+        exactly that shape, which may require a gradient.
+    weight : tensor (C,), optional: what one row of each class counts for.
+    **options : ignore_index, reduction and label_smoothing as in torch; z_loss, softcap, logit_scale and denominator
+        beyond it. See `xent.Objective`.
+
+    Returns
+    -------
+    tensor () in nats, or with `reduction="none"` of the input's shape without C; float32 for 16-bit logits, else of
+    the input's dtype. A mean over nothing but ignored rows is NaN with gradient 0 (0 with `denominator`).
+
+    Raises
+    ------
+    LabelError
+        A label is out of range. On devices other than the CPU, and inside `torch.compile`, looking would cost a
+        synchronisation: there the row is NaN instead, and no memory out of bounds is touched.
+    ShapeError, DTypeError, ObjectiveError
+
+    Notes
+    -----
+    *Numerics*: float32 for 16-bit and float32 logits, with sums over blocks in float64; float64 throughout for float64.
+    docs/accuracy.md has bounds and measured errors. Results repeat bit for bit, whatever the number of threads.
+    *Memory*: beside the gradient, a few numbers per row. When a gradient will be needed, a mean or a sum makes it in the
+    same visit to the logits as the loss. Class probabilities are used as they are: their sums are not checked.
+
+    Examples
+    --------
+    >>> logits = torch.tensor([[2.0, 1.0, 0.1], [0.5, 2.5, 0.0]], requires_grad=True)
+    >>> loss = cross_entropy(logits, torch.tensor([0, 1]))
+    >>> loss.backward()
+    >>> round(loss.item(), 4), logits.grad.sum(dim=1).abs().max().item() < 1e-7
+    (0.3069, True)
+
+    References
+    ----------
+    Bridle (1990), Probabilistic Interpretation of Feedforward Classification Network Outputs
+    """
+    objective = Objective.of("cross_entropy", options) if options else DEFAULT
+    how = _layout("cross_entropy", input, target, weight, objective)
+    logits = as_rows(input)
+    rows = as_rows(target) if how.soft else labels_as_rows(target, how)
+    has_kernel = input.device.type == "cpu" and not is_transformed()
+    if has_kernel and not is_traced(input, target, weight):
+        loss = autograd.cross_entropy(logits, rows, weight, objective)
+        return from_rows(loss, how) if objective.reduction == "none" else loss
+    losses = (operators if has_kernel else composed).cross_entropy_rows(logits, rows, weight, objective)
+    if objective.reduction == "none":
+        return from_rows(losses, how)
+    total = losses.sum(dtype=torch.float64)
+    if objective.reduction == "mean":
+        total = reduce(total, mean_denominator(rows, weight, how.soft, how.rows, objective), objective)
+    mean: Tensor = total.to(losses.dtype)
+    return mean
+
+
+def _layout(call: str, input: Tensor, target: Tensor, weight: Tensor | None, objective: Objective) -> Layout:
+    """Check shapes and dtypes; return how input and target lie as rows."""
+    for name, tensor in (("input", input), ("target", target)):
+        if not isinstance(tensor, Tensor):
+            found = f"found a {type(tensor).__name__}, expected a tensor"
+            raise DTypeError(message(call, name, found, "For NumPy arrays and lists use xent.numpy"))
+    if not input.is_floating_point():
+        found = f"found dtype {input.dtype}, expected floating point logits"
+        raise DTypeError(message(call, "input", found, "Convert them with input.float()"))
+    soft = target.is_floating_point()
+    how = layout(call, "input", tuple(input.shape), tuple(target.shape), floating_target=soft)
+    if how.soft and objective.ignore_index >= 0:
+        found = f"ignore_index={objective.ignore_index} has no meaning with class probabilities"
+        raise ObjectiveError(message(call, "ignore_index", found, "Leave such rows out, or pass class indices"))
+    if weight is not None and tuple(weight.shape) != (how.classes,):
+        found = f"found shape {tuple(weight.shape)}, expected ({how.classes},), one weight for each class"
+        raise ShapeError(message(call, "weight", found, "A weight per row belongs on the losses of reduction='none'"))
+    return how

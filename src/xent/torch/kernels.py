@@ -1,0 +1,81 @@
+"""The CPU kernels on tensors: torch's memory seen as NumPy arrays, and results as tensors, without a copy.
+
+NumPy has no bfloat16, so such tensors are handed on as the bits of their numbers. Gradients are allocated by NumPy, which
+asks for huge pages where torch does not: 412 MB of fresh memory take 26 ms to write then, and 108 ms otherwise. The
+number of threads is torch's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from xent.cpu import cross_entropy as cpu
+from xent.objective import Objective
+
+Array = NDArray[Any]
+
+
+def forward(logits: Tensor, target: Tensor, weight: Tensor | None, objective: Objective) -> tuple[Array, Array]:
+    """Return the loss (compute dtype) and the log-sum-exp (float64) of each row, (rows,)."""
+    x = as_array(logits)
+    objective = _with_weight(objective, weight, x)
+    return cpu.forward(x, target_array(target, x), objective, threads=torch.get_num_threads())
+
+
+def forward_backward(
+    logits: Tensor, target: Tensor, weight: Tensor | None, row_scale: float, objective: Objective
+) -> tuple[Array, Tensor]:
+    """Return the losses as `forward` does, and the gradient of sum(row_scale * loss)."""
+    x = as_array(logits)
+    objective = _with_weight(objective, weight, x)
+    y = target_array(target, x)
+    losses, _, dlogits = cpu.forward_backward(x, y, row_scale, objective, threads=torch.get_num_threads())
+    return losses, _as_tensor(dlogits, logits.dtype)
+
+
+def backward(
+    logits: Tensor, target: Tensor, weight: Tensor | None, lse: Array, row_scale: Tensor, objective: Objective
+) -> Tensor:
+    """Return the gradient of sum(row_scale * loss) from the log-sum-exp that `forward` gave."""
+    x = as_array(logits)
+    objective = _with_weight(objective, weight, x)
+    scale = row_scale.detach().to(_wide(x.dtype)[1]).reshape(-1).numpy()
+    dlogits = cpu.backward(x, target_array(target, x), lse, scale, objective, threads=torch.get_num_threads())
+    return _as_tensor(dlogits, logits.dtype)
+
+
+def as_array(tensor: Tensor) -> Array:
+    """The tensor's memory; bfloat16 as the integers of its bits."""
+    tensor = tensor.detach()
+    array: Array = (tensor.view(torch.uint16) if tensor.dtype is torch.bfloat16 else tensor).numpy()
+    return array
+
+
+def target_array(target: Tensor, logits: Array) -> Array:
+    """Labels as int64, class probabilities in the dtype that the logits are computed in."""
+    target = target.detach()
+    wanted = _wide(logits.dtype)[1] if target.is_floating_point() else torch.int64
+    array: Array = (target if target.dtype is wanted else target.to(wanted)).numpy()
+    return array
+
+
+def _as_tensor(array: Array, dtype: torch.dtype) -> Tensor:
+    tensor = torch.from_numpy(array)
+    return tensor.view(dtype) if dtype is torch.bfloat16 else tensor
+
+
+def _wide(dtype: np.dtype[Any]) -> tuple[type, torch.dtype]:
+    """The dtype that the kernels compute in, as NumPy and torch name it."""
+    return (np.float64, torch.float64) if dtype == np.float64 else (np.float32, torch.float32)
+
+
+def _with_weight(objective: Objective, weight: Tensor | None, logits: Array) -> Objective:
+    if weight is None:
+        return objective
+    return replace(objective, weight=np.ascontiguousarray(weight.detach().double().numpy(), _wide(logits.dtype)[0]))

@@ -1,0 +1,88 @@
+"""The CPU kernels as operators that torch knows: for `torch.compile`, fake tensors and tensor subclasses.
+
+An operator takes tensors and numbers only, so the options travel as the list that `Objective.to_numbers` makes. The
+gradient is an operator of its own, whose derivative is a formula of torch operations.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xent.objective import Objective
+from xent.torch import composed, kernels
+
+
+def cross_entropy_rows(logits: Tensor, target: Tensor, weight: Tensor | None, objective: Objective) -> Tensor:
+    """The loss of each row, as `composed.cross_entropy_rows` gives it, by the kernels."""
+    loss: Tensor = _forward(logits, target, weight, objective.to_numbers())[0]
+    return loss
+
+
+@torch.library.custom_op("xent::cross_entropy_rows", mutates_args=(), device_types="cpu")
+def _forward(logits: Tensor, target: Tensor, weight: Tensor | None, options: list[float]) -> tuple[Tensor, Tensor]:
+    losses, lse = kernels.forward(logits, target, weight, Objective.from_numbers(options))
+    shape = logits.shape[:1] + logits.shape[2:]
+    return torch.from_numpy(losses).reshape(shape), torch.from_numpy(lse).reshape(shape)
+
+
+@torch.library.custom_op("xent::cross_entropy_rows_backward", mutates_args=(), device_types="cpu")
+def _backward(
+    logits: Tensor, target: Tensor, weight: Tensor | None, lse: Tensor, row_scale: Tensor, options: list[float]
+) -> Tensor:
+    objective = Objective.from_numbers(options)
+    return kernels.backward(logits, target, weight, lse.reshape(-1).numpy(), row_scale, objective)
+
+
+@_forward.register_fake
+def _(logits: Tensor, target: Tensor, weight: Tensor | None, options: list[float]) -> tuple[Tensor, Tensor]:
+    rows = logits.new_empty(logits.shape[:1] + logits.shape[2:], dtype=composed.compute_dtype(logits.dtype))
+    return rows, torch.empty_like(rows, dtype=torch.float64)
+
+
+@_backward.register_fake
+def _(
+    logits: Tensor, target: Tensor, weight: Tensor | None, lse: Tensor, row_scale: Tensor, options: list[float]
+) -> Tensor:
+    return torch.empty_like(logits, memory_format=torch.contiguous_format)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    logits, target, weight, ctx.options = inputs
+    ctx.save_for_backward(logits, target, weight, output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _differentiate(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    logits, target, weight, lse = ctx.saved_tensors
+    dlogits = dtarget = None
+    if ctx.needs_input_grad[0]:
+        dlogits = _backward(logits, target, weight, lse, upstream, ctx.options)
+    if ctx.needs_input_grad[1]:
+        objective = Objective.from_numbers(ctx.options)
+        dtarget = composed.target_gradient(logits, weight, upstream, objective, target.dtype)
+    return dlogits, dtarget, None, None
+
+
+def _save_all(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.options = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _differentiate_again(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    """The derivative of the gradient, by torch's differentiation of the composed formula."""
+    logits, target, weight, _, row_scale = ctx.saved_tensors
+    objective = Objective.from_numbers(ctx.options)
+    with torch.enable_grad():
+        x, g = logits.detach().requires_grad_(), row_scale.detach().requires_grad_()
+        p = target.detach().requires_grad_() if ctx.needs_input_grad[1] else target
+        gradient = composed.cross_entropy_gradient(x, p, weight, g, objective)
+        wanted = [x, g] + ([p] if ctx.needs_input_grad[1] else [])
+        found = torch.autograd.grad(gradient, wanted, upstream)
+    return found[0], found[2] if len(found) > 2 else None, None, None, found[1], None
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)
+_backward.register_autograd(_differentiate_again, setup_context=_save_all)

@@ -1,0 +1,40 @@
+"""Tensors of any shape as rows of classes, and back."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from xent.targets import Layout
+
+
+def as_rows(tensor: Tensor) -> Tensor:
+    """View (or copy) logits or class probabilities as (N, C), or (N, C, S) with all positions on the last axis."""
+    if tensor.ndim == 1:
+        return tensor.unsqueeze(0)
+    return tensor if tensor.ndim == 2 else tensor.flatten(2)
+
+
+def labels_as_rows(labels: Tensor, layout: Layout) -> Tensor:
+    """View (or copy) class indices as (N,) or (N, S)."""
+    if len(layout.logits_shape) <= 2:
+        return labels.reshape(-1)
+    return labels.flatten(1)
+
+
+def from_rows(losses: Tensor, layout: Layout) -> Tensor:
+    """Put one number per row into the shape of the target."""
+    return losses.reshape(layout.loss_shape)
+
+
+def is_transformed() -> bool:
+    """Whether a `torch.func` transform (grad, vmap, jacrev ...) is at work: it sees through formulas only."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def is_traced(*tensors: Tensor | None) -> bool:
+    """Whether a compiler looks through the call, or a tensor is of a subclass that wants to see operators."""
+    return torch.compiler.is_compiling() or any(t is not None and type(t) not in PLAIN for t in tensors)
+
+
+PLAIN = (Tensor, torch.nn.Parameter, torch.nn.Buffer)

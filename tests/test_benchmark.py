@@ -1,0 +1,300 @@
+"""The benchmark measures what it says, and the tables are those of the records."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from xent.benchmark import SHAPES, Shape, bars, machine, memory, plots, run, scaling, show, tables, timing
+from xent.benchmark.peers import (
+    CONTESTANTS,
+    EAGER,
+    OURS,
+    REUSED,
+    Contestant,
+    NotAvailableError,
+    make_inputs,
+)
+from xent.benchmark.shapes import chosen
+from xent.errors import ArgumentError, DataError
+
+ROOT = Path(__file__).parents[1]
+SETTINGS = timing.Settings(rounds=3, least_rounds=2, seconds_per_case=1.0, minimum_s=1e-4)
+FAST = tuple(contestant for contestant in CONTESTANTS if "compiled" not in contestant.name)
+
+
+@pytest.fixture(scope="module")
+def record():
+    shapes = [replace(SHAPES["tiny"], dtypes=("float32", "bfloat16")), Shape("images", 2, 5, (3, 4))]
+    return run(shapes, settings=SETTINGS, threads=1, contestants=FAST, command="a test")
+
+
+# ------------------------------------------------------------------------------------------------------------ the times
+
+
+class FakeTime:
+    """A clock that moves on only when a call is made."""
+
+    def __init__(self):
+        self.now, self.order = 0.0, []
+
+    def call(self, name, durations):
+        durations = iter(durations)
+
+        def made():
+            self.order.append(name)
+            self.now += next(durations)
+
+        return made
+
+
+def test_ratios_are_formed_within_rounds():
+    """Every other round is five times as slow for both: the median of ratios does not see it, medians of times do."""
+    time = FakeTime()
+    slow = [1, 1, 1, 5, 1, 5, 1, 5]  # a warm-up, a call to find out how long it takes, then the rounds
+    calls = {"ours": time.call("ours", slow), "peer": time.call("peer", [3 * s for s in slow])}
+    settings = timing.Settings(rounds=6, least_rounds=6, minimum_s=0.5)
+    seconds = timing.interleaved(calls, settings, clock=lambda: time.now)
+    assert seconds == {"ours": slow[2:], "peer": [3 * s for s in slow[2:]]}
+    assert timing.ratios(seconds["peer"], seconds["ours"]) == [3.0] * 6
+    assert timing.Spread.of(seconds["ours"]).high == 5
+
+
+def test_each_round_has_everyone_once_and_neighbours_change():
+    time = FakeTime()
+    calls = {name: time.call(name, [1] * 99) for name in "abc"}
+    timing.interleaved(calls, timing.Settings(rounds=4, least_rounds=4), clock=lambda: time.now)
+    rounds = ["".join(time.order[-12:][i : i + 3]) for i in range(0, 12, 3)]
+    assert all(sorted(order) == list("abc") for order in rounds)
+    assert len({order[0] for order in rounds}) > 1
+    assert {pair for order in rounds for pair in pairwise(order)} >= {("a", "b"), ("b", "a")}
+
+
+def test_short_calls_are_repeated_until_they_can_be_timed():
+    time = FakeTime()
+    seconds = timing.interleaved(
+        {"short": time.call("short", [1e-3] * 9999)},
+        timing.Settings(rounds=2, least_rounds=2, minimum_s=0.02),
+        clock=lambda: time.now,
+    )
+    assert seconds["short"] == pytest.approx([1e-3, 1e-3])
+    assert len(time.order) >= 1 + 20 + 2 * 20
+
+
+def test_no_round_begins_after_the_time_is_up():
+    time = FakeTime()
+    settings = timing.Settings(rounds=50, least_rounds=3, seconds_per_case=10)
+    seconds = timing.interleaved({"a": time.call("a", [2.0] * 99)}, settings, clock=lambda: time.now)
+    assert len(seconds["a"]) == 6
+
+
+# ----------------------------------------------------------------------------------------------------------- the record
+
+
+def test_record_survives_json_and_has_what_the_tables_need(record):
+    record = json.loads(json.dumps(record))
+    for name, (source, make) in tables.TABLES.items():
+        if source != "scaling":
+            assert make(record), name
+    for case in record["cases"]:
+        assert {c["name"] for c in case["contestants"]} == {c.name for c in FAST}
+        wanted = {("forward", EAGER, OURS), ("forward_backward", EAGER, OURS), ("forward_backward", OURS, REUSED)}
+        assert wanted <= {(r["measure"], r["numerator"], r["denominator"]) for r in case["ratios"]}
+        assert case["losses"] * case["size"][1] == case["elements"]
+    assert record["versions"]["torch"]
+    assert record["machine"]["processor"]
+
+
+def test_ratios_of_the_record_follow_from_its_samples(record):
+    for case in record["cases"]:
+        samples = {c["name"]: c["samples"] for c in case["contestants"]}
+        for ratio in case["ratios"]:
+            above = samples[ratio["numerator"]][ratio["measure"]]
+            below = samples[ratio["denominator"]]
+            rounds = timing.ratios(above, below.get("copy") or below[ratio["measure"]])
+            assert ratio["median"] == pytest.approx(np.median(rounds), rel=1e-3)
+
+
+def test_contestants_that_cannot_take_part_say_why(record):
+    reasons = {
+        (case["shape"], case["dtype"], c["name"]): c["not_available"]
+        for case in record["cases"]
+        for c in case["contestants"]
+    }
+    assert reasons["tiny", "bfloat16", "NumPy formula"] == "NumPy has no bfloat16"
+    assert reasons["images", "float32", "scikit-learn log_loss"] == "takes two-dimensional arrays only"
+    assert reasons["tiny", "float32", OURS] is None
+
+
+def test_contestants_have_to_agree():
+    def wrong(inputs):
+        return {"forward": lambda: 1e3}
+
+    with pytest.raises(AssertionError, match="do not compute the same"):
+        run([Shape("tiny", 4, 3)], settings=SETTINGS, contestants=(*FAST, Contestant("wrong", "peer", wrong)))
+
+
+def test_compiling_needs_a_compiler(monkeypatch):
+    (compiled,) = (c for c in CONTESTANTS if "compiled" in c.name)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(NotAvailableError, match="needs a C\\+\\+ compiler"):
+        compiled.prepare(make_inputs(Shape("tiny", 4, 3), "float32"))
+
+
+def test_bars_are_those_of_known_shapes_and_dtypes():
+    for bar in bars.BARS:
+        assert bar.dtype in SHAPES[bar.shape].dtypes
+        assert bar.against in {c.name for c in CONTESTANTS}
+
+
+@pytest.mark.parametrize(("median", "met", "missed_by"), [(9.0, True, None), (8.0, True, None), (4.0, False, 2.0)])
+def test_bar_is_met_or_missed_by_a_factor(median, met, missed_by):
+    ratio = {"measure": "forward", "numerator": EAGER, "denominator": OURS, "median": median, "low": 1, "high": 10}
+    case = {"shape": "cifar", "size": [65536, 10], "dtype": "float32", "ratios": [ratio], "contestants": []}
+    (judged,) = bars.judged(case)
+    assert bars.judged({**case, "size": [4, 10]}) == []
+    assert (judged["bound"], judged["met"], judged["missed_by"]) == (8, met, missed_by)
+
+
+def test_peak_memory_is_measured_in_a_process_of_its_own():
+    """The gradient of float32 logits takes as much memory as they do, and ours takes little more."""
+    shape = Shape("wide", 500, 20_000)
+    used = memory.peak_bytes(OURS, shape, "float32", 1)
+    assert used["method"] in (memory.PEAK_SINCE_RESET, memory.PEAK_OF_PROCESS)
+    if used["method"] == memory.PEAK_SINCE_RESET:
+        assert 0.9 < used["forward_backward"] / 40e6 < 1.2
+        assert used["forward"] < 4e6
+
+
+# ----------------------------------------------------------------------------------------------------------- the shapes
+
+
+def test_unknown_names_are_refused_with_those_there_are():
+    with pytest.raises(ArgumentError, match=r"no shape 'gpt9'\. Take gpt2, .* or small"):
+        run(["gpt9"])
+    with pytest.raises(ArgumentError, match="no measurements on 'cuda'"):
+        run(["tiny"], device="cuda")
+    with pytest.raises(ArgumentError, match="threads"):
+        run(["tiny"], threads=0)
+
+
+def test_quick_is_a_subset():
+    assert {s.name for s in chosen(quick=True)} < {s.name for s in chosen()} == set(SHAPES)
+    assert [s.name for s in chosen(["gemma"], quick=True)] == ["gemma"]
+
+
+def test_inputs_are_the_same_for_everyone_and_every_time():
+    first, second = (make_inputs(SHAPES["tiny"], "float32") for _ in range(2))
+    assert first.logits.equal(second.logits)
+    assert first.target.equal(second.target)
+    assert first.logits.requires_grad
+    assert first.arrays[0].ctypes.data == first.logits.data_ptr()
+
+
+# ------------------------------------------------------------------------------------------- the tables and the scaling
+
+
+def test_tables_in_the_documents_are_those_of_the_records():
+    done = subprocess.run([sys.executable, "benchmarks/tables.py", "--check"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_stale_table_is_noticed(record, tmp_path):
+    document = tmp_path / "page.md"
+    document.write_text("Before\n<!-- table: summary -->\nold\n<!-- end -->\nafter\n")
+    assert tables.stale([document], {"logits": record}) == [document]
+    document.write_text(tables.fill(document.read_text(), {"logits": record}))
+    assert tables.stale([document], {"logits": record}) == []
+    assert document.read_text().startswith("Before\n<!-- table: summary -->\n| logits |")
+    assert document.read_text().endswith("<!-- end -->\nafter\n")
+    document.write_text(re.sub(r"\d\.\d", "9.9", document.read_text()))
+    assert tables.stale([document], {"logits": record}) == [document]
+
+
+def test_check_exits_with_1_when_stale(tmp_path):
+    for name in ("benchmarks/tables.py", "README.md", "docs/performance.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    page = tmp_path / "docs/performance.md"
+    page.write_text(page.read_text() + "\n<!-- table: summary -->\nwritten by hand\n<!-- end -->\n")
+    command = [sys.executable, tmp_path / "benchmarks/tables.py", "--check"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "docs/performance.md is stale" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [("<!-- table: sumary -->\n<!-- end -->\n", "names no table"), ("<!-- table: summary -->\n", "is not closed")],
+)
+def test_wrong_markers_are_refused(text, complaint):
+    with pytest.raises(DataError, match=complaint):
+        tables.fill(text, {})
+
+
+def test_table_without_a_record_says_how_to_make_it():
+    assert "benchmarks/run.py logits" in tables.fill("<!-- table: bars -->\n<!-- end -->\n", {})
+
+
+def test_scaling_is_measured_tabled_and_drawn():
+    settings = timing.Settings(rounds=2, least_rounds=1, minimum_s=1e-4)
+    record = scaling.run_scaling(elements=(10**4, 10**5), settings=settings, threads=1)
+    assert {(p["grows"], p["rows"], p["classes"]) for p in record["points"]} == {
+        ("rows", 10, 1000),
+        ("rows", 100, 1000),
+        ("classes", 1000, 10),
+        ("classes", 1000, 100),
+    }
+    assert "| 100 x 1000 | 1e5 |" in tables.scaling(record)
+    svg = plots.scaling_svg(record)
+    assert svg.startswith(plots.made_from(record))
+    assert "more and more rows" in svg
+
+
+def test_scaling_leaves_out_what_does_not_fit(monkeypatch):
+    monkeypatch.setattr(scaling.machine, "memory_bytes", lambda which: 1_000_000)
+    settings = timing.Settings(rounds=1, least_rounds=1, minimum_s=1e-4)
+    record = scaling.run_scaling(elements=(10**4, 10**6), settings=settings, threads=1)
+    assert {point["elements"] for point in record["points"]} == {10**4}
+    assert all("needs 0 GB" in entry["reason"] for entry in record["left_out"])
+    assert "Left out: 1e+06 logits" in tables.scaling(record)
+
+
+def test_record_on_the_terminal(record):
+    from rich.console import Console
+
+    console = Console(width=140)
+    with console.capture() as capture:
+        console.print(*show.tables(record))
+    text = capture.get()
+    assert "tiny: 128 x 10 float32" in text
+    assert "NumPy has no bfloat16" in text
+
+
+def test_time_of_other_processes_is_told_from_ours(monkeypatch):
+    """Ten seconds on two cores: busy for twelve of the twenty, eight of which were ours."""
+    counted = iter([(100.0, 50.0, 3.0), (120.0, 62.0, 11.0)])
+    monkeypatch.setattr(machine.Others, "_counted", staticmethod(lambda: next(counted)))
+    assert machine.Others().share() == 0.2
+
+
+def test_disturbed_cases_are_named(record):
+    cases = [{**case, "share_of_others": share} for case, share in zip(record["cases"], (0.0, 0.3, None), strict=True)]
+    (sentence,) = show.disturbed({"cases": cases})
+    assert sentence == "tiny bfloat16: other processes used 30% of the processor"
+
+
+def test_progress_ends_where_it_said():
+    seen = []
+    run([Shape("tiny", 4, 3)], settings=SETTINGS, contestants=FAST[:1], progress=lambda *step: seen.append(step))
+    assert seen[0] == ("tiny float32", 0, SETTINGS.rounds)
+    assert seen[-1] == ("tiny float32", SETTINGS.rounds, SETTINGS.rounds)
