@@ -11,6 +11,7 @@ losses. Integers and lists are read as float64. The caller's arrays are never wr
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Unpack
 
@@ -18,12 +19,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from xent import reference
+from xent.cpu import cross_entropy as cpu
 from xent.errors import ObjectiveError, message
 from xent.objective import Objective, Options
 from xent.reduction import gradient_scale, mean_denominator, reduce
 from xent.reference import Gradients
 from xent.targets import (
     Layout,
+    as_blocks,
     as_numpy,
     as_rows,
     check_linear_shapes,
@@ -73,7 +76,8 @@ def cross_entropy(logits: ArrayLike, target: ArrayLike, **options: Unpack[Option
 
     Notes
     -----
-    *Numerics*: made in float64 whatever the dtype of the logits, and rounded once.
+    *Numerics*: float32 for 16-bit and float32 logits, with sums over blocks in float64; float64 throughout for float64.
+    docs/accuracy.md has bounds and measured errors. *Memory*: a few numbers per row beside the logits and the gradient.
 
     Examples
     --------
@@ -85,7 +89,7 @@ def cross_entropy(logits: ArrayLike, target: ArrayLike, **options: Unpack[Option
     Bridle (1990), Probabilistic Interpretation of Feedforward Classification Network Outputs
     """
     rows = _rows("cross_entropy", logits, target, options)
-    losses, _ = reference.cross_entropy(rows.logits, rows.target, rows.objective)
+    losses, _ = cpu.forward(rows.bits, rows.target, rows.objective)
     return rows.reduced(losses)
 
 
@@ -105,9 +109,8 @@ def cross_entropy_value_and_grad(
     array([-0.5,  0.5])
     """
     rows = _rows("cross_entropy_value_and_grad", logits, target, options)
-    losses, _ = reference.cross_entropy(rows.logits, rows.target, rows.objective)
-    gradient = reference.cross_entropy_gradient(rows.logits, rows.target, rows.objective)
-    return rows.reduced(losses), rows.gradient(gradient)
+    losses, _, gradient = cpu.forward_backward(rows.bits, rows.target, rows.gradient_scale, rows.objective)
+    return rows.reduced(losses), gradient.view(rows.logits.dtype).reshape(rows.layout.logits_shape)
 
 
 def squared_error(logits: ArrayLike, target: ArrayLike, **options: Unpack[Options]) -> Array:
@@ -131,7 +134,7 @@ def squared_error(logits: ArrayLike, target: ArrayLike, **options: Unpack[Option
     Brier (1950), Verification of forecasts expressed in terms of probability
     """
     rows = _rows("squared_error", logits, target, _without_weights("squared_error", options))
-    return rows.reduced(reference.squared_error(rows.logits, rows.target, rows.objective))
+    return rows.reduced(reference.squared_error(*rows.wide(), rows.objective))
 
 
 def squared_error_value_and_grad(
@@ -151,9 +154,9 @@ def squared_error_value_and_grad(
     """
     call = "squared_error_value_and_grad"
     rows = _rows(call, logits, target, _without_weights(call, options))
-    losses = reference.squared_error(rows.logits, rows.target, rows.objective)
-    gradient = reference.squared_error_gradient(rows.logits, rows.target, rows.objective)
-    return rows.reduced(losses), rows.gradient(gradient)
+    losses = reference.squared_error(*rows.wide(), rows.objective)
+    gradient = reference.squared_error_gradient(*rows.wide(), rows.objective) * rows.gradient_scale
+    return rows.reduced(losses), from_rows(gradient.astype(rows.dtype), rows.layout)
 
 
 def linear_cross_entropy(
@@ -233,7 +236,11 @@ def linear_cross_entropy_value_and_grad(
 
 @dataclass(frozen=True)
 class _Rows:
-    """The checked arguments of a call as rows of float64, and the way back to the caller's shapes and dtypes."""
+    """The checked arguments of a call, and the way back to the caller's shapes and dtypes.
+
+    The target is (rows,) for class indices; class probabilities lie as the logits do, in the computing dtype, and so do
+    the class weights of the objective.
+    """
 
     target: Array
     objective: Objective
@@ -247,9 +254,9 @@ class _Rows:
 
     def reduced(self, losses: Array) -> Array:
         """The losses of the rows, their sum or their mean, as the caller gets it; sums are made in float64."""
-        dtype = np.float32 if self.dtype.itemsize < 4 else self.dtype
+        dtype = _computing_dtype(self.dtype)
         if self.objective.reduction == "none":
-            return losses.reshape(self.layout.loss_shape).astype(dtype)
+            return losses.reshape(self.layout.loss_shape).astype(dtype, copy=False)
         total = float(losses.sum(dtype=np.float64))
         return np.asarray(reduce(total, self.denominator, self.objective), dtype=dtype)[()]
 
@@ -257,9 +264,17 @@ class _Rows:
 @dataclass(frozen=True)
 class _LogitRows(_Rows):
     logits: Array
+    """(N, C), or (N, C, S) with all positions on the last axis."""
 
-    def gradient(self, gradient: Array) -> Array:
-        return from_rows((gradient * self.gradient_scale).astype(self.dtype), self.layout)
+    @property
+    def bits(self) -> Array:
+        """The logits as the kernels take them: bfloat16 as the integers of its bits."""
+        return self.logits.view(np.uint16) if self.dtype.kind == "V" else self.logits
+
+    def wide(self) -> tuple[Array, Array]:
+        """Logits (rows, C) and target in float64, as the reference takes them."""
+        logits = as_rows(self.logits, 1).astype(np.float64)
+        return logits, as_rows(self.target, 1).astype(np.float64) if self.layout.soft else self.target
 
 
 @dataclass(frozen=True)
@@ -283,9 +298,10 @@ class _LinearRows(_Rows):
 def _rows(call: str, logits: ArrayLike, target: ArrayLike, options: Options) -> _LogitRows:
     objective = Objective.of(call, options)
     x, y = as_numpy(call, "logits", logits), as_numpy(call, "target", target)
-    how = layout(call, "logits", x.shape, y.shape, floating_target=y.dtype.kind == "f")
-    common = _checked(call, y, how, objective, _floating(x.dtype))
-    return _LogitRows(*common, as_rows(x, how.class_axis).astype(np.float64))
+    x = x.astype(np.float64) if x.dtype.kind in "iu" else x
+    how = layout(call, "logits", x.shape, y.shape, floating_target=y.dtype.kind not in "iu")
+    common = _checked(call, y, how, objective, x.dtype, as_blocks)
+    return _LogitRows(*common, as_blocks(x, how.class_axis))
 
 
 def _linear_rows(
@@ -303,24 +319,38 @@ def _linear_rows(
     check_linear_shapes(call, x.shape, w.shape, None if b is None else b.shape)
     logits_shape = (*x.shape[:-1], w.shape[0])
     how = Layout(logits_shape, class_axis=len(logits_shape) - 1, soft=y.shape == logits_shape)
-    checked_layout(call, "linear_weight", how, y.shape, floating_target=y.dtype.kind == "f")
+    checked_layout(call, "linear_weight", how, y.shape, floating_target=y.dtype.kind not in "iu")
     dtypes = (_floating(x.dtype), _floating(w.dtype), _floating((w if b is None else b).dtype))
-    common = _checked(call, y, how, objective, np.result_type(*dtypes[:2]))
+    common = _checked(call, y, how, objective, np.result_type(*dtypes[:2]), as_rows)
     wide_bias = None if b is None else b.astype(np.float64)
     flat = x.reshape(-1, x.shape[-1]).astype(np.float64)
     return _LinearRows(*common, flat, w.astype(np.float64), wide_bias, x.shape, dtypes)
 
 
 def _checked(
-    call: str, target: Array, how: Layout, objective: Objective, dtype: np.dtype[Any]
+    call: str,
+    target: Array,
+    how: Layout,
+    objective: Objective,
+    dtype: np.dtype[Any],
+    arrange: Callable[[Array, int], Array],
 ) -> tuple[Array, Objective, Layout, np.dtype[Any], float]:
     """Check the values of target and weight; return the fields that all kinds of rows share."""
     check_target(call, target, how, objective)
     weight = class_weight(call, objective, how.classes)
-    objective = replace(objective, weight=weight)
-    rows = as_rows(target, how.class_axis) if how.soft else target.reshape(-1)
+    computing = _computing_dtype(dtype)
+    if how.soft:
+        rows = arrange(target.astype(computing, copy=False), how.class_axis)
+    else:
+        rows = np.ascontiguousarray(target.reshape(-1), dtype=np.int64)
     denominator = float(mean_denominator(rows, weight, how.soft, how.rows, objective))
+    objective = replace(objective, weight=None if weight is None else weight.astype(computing))
     return rows, objective, how, dtype, denominator
+
+
+def _computing_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype of losses, and of the arithmetic of the kernels: float64 for float64, float32 for anything narrower."""
+    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
 
 
 def _without_weights(call: str, options: Options) -> Options:

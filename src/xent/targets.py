@@ -124,6 +124,13 @@ def as_rows(array: np.ndarray, class_axis: int) -> np.ndarray:
     return np.moveaxis(array, class_axis, -1).reshape(-1, array.shape[class_axis])
 
 
+def as_blocks(array: np.ndarray, class_axis: int) -> np.ndarray:
+    """View (or copy) an array of any shape as (N, classes), or (N, classes, S) with all positions on the last axis."""
+    if class_axis == 0:
+        return array[np.newaxis]
+    return array if array.ndim == 2 else array.reshape(*array.shape[:2], -1)
+
+
 def from_rows(rows: np.ndarray, layout: Layout) -> np.ndarray:
     """Put (rows, classes) back into the shape of the logits."""
     return np.ascontiguousarray(np.moveaxis(rows.reshape(*layout.loss_shape, layout.classes), -1, layout.class_axis))
@@ -136,7 +143,8 @@ def as_numpy(call: str, argument: str, value: Any) -> np.ndarray:
     except (TypeError, ValueError) as error:
         found = f"found a {type(value).__name__} that does not make an array ({error})"
         raise DTypeError(message(call, argument, found, "Pass an array of numbers")) from None
-    if array.dtype.kind not in "fiu":
+    # ml_dtypes.bfloat16, which jax brings, is a "void" to NumPy.
+    if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
         found = f"found dtype {array.dtype}, expected real numbers"
         raise DTypeError(message(call, argument, found, "Convert it to numbers first"))
     return array

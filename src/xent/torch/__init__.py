@@ -5,7 +5,7 @@ tensors, operators.py registers them with torch, and composed.py has the same lo
 every other device.
 """
 
-from xent.torch.functional import cross_entropy
+from xent.torch.functional import Statistics, cross_entropy, statistics
 from xent.torch.modules import CrossEntropyLoss
 
-__all__ = ["CrossEntropyLoss", "cross_entropy"]
+__all__ = ["CrossEntropyLoss", "Statistics", "cross_entropy", "statistics"]

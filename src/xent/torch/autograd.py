@@ -69,6 +69,28 @@ class _CrossEntropy(torch.autograd.Function):
         return dlogits, dtarget, None, None
 
 
+class Statistics(torch.autograd.Function):
+    """`xent.torch.statistics` of rows, by the kernel; the gradient is a formula of torch operations."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, objective: Objective) -> tuple[Tensor, ...]:
+        found = kernels.statistics(logits, labels, objective)
+        if bool(found[0].isnan().any()):
+            check_labels("statistics", labels, logits.shape[1], objective.ignore_index)
+        ctx.objective = objective
+        ctx.save_for_backward(logits, labels)
+        ctx.mark_non_differentiable(*found[3:])
+        return found
+
+    @staticmethod
+    def backward(
+        ctx: Any, d_log_prob: Tensor, d_entropy: Tensor, d_lse: Tensor, *_: Tensor
+    ) -> tuple[Tensor, None, None]:
+        logits, labels = ctx.saved_tensors
+        gradient = composed.statistics_gradient(logits, labels, d_log_prob, d_entropy, d_lse, ctx.objective)
+        return gradient, None, None
+
+
 def _row_scale(upstream: Tensor, scale: float, logits: Tensor) -> Tensor:
     """The gradient from above for each row: (N,) or (N, S)."""
     shape = logits.shape[:1] + logits.shape[2:]

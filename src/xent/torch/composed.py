@@ -74,11 +74,7 @@ def cross_entropy_gradient(
     t = target_weights(target, z, weight, objective)
     lse = torch.logsumexp(z, dim=1, keepdim=True)
     gradient = (t.sum(dim=1, keepdim=True) + 2 * objective.z_loss * lse) * torch.exp(z - lse) - t
-    if objective.softcap is not None:
-        # 1 - tanh(u)**2 with tanh(u) = z / softcap; 0 for a masked class.
-        bent = torch.where(z == -torch.inf, 1.0, z / objective.softcap)
-        gradient = gradient * (1 - bent**2)
-    gradient = gradient * objective.logit_scale * row_scale.unsqueeze(1)
+    gradient = gradient * bent_logits_derivative(z, objective) * row_scale.unsqueeze(1)
     if not target.is_floating_point():
         gradient = gradient.masked_fill((target == objective.ignore_index).unsqueeze(1), 0.0)
     return gradient.to(logits.dtype)
@@ -93,6 +89,46 @@ def target_gradient(
     if weight is not None:
         gradient = gradient * weight.to(z.dtype).reshape(1, -1, *[1] * (z.ndim - 2))
     return (gradient * row_scale.unsqueeze(1)).to(dtype)
+
+
+def statistics_rows(logits: Tensor, labels: Tensor, objective: Objective) -> tuple[Tensor, ...]:
+    """(log_prob, entropy, lse, argmax, rank) of each row; see `xent.torch.statistics`."""
+    z = bent_logits(logits, objective)
+    lse = torch.logsumexp(z, dim=1)
+    log_q = z - lse.unsqueeze(1)
+    masked = z == -torch.inf
+    entropy = -(log_q.exp() * log_q.masked_fill(masked, 0.0)).sum(dim=1)
+    known = (labels >= 0) & (labels < z.shape[1]) & (labels != objective.ignore_index)
+    place = labels.clamp(0, z.shape[1] - 1).unsqueeze(1)
+    # A label out of range is NaN, an ignored one 0.
+    unknown = torch.where(labels == objective.ignore_index, 0.0, torch.nan).to(z.dtype)
+    log_prob = torch.where(known, log_q.gather(1, place).squeeze(1), unknown)
+    rank = torch.where(known, (logits > logits.gather(1, place)).sum(dim=1), -1)
+    return log_prob, entropy, lse, logits.argmax(dim=1), rank
+
+
+def statistics_gradient(
+    logits: Tensor, labels: Tensor, d_log_prob: Tensor, d_entropy: Tensor, d_lse: Tensor, objective: Objective
+) -> Tensor:
+    """d_log_prob * (one_hot - q) - d_entropy * q * (log q + entropy) + d_lse * q, times dz/dx."""
+    z = bent_logits(logits, objective)
+    log_q = z - torch.logsumexp(z, dim=1, keepdim=True)
+    q, log_q = log_q.exp(), log_q.masked_fill(z == -torch.inf, 0.0)
+    entropy = -(q * log_q).sum(dim=1, keepdim=True)
+    known = (labels >= 0) & (labels < z.shape[1]) & (labels != objective.ignore_index)
+    of_label = d_log_prob * known
+    gradient = (d_lse - of_label).unsqueeze(1) * q - d_entropy.unsqueeze(1) * q * (log_q + entropy)
+    place = labels.clamp(0, z.shape[1] - 1).unsqueeze(1)
+    gradient = gradient.scatter_add(1, place, of_label.unsqueeze(1))
+    return (gradient * bent_logits_derivative(z, objective)).to(logits.dtype)
+
+
+def bent_logits_derivative(z: Tensor, objective: Objective) -> Tensor | float:
+    """dz/dx from z: logit_scale * (1 - tanh(u)**2) with tanh(u) = z / softcap; 0 for a masked class."""
+    if objective.softcap is None:
+        return objective.logit_scale
+    bent = torch.where(z == -torch.inf, 1.0, z / objective.softcap)
+    return objective.logit_scale * (1 - bent**2)
 
 
 def _without_ignored(logits: Tensor, target: Tensor, objective: Objective) -> Tensor:

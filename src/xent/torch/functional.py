@@ -7,7 +7,7 @@ other devices, and under torch.func         a formula of torch operations, compo
 
 from __future__ import annotations
 
-from typing import Unpack
+from typing import NamedTuple, Unpack
 
 import torch
 from torch import Tensor
@@ -87,6 +87,78 @@ def cross_entropy(
         total = reduce(total, mean_denominator(rows, weight, how.soft, how.rows, objective), objective)
     mean: Tensor = total.to(losses.dtype)
     return mean
+
+
+class Statistics(NamedTuple):
+    """What one visit to the logits tells of each row; see `statistics`."""
+
+    log_prob: Tensor
+    entropy: Tensor
+    lse: Tensor
+    argmax: Tensor
+    rank: Tensor
+
+
+def statistics(
+    input: Tensor,
+    target: Tensor,
+    *,
+    ignore_index: int = -100,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+) -> Statistics:
+    """Log-probability and rank of the labels, entropy, log-sum-exp and argmax of each row, in one visit to the logits.
+
+    *Definition*: with q = softmax(z) of the bent logits z (`xent.Objective`), ``log_prob = log q[label]``,
+    ``entropy = -sum(q * log q)``, ``lse = log(sum(exp(z)))``; ``argmax`` is the first class with the greatest logit, and
+    ``rank`` the number of classes whose logit is greater than the label's: 0 for a right prediction.
+
+    Parameters
+    ----------
+    input : tensor (C,), (N, C) or (N, C, d1, ...): logits; minus infinity masks a class.
+    target : class indices of that shape without C, in [0, C) or equal to `ignore_index`.
+    ignore_index, softcap, logit_scale : see `xent.Objective`.
+
+    Returns
+    -------
+    Statistics
+        Five tensors of the target's shape. log_prob, entropy and lse are in nats, float32 for 16-bit logits, and
+        differentiable; argmax and rank are int64. An ignored row has log_prob 0 and rank -1.
+
+    Raises
+    ------
+    LabelError
+        A label is out of range (on other devices than the CPU: NaN and rank -1).
+    ShapeError, DTypeError, ObjectiveError
+
+    Notes
+    -----
+    *Numerics*: as `cross_entropy`. Masked classes add 0 to the entropy. *Memory*: a few numbers per row; the gradient is
+    a formula of torch operations, which holds a few copies of the logits for a moment.
+
+    Examples
+    --------
+    >>> found = statistics(torch.tensor([[0.0, 0.0, -torch.inf]]), torch.tensor([1]))
+    >>> round(found.entropy.item(), 4), round(found.log_prob.item(), 4), found.rank.item()
+    (0.6931, -0.6931, 0)
+
+    References
+    ----------
+    Shannon (1948), A Mathematical Theory of Communication
+    """
+    objective = Objective(ignore_index=ignore_index, softcap=softcap, logit_scale=logit_scale)
+    how = _layout("statistics", input, target, None, objective)
+    if how.soft:
+        found = "found class probabilities, expected class indices"
+        raise DTypeError(message("statistics", "target", found, "For probabilities use cross_entropy"))
+    logits, labels = as_rows(input), labels_as_rows(target, how)
+    if input.device.type != "cpu" or is_transformed():
+        rows = composed.statistics_rows(logits, labels, objective)
+    elif is_traced(input, target):
+        rows = operators.statistics_rows(logits, labels, objective)
+    else:
+        rows = autograd.Statistics.apply(logits, labels, objective)  # type: ignore[no-untyped-call]
+    return Statistics(*(from_rows(tensor, how) for tensor in rows))
 
 
 def _layout(call: str, input: Tensor, target: Tensor, weight: Tensor | None, objective: Objective) -> Layout:

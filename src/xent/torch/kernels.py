@@ -50,6 +50,16 @@ def backward(
     return _as_tensor(dlogits, logits.dtype)
 
 
+def statistics(logits: Tensor, labels: Tensor, objective: Objective) -> tuple[Tensor, ...]:
+    """Return log_prob, entropy, lse, argmax and rank of each row, (N,) or (N, S)."""
+    x = as_array(logits)
+    found = cpu.statistics(x, target_array(labels, x), objective, threads=torch.get_num_threads())
+    shape = logits.shape[:1] + logits.shape[2:]
+    wide = _wide(x.dtype)[1]
+    log_prob, entropy, lse, argmax, rank = (torch.from_numpy(array).reshape(shape) for array in found)
+    return log_prob, entropy, lse.to(wide), argmax, rank
+
+
 def as_array(tensor: Tensor) -> Array:
     """The tensor's memory; bfloat16 as the integers of its bits."""
     tensor = tensor.detach()

@@ -21,6 +21,12 @@ def cross_entropy_rows(logits: Tensor, target: Tensor, weight: Tensor | None, ob
     return loss
 
 
+def statistics_rows(logits: Tensor, labels: Tensor, objective: Objective) -> tuple[Tensor, ...]:
+    """What `composed.statistics_rows` gives, by the kernel."""
+    found: tuple[Tensor, ...] = _statistics(logits, labels, objective.to_numbers())
+    return found
+
+
 @torch.library.custom_op("xent::cross_entropy_rows", mutates_args=(), device_types="cpu")
 def _forward(logits: Tensor, target: Tensor, weight: Tensor | None, options: list[float]) -> tuple[Tensor, Tensor]:
     losses, lse = kernels.forward(logits, target, weight, Objective.from_numbers(options))
@@ -86,3 +92,33 @@ def _differentiate_again(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...
 
 _forward.register_autograd(_differentiate, setup_context=_save)
 _backward.register_autograd(_differentiate_again, setup_context=_save_all)
+
+
+@torch.library.custom_op("xent::statistics_rows", mutates_args=(), device_types="cpu")
+def _statistics(logits: Tensor, labels: Tensor, options: list[float]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    log_prob, entropy, lse, argmax, rank = kernels.statistics(logits, labels, Objective.from_numbers(options))
+    return log_prob, entropy, lse, argmax, rank
+
+
+@_statistics.register_fake
+def _(logits: Tensor, labels: Tensor, options: list[float]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    real = logits.new_empty(logits.shape[:1] + logits.shape[2:], dtype=composed.compute_dtype(logits.dtype))
+    whole = torch.empty_like(real, dtype=torch.int64)
+    return real, torch.empty_like(real), torch.empty_like(real), whole, torch.empty_like(whole)
+
+
+def _save_logits(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    logits, labels, ctx.options = inputs
+    ctx.save_for_backward(logits, labels)
+    ctx.mark_non_differentiable(*output[3:])
+
+
+def _differentiate_statistics(
+    ctx: Any, d_log_prob: Tensor, d_entropy: Tensor, d_lse: Tensor, *_: Tensor
+) -> tuple[Tensor, None, None]:
+    logits, labels = ctx.saved_tensors
+    objective = Objective.from_numbers(ctx.options)
+    return composed.statistics_gradient(logits, labels, d_log_prob, d_entropy, d_lse, objective), None, None
+
+
+_statistics.register_autograd(_differentiate_statistics, setup_context=_save_logits)
