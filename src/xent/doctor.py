@@ -15,15 +15,17 @@ PACKAGES = ("numpy", "numba", "array-api-compat", "torch", "triton", "scikit-lea
 
 def diagnosis() -> dict[str, dict[str, Any]]:
     """Versions, devices, kernels and threads, as names and values."""
+    from xent.benchmark.machine import processor
+
     return {
         "versions": {
             "xent": xent.__version__,
             "python": platform.python_version(),
             **{package: _version(package) for package in PACKAGES},
         },
-        "devices": {"processor": _processor(), "cores": os.cpu_count(), "gpu": _gpu()},
+        "devices": {"processor": processor(), "cores": os.cpu_count(), "gpu": _gpu()},
         "kernels": _kernels(),
-        "threads": {name: os.environ.get(name, "not set") for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")},
+        "threads": _threads(),
     }
 
 
@@ -32,16 +34,6 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
-
-
-def _processor() -> str:
-    """The processor's name, where the system tells it."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _gpu() -> str:
@@ -56,4 +48,27 @@ def _gpu() -> str:
 
 def _kernels() -> dict[str, str]:
     """Each front, and what computes it here."""
-    return {"xent.numpy": "the float64 reference (NumPy)"}
+    if importlib.util.find_spec("torch") is None:
+        torch_front = "not available: torch is not installed; pip install 'xent[torch]'"
+    else:
+        torch_front = "CPU tensors: Numba kernels; other devices: formulas of torch operations, no kernels yet"
+    return {
+        "xent.numpy": "cross_entropy: Numba kernels; squared_error, linear_cross_entropy: the float64 reference",
+        "xent.torch": torch_front,
+        "compiled code": _cache(),
+    }
+
+
+def _cache() -> str:
+    """Where compiled kernels are kept, or why they are not."""
+    from xent.cpu.compilation import cache_folder
+
+    folder = cache_folder()
+    return f"kept in {folder}" if folder else "not kept: no writable folder; set NUMBA_CACHE_DIR to one"
+
+
+def _threads() -> dict[str, Any]:
+    from xent.cpu.threads import get_num_threads
+
+    names = ("XENT_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    return {"kernels use": get_num_threads(), **{name: os.environ.get(name, "not set") for name in names}}

@@ -28,7 +28,7 @@ def describe(command: str, threads: int) -> dict[str, Any]:
         "command": command,
         "threads": threads,
         "machine": {
-            "processor": _processor(),
+            "processor": processor(),
             "cores": os.cpu_count(),
             "memory_bytes": memory_bytes("MemTotal"),
             "system": f"{platform.system()} {platform.release()}",
@@ -129,7 +129,7 @@ def _kilobytes(path: Path, which: str) -> int | None:
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith(which + ":")), None)
 
 
-def _processor() -> str:
+def processor() -> str:
     """Name, family and model of the processor, and the widest vectors that it has."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
