@@ -1,0 +1,115 @@
+"""A page: a Jinja2 template filled with texts, and charts as Vega-Lite specifications with their JavaScript inlined.
+
+The page asks for nothing from outside: its Content-Security-Policy forbids that, and names the scripts that may run by
+their hash. Vega evaluates its expressions with an interpreter, so `eval` is forbidden as well.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import altair
+import jinja2
+import vl_convert
+from markupsafe import Markup
+
+from xent.report.theme import config
+
+Chart = altair.Chart | altair.LayerChart
+
+EMBED = """
+const { config, charts } = JSON.parse(document.getElementById("charts").textContent);
+const options = { config, mode: "vega-lite", renderer: "svg", ast: true, actions: false, defaultStyle: false,
+  tooltip: { disableDefaultStyle: true, offsetX: 12, offsetY: 12 } };
+Promise.all(Object.entries(charts).map(([name, spec]) => vegaEmbed("#chart-" + name, spec, options)))
+  .then(() => { document.documentElement.dataset.charts = "ready"; });
+// A finger that moves on leaves the mark it first touched, as a mouse does.
+document.addEventListener("pointerdown", (event) => {
+  if (event.target.hasPointerCapture?.(event.pointerId)) event.target.releasePointerCapture(event.pointerId);
+});
+"""
+"""All of our own JavaScript."""
+
+
+def render(template: str, charts: Mapping[str, Chart], context: Mapping[str, Any]) -> str:
+    """The page as text. The template places a chart by its name; the context is whatever else it needs."""
+    specs = {name: specification(chart) for name, chart in charts.items()}
+    libraries, embed = javascript(), EMBED
+    return (
+        environment()
+        .get_template(template)
+        .render(
+            context,
+            chart_names=frozenset(specs),
+            charts_json=_json_for_html({"config": config(), "charts": specs}),
+            libraries=Markup(libraries),
+            embed=Markup(embed),
+            policy=content_security_policy(libraries, embed),
+            style=Markup((Path(__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")),
+        )
+    )
+
+
+def specification(chart: Chart) -> dict[str, Any]:
+    """A chart as Vega-Lite, without what the page says once for all charts. Tests check it against the schema."""
+    spec: dict[str, Any] = chart.to_dict(validate=False)
+    return {key: value for key, value in spec.items() if key not in ("$schema", "config")}
+
+
+def environment() -> jinja2.Environment:
+    """Templates escape what they are given, and a name that they lack is an error."""
+    found = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.filters["zip"] = zip
+    return found
+
+
+@cache
+def javascript() -> str:
+    """Vega, Vega-Lite and vega-embed in the version that Altair writes for; once for all charts of a page."""
+    version = altair.SCHEMA_VERSION.removeprefix("v").rsplit(".", 1)[0]
+    bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=version)
+    return bundle.replace("</script", "<\\/script").replace("<!--", "<\\!--")
+
+
+def content_security_policy(*scripts: str) -> str:
+    """Nothing may be loaded or sent, and no script may run but those given, unchanged."""
+    digests = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
+    allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def write_together(directory: Path, contents: Mapping[str, str]) -> dict[str, Path]:
+    """Write all files or none: each under a temporary name first, then all under their own."""
+    directory.mkdir(parents=True, exist_ok=True)
+    temporary = {name: directory / f".{name}.{os.getpid()}.partial" for name in contents}
+    try:
+        for name, text in contents.items():
+            temporary[name].write_text(text, encoding="utf-8")
+        for name, path in temporary.items():
+            os.replace(path, directory / name)
+    finally:
+        for path in temporary.values():
+            path.unlink(missing_ok=True)
+    return {name: directory / name for name in contents}
+
+
+def _json_for_html(value: Any) -> Markup:
+    """JSON that stays inside its script element whatever the strings in it say."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
+    return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))

@@ -1,0 +1,148 @@
+"""The head of the report of `xent why`: the answer in one paragraph, the key figures, the facts about the data."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from markupsafe import Markup
+
+from xent.report.numbers import count, magnitude, median, percent, plural, scientific, significant
+from xent.report.why_tables import headline, level_of, number, score, seeds_there, several_seeds
+
+LONGEST_NAME, LONGEST_LIST = 40, 120
+MOST_CLASSES = 12
+"""Named in the report; more are only counted."""
+
+
+def facts(record: dict[str, Any]) -> list[tuple[str, str]]:
+    """The data in pairs of term and description."""
+    data = record["data"]
+    sampled = data["rows_in_source"] != data["rows"]
+    rows_ = plural(data["rows"], "row") + (f" of {count(data['rows_in_source'])}, sampled" if sampled else "")
+    shown = [shortened(name) for name in data["classes"][:MOST_CLASSES]]
+    while len(shown) > 1 and sum(map(len, shown)) > LONGEST_LIST:
+        shown.pop()
+    more = len(data["classes"]) - len(shown)
+    names = ", ".join(shown) + (f" and {count(more)} more" if more else "")
+    return [
+        ("Data", f"{shortened(data['name'])} ({data['source']})"),
+        ("Rows", f"{rows_}; {plural(data['features'], 'feature')}"),
+        ("Classes", f"{count(len(data['classes']))}: {names}"),
+        (
+            "Split",
+            f"{count(data['rows_train'])} to train, {count(data['rows_validation'])} to choose learning rates, "
+            f"{count(data['rows_test'])} to test",
+        ),
+        (
+            "Knowing nothing",
+            f"{percent(data['majority_accuracy'])} accuracy by always naming the commonest class; "
+            f"{significant(data['label_entropy_nats'])} nats of entropy in the labels",
+        ),
+    ]
+
+
+def answer(record: dict[str, Any]) -> list[Markup]:
+    """The question answered in one paragraph, from the results."""
+    seeds = plural(len(record["settings"]["seeds"]), "seed")
+    opening = Markup("On {rows} rows of {name}, with a learning rate chosen for each loss on its own, {race}")
+    sentences = [
+        opening.format(
+            rows=count(record["data"]["rows"]), name=shortened(record["data"]["name"]), race=_raced(record, "random")
+        ),
+        Markup("From a confidently wrong start {}{}").format(_raced(record, "confidently wrong"), _stalls(record)),
+    ]
+    won = score(record)
+    clearly = f", {won['SE clearly'] or 'none'} of them clearly" if won["SE"] and several_seeds(record) else ""
+    share = f"{count(won['SE'])} of {count(won['all'])} comparisons{clearly}" if won["SE"] else "no comparison"
+    sentences.append(
+        Markup("Squared error was better in {}; part 4 has them all. Steps are medians of {}.").format(share, seeds)
+    )
+    return sentences
+
+
+def _raced(record: dict[str, Any], start: str) -> Markup:
+    """How many steps each loss took to the highest level of accuracy that either reached, with both models."""
+    models = list(dict.fromkeys(c["model"] for c in record["comparisons"]))
+    return Markup("; ").join(_raced_with(record, start, model, model == models[-1]) for model in reversed(models)) + "."
+
+
+def _raced_with(record: dict[str, Any], start: str, model: str, is_first: bool) -> Markup:
+    a_model = f"a model with {model}" if model.startswith("one ") else f"a {model}"
+    c = headline(record, start, model)
+    if c is None:
+        return Markup("with {} neither loss reached a level that was timed").format(a_model)
+    steps = {"cross-entropy": c["cross_entropy"]["median"], "squared error": c["squared_error"]["median"]}
+    first, second = sorted(steps, key=lambda loss: math.inf if steps[loss] is None else steps[loss])
+    pattern = "{who} took {a_model} to {level} test accuracy in {steps}, {rest}"
+    if not is_first:
+        pattern = "{a_model} got to {level} by {who} in {steps}, {rest}"
+    if steps[second] is None:
+        there, all_seeds = seeds_there(record, c, second), plural(len(record["settings"]["seeds"]), "seed")
+        seeds = f"{count(there)} of {all_seeds}" if there else f"none of {all_seeds}"
+        rest = Markup("{} with {}").format(f"{second} got there" if is_first else f"by {second}", seeds)
+    else:
+        rest = Markup("{}{} in {}").format("" if is_first else "by ", second, _colored(second, count(steps[second])))
+    reached = _colored(first, plural(steps[first], "step"))
+    return Markup(pattern).format(who=first, a_model=a_model, level=level_of(c), steps=reached, rest=rest)
+
+
+def _colored(loss: str, text: str) -> Markup:
+    return Markup('<strong class="{}">{}</strong>').format(loss.replace(" ", "-"), text)
+
+
+def _stalls(record: dict[str, Any]) -> Markup:
+    """Why, if it was so: the gradients measured at that start."""
+    lengths = gradient_lengths(record, "confidently wrong")
+    if lengths is None or lengths[0] <= 2 * lengths[1]:
+        return Markup("")
+    return Markup(
+        " There the median row’s gradient is {} long for cross-entropy and {} for squared error, which is left with "
+        "little to learn from just where it is most wrong."
+    ).format(significant(lengths[0]), magnitude(lengths[1]))
+
+
+def tiles(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Key figures: a label, and one or two numbers with their unit."""
+    model = record["comparisons"][-1]["model"] if record["comparisons"] else ""
+    found = []
+    for start in ("confidently wrong", "random"):
+        c = headline(record, start, model)
+        if c is not None:
+            seeds = plural(len(record["settings"]["seeds"]), "seed")
+            label = f"to {level_of(c)} test accuracy from a {start} start, {model}, median of {seeds}"
+            pair = [number(c[key]["median"], "steps") for key in ("cross_entropy", "squared_error")]
+            found.append({"pair": pair, "unit": "steps", "label": label})
+    lengths = gradient_lengths(record, "confidently wrong")
+    if lengths:
+        found.append(
+            {
+                "pair": [magnitude(value) for value in lengths],
+                "unit": "length of gradient",
+                "label": "at the median training row of the confidently wrong start",
+            }
+        )
+    before = record["likelihood"]["before"]
+    lost = before["rows_until_underflow"]
+    detail = f"a float64 product of it is 0 from row {count(lost)}" if lost else "the product of one factor per row"
+    found.append(
+        {
+            "single": scientific(before["likelihood"]),
+            "unit": "likelihood",
+            "label": f"of {count(record['likelihood']['rows'])} rows before training; {detail}",
+        }
+    )
+    return found
+
+
+def gradient_lengths(record: dict[str, Any], start: str) -> tuple[float, float] | None:
+    """The median lengths of both gradients over the sampled rows at a start."""
+    samples = [s for s in record["gradients"] if s["start"] == start]
+    ce, se = (median([s[f"{loss}_gradient"] for s in samples]) for loss in ("cross_entropy", "squared_error"))
+    return None if ce is None or se is None else (ce, se)
+
+
+def shortened(name: object) -> str:
+    """A name that comes from the data, at a length that a sentence can take."""
+    text = str(name)
+    return text if len(text) <= LONGEST_NAME else text[: LONGEST_NAME - 1] + "…"

@@ -1,0 +1,19 @@
+"""The charts of `xent why`, one module for each part of the report: Vega-Lite specifications made by Altair."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xent.report.theme import Layers
+from xent.report.why_charts import information, likelihood, punishment, race
+
+__all__ = ["charts"]
+
+
+def charts(record: dict[str, Any]) -> dict[str, Layers]:
+    """All charts by the name under which the template places them. The record is that of `Record.to_dict`."""
+    return {
+        name: chart
+        for part in (punishment, information, likelihood, race)
+        for name, chart in part.charts(record).items()
+    }

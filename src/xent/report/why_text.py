@@ -1,0 +1,270 @@
+"""What the report of `xent why` says: sentences whose every number is computed, here or in the record."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from xent import information as of
+from xent.numpy import cross_entropy_value_and_grad, squared_error_value_and_grad
+from xent.report.numbers import count, listed, magnitude, median, percent, plural, scientific, significant
+from xent.report.theme import power
+from xent.report.why_answer import answer, facts, gradient_lengths, shortened, tiles
+from xent.report.why_charts import information as simplex
+from xent.report.why_charts import punishment
+from xent.report.why_charts.race import MEASURES, MOST_SEEDS
+from xent.report.why_tables import rates, tables, verdict, wins_of_squared_error
+
+
+def texts(record: dict[str, Any]) -> dict[str, Any]:
+    """Everything that the template places."""
+    return {
+        "name": shortened(record["data"]["name"]),
+        "facts": facts(record),
+        "answer": answer(record),
+        "tiles": tiles(record),
+        "punishment": punishment_text(record),
+        "sliders": sliders_text(),
+        "information": information_text(record),
+        "likelihood": likelihood_text(record),
+        "race": race_text(record),
+        "tables": tables(record),
+        "controls": controls(record),
+        "method": method(record),
+    }
+
+
+def controls(record: dict[str, Any]) -> dict[str, Any]:
+    """Where the page's sliders and menus begin, and what they offer."""
+    lowest = punishment.lowest_exponent(record)
+    return {
+        "truth": {"last": punishment.GRID - 1, "start": punishment.grid_start(lowest)},
+        "event": simplex.EVENT,
+        "logits": punishment.WRONG_LOGITS,
+        "simplex": {"last": len(simplex.simplex_grid()) - 1, "start": simplex.simplex_start()},
+        "starts": list(dict.fromkeys(r["start"] for r in record["runs"])),
+        "models": list(dict.fromkeys(r["model"] for r in record["runs"])),
+        "measures": MEASURES,
+    }
+
+
+def punishment_text(record: dict[str, Any]) -> list[Markup]:
+    """Part 1."""
+    p = 0.01
+    values = {name: tuple(float(v[0]) for v in pair) for name, pair in punishment.two_losses([p]).items()}
+    (ce, ce_length), (se, se_length) = values["cross-entropy"], values["squared error"]
+    found = [
+        Markup(
+            "A prediction that gives the truth {p} costs {ce} nats by cross-entropy and {se} by squared error, which "
+            "can never charge more than 2. Every tenfold fall of that probability adds {tenth} nats to the one and "
+            "next to nothing to the other."
+        ).format(p=percent(p, 0), ce=significant(ce), se=significant(se), tenth=significant(math.log(10))),
+        Markup(
+            "Learning follows the gradient. There it is {ce} long for cross-entropy and {se} for squared error, "
+            "{ratio} times shorter, because the chain rule multiplies it by the probability itself."
+        ).format(ce=significant(ce_length), se=significant(se_length), ratio=significant(ce_length / se_length, 2)),
+    ]
+    wrong = [s for s in record["gradients"] if s["start"] == "confidently wrong"]
+    lengths = gradient_lengths(record, "confidently wrong")
+    if wrong and lengths:
+        p_median = median([s["probability_of_label"] for s in wrong])
+        found.append(
+            Markup(
+                "On {name}, at the confidently wrong start, the median training row gives its label {p}; the median "
+                "gradients are {ce} and {se}."
+            ).format(
+                name=shortened(record["data"]["name"]),
+                p=magnitude(p_median),
+                ce=significant(lengths[0]),
+                se=magnitude(lengths[1]),
+            )
+        )
+    return found
+
+
+def caption_of_rows(record: dict[str, Any]) -> str:
+    """What the points of the chart of gradients are."""
+    lowest = 10.0 ** punishment.lowest_exponent(record)
+    samples = record["gradients"]
+    below = sum(s["probability_of_label"] < lowest for s in samples)
+    text = f"Points are {plural(len(samples), 'sampled training row')} of {shortened(record['data']['name'])}"
+    if below:
+        least = power(punishment.lowest_exponent(record))
+        text += f"; {count(below)} with less than {least} for their label stand at the left edge"
+    if len(record["data"]["classes"]) > 2:
+        text += ". Lines: all wrong probability on one class; shaded down to where it is even over all others"
+    return text + "."
+
+
+def information_text(record: dict[str, Any]) -> dict[str, Any]:
+    """Part 2."""
+    info, q = record["information"], np.array(simplex.Q)
+    costs = [float(v) for v in of.cross_entropy(np.eye(3), q, base=2)]
+    nats = float(of.cross_entropy(np.eye(3)[2], q))
+    content = Markup(
+        "Information content is the surprise in an event: {one} bit for a probability of one half, {two} for a "
+        "quarter, none for what is certain. Independent events multiply their probabilities, and the logarithm makes "
+        "that a sum."
+    ).format(
+        one=count(float(of.information_content(0.5, base=2))), two=count(float(of.information_content(0.25, base=2)))
+    )
+    drag = Markup(
+        "Drag p. Cross-entropy is the bits that p costs when it is coded for q, its own entropy plus the divergence; "
+        "put p on q and only the entropy is left. At a corner p is a one-hot label and its entropy is 0: there "
+        "cross-entropy, divergence and surprise are one number, {a} bits at A and {c} at C ({nats} nats)."
+    ).format(a=f"{costs[0]:.4f}", c=f"{costs[2]:.4f}", nats=f"{nats:.4f}")
+    ratio = _asymmetry(info)
+    checked = Markup(
+        "Let p be the softmax regression’s prediction of a test row and q that of the model with a hidden layer. Over "
+        "all {rows} test rows <span>H(p, q)</span> and <span>H(p) + KL(p ‖ q)</span> differ by "
+        "at most {residual} nats{rounding}. The divergence is not symmetric: its mean is {forward} nats one "
+        "way and {reverse} the other{ratio}."
+    ).format(
+        rows=count(record["data"]["rows_test"]),
+        residual=magnitude(info["largest_residual_nats"]),
+        rounding=", which is rounding" if (info["largest_residual_nats"] or 0) < 1e-9 else "",
+        forward=magnitude(info["mean_kl_divergence_nats"]),
+        reverse=magnitude(info["mean_kl_divergence_reversed_nats"]),
+        ratio=ratio,
+    )
+    one_hot = [
+        ("entropy of the labels", info["label_entropy_nats"]),
+        ("cross-entropy of p relative to the labels", info["label_cross_entropy_nats"]),
+        ("KL divergence of the labels from p", info["label_kl_divergence_nats"]),
+        ("mean information content of the labels under p", info["label_mean_surprisal_nats"]),
+    ]
+    return {
+        "content": content,
+        "drag": drag,
+        "checked": checked,
+        "one_hot": [(name, "infinite" if value is None else f"{value:.10f}") for name, value in one_hot],
+        "left_out": _left_out(record),
+        "q": listed(f"{name} {value:.0%}" for name, value in zip(simplex.CLASSES, simplex.Q, strict=True)),
+    }
+
+
+def _asymmetry(info: dict[str, Any]) -> str:
+    forward, reverse = info["mean_kl_divergence_nats"], info["mean_kl_divergence_reversed_nats"]
+    if not forward or not reverse:
+        return ""
+    return f", a factor of {significant(max(forward, reverse) / min(forward, reverse), 2)}"
+
+
+def _left_out(record: dict[str, Any]) -> str:
+    samples, shown = record["information"]["samples"], simplex.divergences(record)
+    below = sum(min(s["kl_divergence"], s["kl_divergence_reversed"]) < simplex.FLOOR for s in shown)
+    text = f"{plural(len(shown), 'test row')}, spread evenly from the smallest divergence to the largest"
+    if below:
+        text += f"; {count(below)} below {power(round(math.log10(simplex.FLOOR)))} nats at the edge"
+    if len(shown) < len(samples):
+        text += f"; {count(len(samples) - len(shown))} infinite ones left out"
+    return text + "."
+
+
+def likelihood_text(record: dict[str, Any]) -> list[Markup]:
+    """Part 3."""
+    part = record["likelihood"]
+    before, after = part["before"], part["after"]
+    rows_ = count(part["rows"])
+    lost = before["rows_until_underflow"]
+    product = (
+        Markup("as a product of float64 numbers it is exactly 0 from row {} on").format(count(lost))
+        if lost
+        else Markup("a float64 still holds it, but at this rate no more than {} rows of it").format(_room(record))
+    )
+    first = Markup(
+        "The likelihood of a model is the product of the probabilities that it gave to what happened: one factor for "
+        "each of {rows} rows. Before training it is {before}; {product}. The sum of the logarithms is {log} nats, "
+        "without any trouble."
+    ).format(
+        rows=rows_,
+        before=scientific(before["likelihood"]),
+        product=product,
+        log=_nats(before["log_likelihood_nats"]),
+    )
+    mean = None if after["log_likelihood_nats"] is None else -after["log_likelihood_nats"] / part["rows"]
+    second = Markup(
+        "Training by cross-entropy raises the likelihood to {after}. The two are one quantity: {nll} nats of negative "
+        "log-likelihood are {rows} rows times a mean cross-entropy of {mean} nats per row, so the least cross-entropy "
+        "is the greatest likelihood."
+    ).format(
+        after=scientific(after["likelihood"]),
+        nll=_nats(None if after["log_likelihood_nats"] is None else -after["log_likelihood_nats"]),
+        rows=rows_,
+        mean="infinite" if mean is None else f"{mean:.5f}",
+    )
+    return [first, second]
+
+
+def _room(record: dict[str, Any]) -> str:
+    """For how many rows a float64 could hold the product, at the rate of those there are."""
+    log10 = (record["likelihood"]["before"]["log_likelihood_nats"] or -math.inf) / math.log(10)
+    return f"about {significant(record['likelihood']['rows'] * math.log10(5e-324) / log10, 2)}"
+
+
+def _nats(value: float | None) -> str:
+    return "infinite" if value is None else f"{value:,.2f}".replace("-", "−")
+
+
+def race_text(record: dict[str, Any]) -> dict[str, Any]:
+    """Part 4."""
+    seeds = len(record["settings"]["seeds"])
+    thin = f"the first {MOST_SEEDS} of {count(seeds)} seeds" if seeds > MOST_SEEDS else "seeds"
+    return {
+        "verdict": verdict(record),
+        "squared_error": wins_of_squared_error(record),
+        "rates": rates(record),
+        "title": f"Test rows in the course of training: thin lines are {thin}, thick ones medians",
+    }
+
+
+def sliders_text() -> list[Markup]:
+    """Part 1, beside the sliders: what they show where they begin."""
+    logits = np.array(punishment.WRONG_LOGITS)
+    (ce, ce_gradient), (se, se_gradient) = (
+        function(logits, 0) for function in (cross_entropy_value_and_grad, squared_error_value_and_grad)
+    )
+    first = Markup(
+        "Class 1 is the truth, and the sliders begin where a model is confidently wrong. Cross-entropy charges {ce} "
+        "nats and its gradient is {ce_length} long. Squared error charges {se}, nearly all that it can, and its "
+        "gradient is {se_length}: the worst prediction is left almost as it is."
+    ).format(
+        ce=significant(float(ce)),
+        se=significant(float(se)),
+        ce_length=significant(float(np.linalg.norm(ce_gradient))),
+        se_length=significant(float(np.linalg.norm(se_gradient))),
+    )
+    return [
+        first,
+        Markup(
+            "Bring the three logits together, and both losses pull. They differ in being wrong, not in being unsure."
+        ),
+    ]
+
+
+def method(record: dict[str, Any]) -> dict[str, Any]:
+    """Settings and versions, for the last section."""
+    settings = record["settings"]
+    return {
+        "settings": [
+            ("Seeds", listed(str(seed) for seed in settings["seeds"])),
+            ("Epochs", count(settings["epochs"])),
+            ("Rows per batch", count(settings["batch_size"])),
+            ("Hidden units", count(settings["hidden_units"])),
+            ("Learning rates tried", _tried(record)),
+            ("Trainings compared", count(len(record["runs"]))),
+            ("Time", f"{record['seconds']:.1f} seconds"),
+            ("Versions", ", ".join(f"{name} {version}" for name, version in record["versions"].items())),
+        ],
+        "rows_caption": caption_of_rows(record),
+    }
+
+
+def _tried(record: dict[str, Any]) -> str:
+    found = sorted({trial["learning_rate"] for trial in record["learning_rates"]})
+    return (
+        f"{plural(len(record['learning_rates']), 'training')}, from {found[0]:g} to {found[-1]:g}" if found else "none"
+    )
