@@ -56,8 +56,8 @@ def cross_entropy(
     -----
     *Numerics*: float32 for 16-bit and float32 logits, with sums over blocks in float64; float64 throughout for float64.
     docs/accuracy.md has bounds and measured errors. Results repeat bit for bit, whatever the number of threads.
-    *Memory*: beside the gradient, a few numbers per row. When a gradient will be needed, a mean or a sum makes it in the
-    same visit to the logits as the loss. Class probabilities are used as they are: their sums are not checked.
+    *Memory*: beside the gradient, a few numbers per row. When a gradient will be needed, a mean or a sum makes it in
+    the same visit to the logits as the loss. Class probabilities are used as they are: their sums are not checked.
 
     Examples
     --------
@@ -110,8 +110,8 @@ def statistics(
     """Log-probability and rank of the labels, entropy, log-sum-exp and argmax of each row, in one visit to the logits.
 
     *Definition*: with q = softmax(z) of the bent logits z (`xent.Objective`), ``log_prob = log q[label]``,
-    ``entropy = -sum(q * log q)``, ``lse = log(sum(exp(z)))``; ``argmax`` is the first class with the greatest logit, and
-    ``rank`` the number of classes whose logit is greater than the label's: 0 for a right prediction.
+    ``entropy = -sum(q * log q)``, ``lse = log(sum(exp(z)))``; ``argmax`` is the first class with the greatest logit,
+    and ``rank`` the number of classes whose logit is greater than the label's: 0 for a right prediction.
 
     Parameters
     ----------
@@ -133,8 +133,8 @@ def statistics(
 
     Notes
     -----
-    *Numerics*: as `cross_entropy`. Masked classes add 0 to the entropy. *Memory*: a few numbers per row; the gradient is
-    a formula of torch operations, which holds a few copies of the logits for a moment.
+    *Numerics*: as `cross_entropy`. Masked classes add 0 to the entropy. *Memory*: a few numbers per row; the gradient
+    is a formula of torch operations, which holds a few copies of the logits for a moment.
 
     Examples
     --------
