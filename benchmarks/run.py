@@ -22,14 +22,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from xent.benchmark import DEVICES, run
+from xent.benchmark.accuracy import run_accuracy
 from xent.benchmark.scaling import run_scaling
 from xent.benchmark.shapes import checked_device
 from xent.benchmark.show import disturbed, missed, tables
 from xent.errors import XentError
 
 HERE = Path(__file__).parent
-Part = Literal["logits", "logits_huge_pages", "scaling"]
-PARTS: tuple[Part, ...] = ("logits", "logits_huge_pages", "scaling")
+Part = Literal["logits", "logits_huge_pages", "scaling", "accuracy"]
+PARTS: tuple[Part, ...] = ("logits", "logits_huge_pages", "scaling", "accuracy")
 LARGE = ("gpt2", "segmentation")
 messages = Console(stderr=True)
 
@@ -55,7 +56,8 @@ def main(
     except XentError as error:
         messages.print(f"[bold red]bench:[/] {error}", soft_wrap=True)
         raise typer.Exit(2) from None
-    _show(record)
+    if part.startswith("logits"):
+        _show(record)
     if out is not None or not quick:
         path = out or documents.results(device) / f"{part}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,10 +79,12 @@ def _measured(
     part: Part, shapes: tuple[str, ...], quick: bool, threads: int, device: str, memory: bool
 ) -> dict[str, Any]:
     command = " ".join(["python", "benchmarks/run.py", *sys.argv[1:]])
+    if part in ("scaling", "accuracy") and (shapes or quick):
+        raise typer.BadParameter(f"{part} has sizes of its own: leave out --shape and --quick.")
     with _progress() as progress:
+        if part == "accuracy":
+            return run_accuracy(command=command, progress=progress)
         if part == "scaling":
-            if shapes or quick:
-                raise typer.BadParameter("scaling has sizes of its own: leave out --shape and --quick.")
             return run_scaling(threads=threads, device=device, command=command, progress=progress)
         huge = part == "logits_huge_pages"
         return run(
@@ -96,8 +100,6 @@ def _measured(
 
 
 def _show(record: dict[str, Any]) -> None:
-    if "cases" not in record:
-        return
     console = Console()
     for table in tables(record):
         console.print(table, "")

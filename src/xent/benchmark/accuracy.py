@@ -8,7 +8,8 @@ reference's own formulas, both of which differ by rounding only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -40,16 +41,16 @@ OFFSETS = {"": 0.0, ", all logits + 100": 100.0}
 Array = NDArray[np.float64]
 
 
-def run_accuracy(command: str = "", seed: int = 0) -> dict[str, Any]:
+def run_accuracy(
+    command: str = "", progress: Callable[[str, int, int], None] = lambda what, done, total: None
+) -> dict[str, Any]:
     """Measure all cases; a minute or two."""
-    cases = [
-        measured(dtype, shape, option, offset, seed)
-        for dtype in DTYPES
-        for shape in SHAPES
-        for option in OPTIONS
-        for offset in OFFSETS
-        if not (offset and option != "plain")
-    ]
+    options = [(option, offset) for option in OPTIONS for offset in OFFSETS if not offset or option == "plain"]
+    wanted = list(itertools.product(DTYPES, SHAPES, options))
+    cases = []
+    for done, (dtype, shape, (option, offset)) in enumerate(wanted):
+        progress("accuracy", done, len(wanted))
+        cases.append(measured(dtype, shape, option, offset))
     return {"record": "xent accuracy", **machine.describe(command, torch.get_num_threads()), "cases": cases}
 
 

@@ -135,6 +135,18 @@ def scaling(record: Record) -> str:
     return table(["logits", "elements", *[f"`{name}`" for name in names]], rows, left=1) + after
 
 
+def accuracy(record: Record) -> str:
+    """Greatest errors of loss and gradient, ours beside torch's, in units of rounding."""
+    rows = []
+    for case in record["cases"]:
+        cells = []
+        for what, unit in (("loss", case["epsilon"]), ("gradient", case["gradient_epsilon"])):
+            cells += [number(case[who][what] / unit) if who in case else "" for who in ("xent", "torch")]
+        rows.append([case["dtype"], case["shape"], case["option"], *cells])
+    head = ["logits", "classes", "options", f"`{OURS}` loss", "torch", f"`{OURS}` gradient", "torch"]
+    return table(head, _ditto(rows, 2), left=3)
+
+
 def machine(record: Record) -> str:
     """One paragraph: where, when, with what."""
     about, versions = record["machine"], ", ".join(f"{name} {v}" for name, v in record["versions"].items())
@@ -156,6 +168,7 @@ TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
     "machine": ("logits", machine),
     "huge pages": ("logits_huge_pages", contestants),
     "scaling": ("scaling", scaling),
+    "accuracy": ("accuracy", accuracy),
 }
 """Each name that a marker can have, the record that it needs, and what makes it."""
 
