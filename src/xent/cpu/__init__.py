@@ -1,0 +1,13 @@
+"""Kernels of the CPU, written in Python and compiled by Numba when they are first called.
+
+    cross_entropy.py   the calls: forward, backward, forward_backward, statistics
+    rows.py            the loops when the classes of a row are enough to fill the vector registers
+    tiles.py           the loops when they are not, and when the class axis is not the last
+    blocks.py          the steps that both share: one pass over a block that lies in the first-level cache
+    primitives.py      exp, log, tanh, softcap and its derivative, in one register
+    formats.py         bfloat16 and float16 in memory, streaming stores
+    threads.py         row ranges over the cores
+    compilation.py     `kernel`, the decorator: what is compiled how, and where it is kept on disk
+
+Kernels neither validate nor reduce (targets.py and reduction.py do).
+"""

@@ -1,0 +1,114 @@
+"""`kernel` and `device`: how the functions of this folder are compiled, and where compiled code is kept on disk.
+
+A `device` function is inlined into the kernels that call it. A `kernel` is called from Python: it releases the GIL,
+is compiled at its first call for each dtype, and is kept on disk, so that a later process only loads it.
+
+Why not `njit(cache=True)` as it is (Numba 0.68):
+
+- Its entries go stale unnoticed: they depend on the file of the kernel, not on the files it takes functions from.
+  Here the name of an entry is a hash of the sources of this folder, the signature, the processor and the versions.
+- Two processes that compile two dtypes of one kernel at once can both take the same file number, after which one
+  loads the machine code of the other. Here every signature has a file of its own, written aside and then renamed.
+- It refuses to import when no folder is writable, or fails at the call when the disk is full. Here the code is then
+  compiled for this process alone.
+
+Where: `NUMBA_CACHE_DIR` if it is set, else `__pycache__` next to this file, else the user's cache folder
+(`~/.cache/numba`), whichever is writable first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import pickle
+import sys
+import uuid
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import llvmlite
+import numba
+from numba.core.caching import FunctionCache
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+# `numpy`: a division by zero gives inf or NaN; the check for it would keep loops from being vectorised.
+# No fast-math flags: -inf is a legal logit and NaN has to come through.
+OPTIONS = {"nogil": True, "error_model": "numpy"}
+
+
+def device(function: Function) -> Function:
+    """Compile a function that kernels call; it is compiled into them. It can allocate nothing.
+
+    `_nrt=False` spares the reference count of every slice, which took 0.15 of 0.28 us for a row of 1000 classes and
+    40 % of the time at 50257. What a device function returns must therefore hold no array if a kernel calls it.
+    """
+    return cast(Function, numba.njit(**OPTIONS, _nrt=False)(function))
+
+
+def allocator(function: Function) -> Function:
+    """Compile a function that kernels call for their scratch."""
+    return cast(Function, numba.njit(**OPTIONS)(function))
+
+
+def kernel(function: Function) -> Function:
+    """Compile a function that Python calls, without the GIL, and keep the machine code on disk."""
+    dispatcher = numba.njit(**OPTIONS)(function)
+    # Without a writable folder: compiled again by every process, and nothing else changes.
+    with contextlib.suppress(RuntimeError, OSError):
+        dispatcher._cache = KernelCache(function)
+    return cast(Function, dispatcher)
+
+
+@cache
+def version() -> bytes:
+    """Hash what the machine code depends on beside signature and processor: our sources and the compiler."""
+    digest = hashlib.sha256(f"{sys.version} {numba.__version__} {llvmlite.__version__}".encode())
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    return digest.digest()
+
+
+class KernelCache(FunctionCache):  # type: ignore[misc]
+    """Numba's on-disk cache of one function, over `KernelFiles`."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        self._cache_file = KernelFiles(Path(self.cache_path), self._impl.filename_base)
+
+
+class KernelFiles:
+    """One file for each compiled signature, found by name; reading and writing may fail, which costs a compilation."""
+
+    def __init__(self, folder: Path, prefix: str) -> None:
+        self.folder = folder
+        self.prefix = prefix
+
+    def path(self, key: object) -> Path:
+        """Name the file of an entry after all that its content depends on."""
+        digest = hashlib.sha256(version() + repr(key).encode()).hexdigest()[:20]
+        return self.folder / f"{self.prefix}.{digest}.nbc"
+
+    def load(self, key: object) -> Any:
+        """Return the entry, or None when there is none that can be read."""
+        with contextlib.suppress(OSError, EOFError, pickle.UnpicklingError):
+            return pickle.loads(self.path(key).read_bytes())
+        return None
+
+    def save(self, key: object, data: object) -> None:
+        """Write the entry under a temporary name, then rename it: readers see all of it or nothing."""
+        path = self.path(key)
+        part = path.with_suffix(f".{uuid.uuid4().hex[:16]}")
+        try:
+            part.write_bytes(pickle.dumps(data))
+            os.replace(part, path)
+        except OSError:
+            part.unlink(missing_ok=True)
+
+    def flush(self) -> None:
+        """Delete the entries of this kernel."""
+        for path in self.folder.glob(f"{self.prefix}.*.nbc"):
+            path.unlink(missing_ok=True)
