@@ -85,7 +85,11 @@ def default_floating(xp: Any) -> Any:
 def _as_given(call: str, arrays: dict[str, Any]) -> tuple[Any, list[Array]]:
     """The namespace of the arrays, and every argument as an array of it, dtypes as they came."""
     present = [value for value in arrays.values() if array_api_compat.is_array_api_obj(value)]
-    xp = array_api_compat.array_namespace(*present) if present else array_api_compat.array_namespace(np.zeros(1))
+    try:
+        xp = array_api_compat.array_namespace(*(present or [np.zeros(1)]))
+    except TypeError:
+        found = f"found arrays of different libraries: {', '.join(sorted({type(a).__module__ for a in present}))}"
+        raise DTypeError(message(call, ", ".join(arrays), found, "Convert them to one library first")) from None
     device = array_api_compat.device(present[0]) if present else "cpu"
     converted = []
     for name, value in arrays.items():

@@ -16,6 +16,19 @@ A message names the call and the argument, says what was found and what was expe
 
 from __future__ import annotations
 
+__all__ = [
+    "ArgumentError",
+    "DTypeError",
+    "DataError",
+    "DistributionError",
+    "LabelError",
+    "MissingDependencyError",
+    "ObjectiveError",
+    "ShapeError",
+    "XentError",
+    "message",
+]
+
 
 class XentError(Exception):
     """Base class: `except xent.XentError` catches whatever xent raises on purpose."""

@@ -27,6 +27,7 @@ from xent.terms import (
     exp_below_maximum,
     full_like,
     logarithm,
+    mixture_divergence_terms,
     where_positive,
 )
 
@@ -234,8 +235,8 @@ def js_divergence(p: Array, q: Array, *, axis: int = -1, base: float = math.e, c
 
     Notes
     -----
-    *Numerics*: as for the KL divergence. The mixture is never formed: 2p is compared with p + q, so that halving the
-    smallest subnormal does not make an event impossible.
+    *Numerics*: as for the KL divergence. The mixture is never formed: a term depends on p + q and (q - p) / (p + q), so
+    nothing cancels near p = q, and halving the smallest subnormal does not make an event impossible.
 
     Examples
     --------
@@ -247,9 +248,7 @@ def js_divergence(p: Array, q: Array, *, axis: int = -1, base: float = math.e, c
     Lin (1991), Divergence Measures Based on the Shannon Entropy, doi:10.1109/18.61115
     """
     xp, (p, q) = as_distributions("js_divergence", axis, check, p=p, q=q)
-    mixture = p + q
-    terms = divergence_terms(xp, 2 * p, mixture) + divergence_terms(xp, 2 * q, mixture)
-    return xp.sum(terms, axis=axis) / (4 * math.log(checked_base(base)))
+    return xp.sum(mixture_divergence_terms(xp, p, q), axis=axis) / (4 * math.log(checked_base(base)))
 
 
 def perplexity(p: Array, q: Array | None = None, *, axis: int = -1, check: bool = True) -> Array:
@@ -289,8 +288,11 @@ def perplexity(p: Array, q: Array | None = None, *, axis: int = -1, check: bool 
     ----------
     Jelinek et al. (1977), Perplexity, a measure of the difficulty of speech recognition tasks, doi:10.1121/1.2016299
     """
-    nats = entropy(p, axis=axis, check=check) if q is None else cross_entropy(p, q, axis=axis, check=check)
-    return array_api_compat.array_namespace(nats).exp(nats)
+    if q is None:
+        xp, (p,) = as_distributions("perplexity", axis, check, p=p)
+        return xp.exp(entropy(p, axis=axis, check=False))
+    xp, (p, q) = as_distributions("perplexity", axis, check, p=p, q=q)
+    return xp.exp(cross_entropy(p, q, axis=axis, check=False))
 
 
 def softmax(logits: Array, *, axis: int = -1) -> Array:

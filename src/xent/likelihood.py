@@ -13,6 +13,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import array_api_compat
+
 from xent.arrays import Array, as_distributions, as_labels
 from xent.errors import ObjectiveError, ShapeError, message
 from xent.terms import cross_terms, full_like
@@ -51,7 +53,10 @@ class Likelihood:
     def __str__(self) -> str:
         if not 0 < self.mantissa < math.inf:
             return str(self.mantissa)
-        return f"{self.mantissa:.3f}e{self.exponent:+03d}"
+        digits = f"{self.mantissa:.3f}"
+        if digits == "10.000":  # 9.9996, rounded
+            return f"1.000e{self.exponent + 1:+03d}"
+        return f"{digits}e{self.exponent:+03d}"
 
 
 def likelihood(y_true: Array, y_proba: Array, *, check: bool = True) -> Likelihood:
@@ -92,7 +97,8 @@ def likelihood(y_true: Array, y_proba: Array, *, check: bool = True) -> Likeliho
     Fisher (1922), On the mathematical foundations of theoretical statistics, doi:10.1098/rsta.1922.0009
     """
     surprisals = _surprisals("likelihood", y_true, y_proba, check)
-    return Likelihood.from_log(-math.fsum(float(value) for value in surprisals))
+    # 0.0 minus, and not a sign: the log-likelihood of certain labels is 0.0, not -0.0.
+    return Likelihood.from_log(0.0 - math.fsum(float(surprisals[i]) for i in range(surprisals.shape[0])))
 
 
 def log_likelihood(y_true: Array, y_proba: Array, *, reduction: str = "sum", check: bool = True) -> Array:
@@ -159,7 +165,7 @@ def _reduced(call: str, y_true: Array, y_proba: Array, reduction: str, check: bo
     surprisals = _surprisals(call, y_true, y_proba, check)
     if reduction == "none":
         return surprisals
-    total = surprisals.sum()
+    total = array_api_compat.array_namespace(surprisals).sum(surprisals)
     if reduction == "sum":
         return total
     rows = surprisals.shape[0]

@@ -142,6 +142,8 @@ def squared_error_value_and_grad(
 ) -> tuple[Array, Array]:
     """`squared_error`, and its gradient with respect to the logits, ``2 q ((q - p) - sum(q (q - p)))``.
 
+    Parameters and errors (raises) are those of `squared_error`: logits, target, and the options without weights.
+
     Returns
     -------
     loss as `squared_error` gives it, and the gradient in the logits' shape and dtype.

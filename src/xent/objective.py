@@ -13,10 +13,13 @@ and the rows are then reduced by `reduction` and `denominator` (reduction.py).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, get_args
 
 from xent.errors import ObjectiveError, message
+
+__all__ = ["Objective", "Options", "UnweightedOptions"]
 
 Reduction = Literal["none", "sum", "mean"]
 
@@ -40,6 +43,16 @@ class Options(UnweightedOptions, total=False):
 
 
 OPTIONS = tuple(Options.__annotations__)
+
+_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "ignore_index": (lambda i: i == int(i), "an integer"),
+    "label_smoothing": (lambda e: 0.0 <= e <= 1.0, "a number in [0, 1]"),
+    "z_loss": (lambda a: 0.0 <= a < math.inf, "a finite number, 0 or more"),
+    "softcap": (lambda c: c is None or 0.0 < c < math.inf, "None or a finite number above 0"),
+    "logit_scale": (lambda s: 0.0 < s < math.inf, "a finite number above 0"),
+    "reduction": (lambda r: r in get_args(Reduction), "'none', 'sum' or 'mean'"),
+    "denominator": (lambda d: d is None or 0.0 < d < math.inf, "None or a finite number above 0"),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,27 +100,19 @@ class Objective:
     denominator: float | None = None
 
     def __post_init__(self) -> None:
-        self._require("label_smoothing", 0.0 <= self.label_smoothing <= 1.0, "a number in [0, 1]")
-        self._require("z_loss", 0.0 <= self.z_loss < math.inf, "a finite number, 0 or more")
-        self._require("softcap", self.softcap is None or 0.0 < self.softcap < math.inf, "None or a number above 0")
-        self._require("logit_scale", 0.0 < self.logit_scale < math.inf, "a finite number above 0")
-        self._require("reduction", self.reduction in get_args(Reduction), "'none', 'sum' or 'mean'")
-        given = self.denominator
-        self._require("denominator", given is None or 0.0 < given < math.inf, "None or a finite number above 0")
-        if given is not None and self.reduction != "mean":
-            raise ObjectiveError(
-                message(
-                    "Objective",
-                    "denominator",
-                    f"a denominator has no meaning with reduction={self.reduction!r}",
-                    "Use reduction='mean', or leave the denominator out and divide the result yourself",
-                )
-            )
-
-    def _require(self, option: str, holds: bool, expected: str) -> None:
-        if not holds:
-            found = f"found {getattr(self, option)!r}, expected {expected}"
-            raise ObjectiveError(message("Objective", option, found, "See help(xent.Objective)"))
+        for option, (holds, expected) in _RANGES.items():
+            value = getattr(self, option)
+            try:
+                usable = bool(holds(value))
+            except (TypeError, ValueError):  # no number at all
+                usable = False
+            if not usable:
+                found = f"found {value!r}, expected {expected}"
+                raise ObjectiveError(message("Objective", option, found, "See help(xent.Objective)"))
+        if self.denominator is not None and self.reduction != "mean":
+            found = f"a denominator has no meaning with reduction={self.reduction!r}"
+            remedy = "Use reduction='mean', or leave the denominator out and divide the result yourself"
+            raise ObjectiveError(message("Objective", "denominator", found, remedy))
 
     @classmethod
     def of(cls, call: str, options: Options | UnweightedOptions) -> Objective:

@@ -109,7 +109,7 @@ def class_weight(call: str, objective: Objective, classes: int) -> np.ndarray | 
     """Return the class weights as float64, or None without any; ObjectiveError unless there is one for each class."""
     if objective.weight is None:
         return None
-    weight = np.asarray(objective.weight, dtype=np.float64)
+    weight = as_numpy(call, "weight", objective.weight).astype(np.float64)
     if weight.shape != (classes,):
         found = f"found shape {weight.shape}, expected ({classes},), one weight for each class"
         raise ShapeError(message(call, "weight", found, "A weight per row belongs on the losses of reduction='none'"))

@@ -72,14 +72,37 @@ def divergence_terms(xp: Any, p: Array, q: Array) -> Array:
         series = series * square + 1.0 / (2 * k + 1)
     near_term = a * (2 * square * (1 / (1 - s) - s * series))
 
-    ratio = xp.where(near, one, a) / xp.where(near, one, b)
-    overflows = xp.isinf(ratio)  # only for a subnormal q: there the logarithms are far apart and nothing cancels
-    log_ratio = xp.where(overflows, xp.log(a) - xp.log(b), xp.log(xp.where(overflows, one, ratio)))
+    # a / b overflows for the smallest q only; there the logarithms are far apart and nothing cancels.
+    overflows = b <= a * (4 / xp.finfo(a.dtype).max)
+    ratio = xp.where(near | overflows, one, a) / xp.where(near | overflows, one, b)
+    log_ratio = xp.where(overflows, xp.log(a) - xp.log(b), xp.log(ratio))
     far_term = a * log_ratio + (b - a)
 
     term = xp.where(near, near_term, far_term)
     # p = 0 leaves q; q = 0 with p > 0 is impossible: infinite; both 0 leave 0.
     return xp.where(both, term, xp.where(p > 0, full_like(xp, p, math.inf), q + 0 * p))
+
+
+def mixture_divergence_terms(xp: Any, p: Array, q: Array) -> Array:
+    """4 times the term of the JS divergence in nats, (p + q) * ((1 + t) log(1 + t) + (1 - t) log(1 - t)).
+
+    Here t = (q - p) / (p + q), so that 1 + t = q / m and 1 - t = p / m with the mixture m. For |t| <= 1/3 the bracket is
+    the series t^2 / 1 + t^4 / 6 + t^6 / 15 + ... of t^(2k) / (k (2k - 1)); beyond that nothing much cancels.
+    """
+    one, zero = full_like(xp, p, 1.0), full_like(xp, p, 0.0)
+    total = p + q
+    present = total > 0
+    total = xp.where(present, total, one)
+    t = (q - p) / total
+    near = xp.abs(t) <= 1 / 3
+    square = xp.where(near, t * t, zero)
+    series = zero + 0 * t
+    for k in range(_series_terms(xp, p), 0, -1):
+        series = (series + 1.0 / (k * (2 * k - 1))) * square
+    up, down = where_positive(xp, 2 * (q / total)), where_positive(xp, 2 * (p / total))
+    # where_positive turned a 0 into 1, whose x log x is 0, as it should be.
+    bracket = xp.where(near, series, up * xp.log(up) + down * xp.log(down))
+    return xp.where(present, total * bracket, zero)
 
 
 def _series_terms(xp: Any, x: Array) -> int:
@@ -93,7 +116,13 @@ def exp_below_maximum(xp: Any, logits: Array, axis: int) -> tuple[Array, Array, 
     x - max rounds, and exp turns that absolute error into a relative one that grows with |x|. The error is itself a
     floating point number (Knuth's two-sum), so it goes back in as exp(d + error) = exp(d) * (1 + error).
     """
-    maximum = xp.max(logits, axis=axis, keepdims=True)
+    labels = xp.argmax(logits, axis=axis, keepdims=True)
+    positions = xp.arange(logits.shape[axis], dtype=labels.dtype, device=array_api_compat.device(logits))
+    shape = [1] * logits.ndim
+    shape[axis] = -1
+    is_maximum = xp.reshape(positions, tuple(shape)) == labels
+    # The maximum by way of its place, so that its derivative belongs to that one logit even where others are equal.
+    maximum = xp.sum(xp.where(is_maximum, logits, full_like(xp, logits, 0.0)), axis=axis, keepdims=True)
     # A row with NaN or +inf, or of nothing but -inf, has no softmax: NaN for that row and no other.
     usable = xp.isfinite(maximum)
     offset = xp.where(usable, maximum, full_like(xp, logits, 0.0))
@@ -103,10 +132,4 @@ def exp_below_maximum(xp: Any, logits: Array, axis: int) -> tuple[Array, Array, 
     difference = summand - offset
     back = difference - summand
     error = (summand - (difference - back)) - (offset + back)
-    exponentials = xp.exp(shifted) * (1 + error)
-
-    labels = xp.argmax(logits, axis=axis, keepdims=True)
-    positions = xp.arange(logits.shape[axis], dtype=labels.dtype, device=array_api_compat.device(logits))
-    shape = [1] * logits.ndim
-    shape[axis] = -1
-    return shifted, exponentials, xp.reshape(positions, tuple(shape)) == labels
+    return shifted, xp.exp(shifted) * (1 + error), is_maximum

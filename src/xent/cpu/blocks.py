@@ -1,6 +1,6 @@
 """The steps of the cross-entropy on one block of numbers that lies in the first-level cache.
 
-A block is a piece of one row (rows.py), or one class at many positions (tiles.py). Each step is one loop that becomes
+A block is a piece of one row (along_classes.py), or one class at many positions (across_positions.py). Each step is one loop that becomes
 vector code; options that are off cost one branch per block, so that no kernel is compiled once per option. Blocks are
 scratch of the computing type: a step reads and writes one array in place, because Numba cannot tell the compiler that
 two arrays do not overlap, and the check for it at run time fails for the same array passed twice.
@@ -11,60 +11,13 @@ two arrays do not overlap, and the check for it at run time fails for the same a
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from xent.cpu.compilation import device
 from xent.cpu.formats import decode
 from xent.cpu.primitives import add_in_any_order, exp, fused_multiply_add, maximum, softcap_and_derivative
-
-
-class Inputs(NamedTuple):
-    """The arrays of a call, each of one dimension.
-
-    `soft` is empty for labels, `labels` for soft targets, `weight` without weights. The logits of position g and class j
-    lie at (g // inner) * outer_stride + j * inner + g % inner; `inner` is 1 for rows and the number of positions behind
-    the class axis otherwise. Soft targets and gradients lie the same way, without gaps.
-    """
-
-    logits: Any
-    outer_stride: int
-    classes: int
-    inner: int
-    labels: Any
-    soft: Any
-    weight: Any
-
-
-class Terms(NamedTuple):
-    """What the options mean for every row: t[j] = weight[j] * (on * p[j] + off).
-
-    For labels the share `on` goes to one class and is handled there; `dense` says whether there is more to t than that.
-    """
-
-    dense: bool
-    on: float
-    off: float
-    scale: float
-    softcap: float
-    z_loss: float
-    ignore_index: int
-
-
-@device
-def terms_of(options: Any, ignore_index: int, inputs: Any) -> Any:
-    """Unpack `options`: logit_scale, softcap (0: none), label_smoothing, z_loss."""
-    # With one class smoothing changes nothing; leaving it out keeps the gradient exactly 0.
-    smoothing = options[2] if inputs.classes > 1 else 0.0
-    dense = len(inputs.labels) == 0 or smoothing > 0.0
-    return Terms(dense, 1.0 - smoothing, smoothing / inputs.classes, options[0], options[1], options[3], ignore_index)
-
-
-@device
-def share_of_label(weight: Any, label: int, terms: Any) -> float:
-    """What the label's class has of t beyond the other classes."""
-    return terms.on * np.float64(weight[label]) if len(weight) else terms.on
 
 
 @device
@@ -114,6 +67,25 @@ def exponentials(z: Any, reference: Any) -> Any:
 
 
 @device
+def load_exponentials(logits: Any, z: Any) -> Any:
+    """z = exp(logits); returns their sum."""
+    total = z.dtype.type(0)
+    for i in range(len(z)):
+        z[i] = exp(decode(logits[i]))
+        total = add_in_any_order(total, z[i])
+    return total
+
+
+@device
+def sum_of_exponentials(logits: Any, zero: Any) -> Any:
+    """Return sum(exp(logits)) in the type of `zero`, which is 0."""
+    total = zero
+    for i in range(len(logits)):
+        total = add_in_any_order(total, exp(decode(logits[i])))
+    return total
+
+
+@device
 def exponentials_and_slope(z: Any, reference: Any) -> Any:
     """z = exp(z - reference); returns their sum, and sum(exp(z - reference) * (z - reference)) for the entropy."""
     total, slope = z.dtype.type(0), z.dtype.type(0)
@@ -146,14 +118,22 @@ def weighted(t: Any, weight: Any) -> None:
 
 
 @device
-def target_terms(z: Any, t: Any, reference: Any) -> Any:
-    """Return sum(t * (reference - z)) and sum(t); a class without target adds 0 even if it is masked (0 * inf)."""
-    terms, total = z.dtype.type(0), z.dtype.type(0)
+def target_terms(z: Any, t: Any, reference: Any) -> float:
+    """Return sum(t * (reference - z)); a class without target adds 0 even if it is masked (0 * inf)."""
+    terms = z.dtype.type(0)
     for i in range(len(z)):
         term = t[i] * (reference - z[i])
         terms = add_in_any_order(terms, term if t[i] != 0 else z.dtype.type(0))
-        total = add_in_any_order(total, t[i])
-    return np.float64(terms), np.float64(total)
+    return np.float64(terms)
+
+
+@device
+def target_mass(t: Any) -> float:
+    """Return sum(t)."""
+    total = 0.0
+    for i in range(len(t)):
+        total = add_in_any_order(total, np.float64(t[i]))
+    return total
 
 
 @device
@@ -175,12 +155,6 @@ def multiply(z: Any, derivative: Any) -> None:
     """z = z * derivative: the chain rule through the softcap."""
     for i in range(len(z)):
         z[i] = z[i] * derivative[i]
-
-
-@device
-def without_label(label: int, terms: Any) -> float:
-    """Loss and gradient of a row whose label is no class: 0 if it is to be ignored, else NaN (nothing is read)."""
-    return 0.0 if label == terms.ignore_index else np.nan
 
 
 @device

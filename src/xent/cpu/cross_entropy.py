@@ -30,7 +30,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
-from xent.cpu import rows, tiles
+from xent.cpu import kernels
 from xent.cpu.threads import get_num_threads, over_rows
 from xent.objective import Objective
 
@@ -41,7 +41,7 @@ ROW_CLASSES = 128
 # Logits below which a call stays on the calling thread.
 PARALLEL_SIZE = 2**17
 # Bytes of a gradient from which on it is stored past the caches.
-STREAMED_SIZE = 2**24
+STREAMED_SIZE = 2**23
 
 NO_LABELS = np.empty(0, np.int64)
 NOTHING = {np.dtype(np.float32): np.empty(0, np.float32), np.dtype(np.float64): np.empty(0, np.float64)}
@@ -70,7 +70,7 @@ def forward(
     call = _Call(logits, target, objective)
     loss = np.empty(call.rows, call.dtype) if loss is None else loss
     lse = np.empty(call.rows, FLOAT64) if lse is None else lse
-    call.run(call.kernels.forward, (loss, lse), threads)
+    call.run(kernels.forward, (loss, lse), threads)
     return loss, lse
 
 
@@ -85,7 +85,7 @@ def backward(
     call = _Call(logits, target, objective)
     out = np.empty(logits.shape, logits.dtype) if out is None else out
     stored, streaming = call.gradient(out)
-    call.run(call.kernels.backward, (lse, call.scales(row_scale), stored, streaming), threads)
+    call.run(kernels.backward, (lse, call.scales(row_scale), stored, streaming), threads)
     return out
 
 
@@ -99,7 +99,7 @@ def forward_backward(
     lse = np.empty(call.rows, FLOAT64) if lse is None else lse
     out = np.empty(logits.shape, logits.dtype) if out is None else out
     stored, streaming = call.gradient(out)
-    call.run(call.kernels.forward_backward, (call.scales(row_scale), loss, lse, stored, streaming), threads)
+    call.run(kernels.forward_backward, (call.scales(row_scale), loss, lse, stored, streaming), threads)
     return loss, lse, out
 
 
@@ -113,22 +113,21 @@ def statistics(logits: Array, labels: Array, objective: Objective, *, threads: i
     found = Statistics(
         log_prob, entropy, np.empty(call.rows, FLOAT64), np.empty(call.rows, np.int64), np.empty(call.rows, np.int64)
     )
-    call.run(call.kernels.statistics, tuple(found), threads)
+    call.run(kernels.statistics, tuple(found), threads)
     return found
 
 
 class _Call:
     """The arguments of a call as kernels take them."""
 
-    __slots__ = ("arguments", "dtype", "kernels", "rows", "size")
+    __slots__ = ("arguments", "dtype", "rows", "size")
 
     def __init__(self, logits: Array, target: Array, objective: Objective) -> None:
         shape = logits.shape
         classes, inner = shape[1], 1 if len(shape) == 2 else shape[2]
         self.rows, self.size = shape[0] * inner, shape[0] * inner * classes
         self.dtype = FLOAT64 if logits.dtype == FLOAT64 else FLOAT32
-        # Loops over the classes of one row, or over positions: rows.py and tiles.py. @ROWCLASSES@
-        self.kernels = rows if inner == 1 and classes >= ROW_CLASSES else tiles
+        along = inner == 1 and classes >= ROW_CLASSES
         stored, outer_stride = _flat(logits)
         nothing = NOTHING[self.dtype]
         soft = target.dtype.kind == "f"
@@ -138,7 +137,7 @@ class _Call:
             (objective.logit_scale, objective.softcap or 0.0, objective.label_smoothing, objective.z_loss)
         )
         self.arguments = (
-            stored, outer_stride, classes, inner, labels, soft_target, weight, options, objective.ignore_index
+            along, stored, outer_stride, classes, inner, labels, soft_target, weight, options, objective.ignore_index
         )
 
     def run(self, kernel: Any, results: tuple[Any, ...], threads: int | None) -> None:

@@ -99,17 +99,6 @@ def _(stored: Any, size: int) -> Any:
     return lambda stored, size: np.empty(size, computed)
 
 
-def same_type(computed: Any, stored: Any) -> bool:
-    """Whether arrays store numbers in the same way; known when a kernel is compiled."""
-    raise NotImplementedError("for compiled code")
-
-
-@overload(same_type, jit_options=OPTIONS, strict=False)
-def _(computed: Any, stored: Any) -> Any:
-    same = computed.dtype == stored.dtype
-    return lambda computed, stored: same
-
-
 @intrinsic
 def _stream_line(typingctx: Any, target: Any, source: Any, index: Any) -> Any:
     """Copy one line from source[index:] to target[index:], which is aligned to a line, past the caches."""
@@ -158,18 +147,15 @@ def stream(target: Any, source: Any) -> None:
 
 
 @device
-def store(target: Any, computed: Any, staging: Any, streaming: bool) -> None:
-    """Store computed numbers into target, which may be of a narrower type; `staging` is scratch of target's type."""
-    if same_type(computed, target):
-        if streaming:
-            stream(target, computed)
-        else:
-            for i in range(len(computed)):
-                target[i] = computed[i]
-    elif streaming:
-        for i in range(len(computed)):
-            staging[i] = encode(computed[i], staging)
-        stream(target, staging[: len(computed)])
-    else:
-        for i in range(len(computed)):
-            target[i] = encode(computed[i], target)
+def store(target: Any, z: Any, factor: Any, staging: Any, streaming: bool, at: int, less: Any) -> None:
+    """target = factor * z, less `less` at the index `at` (-1: nowhere), rounded to target's type.
+
+    `staging` is scratch of that type: streams leave from there in whole lines.
+    """
+    ready = staging[: len(z)] if streaming else target
+    for i in range(len(z)):
+        ready[i] = encode(factor * z[i], target)
+    if at >= 0:
+        ready[at] = encode(factor * z[at] - less, target)
+    if streaming:
+        stream(target, ready)

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
+
 from xent.objective import Objective
 from xent.reference.cross_entropy import Float64, Target, cross_entropy, cross_entropy_gradient
 
@@ -41,9 +43,9 @@ def linear_cross_entropy_gradients(
     row_scale: Float64 | float,
     objective: Objective,
 ) -> Gradients:
-    """Return the gradients of sum(row_scale * loss)."""
+    """Return the gradients of sum(row_scale * loss); `row_scale` is one number or one for each row."""
     logits = linear_logits(input, linear_weight, linear_bias)
-    dlogits = cross_entropy_gradient(logits, target, objective) * row_scale
+    dlogits = cross_entropy_gradient(logits, target, objective) * np.reshape(row_scale, (-1, 1))
     dbias = None if linear_bias is None else dlogits.sum(axis=0)
     return Gradients(dlogits @ linear_weight, dlogits.T @ input, dbias)
 
