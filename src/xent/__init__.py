@@ -3,6 +3,7 @@
     xent.information   probabilities in: entropy, cross-entropy, KL divergence, softmax ...
     xent.likelihood    labels under predicted distributions
     xent.numpy         logits in: the losses and their gradients for NumPy arrays
+    xent.torch         the same for tensors: drop-ins for F.cross_entropy and nn.CrossEntropyLoss
     xent.reference     the float64 definitions that everything else is tested against
 
 Importing xent loads none of them, nor NumPy: each submodule is imported when it is first used.
@@ -14,13 +15,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from xent import errors, information, likelihood, numpy, objective, reference
+    from xent import errors, information, likelihood, numpy, objective, reference, torch
     from xent.errors import XentError
     from xent.objective import Objective
 
 __version__ = "0.1.0"
 
-_SUBMODULES = ("errors", "information", "likelihood", "numpy", "objective", "reference")
+_SUBMODULES = ("errors", "information", "likelihood", "numpy", "objective", "reference", "torch")
 _NAMES = {"XentError": "errors", "Objective": "objective"}
 
 __all__ = ["Objective", "XentError", "__version__", *_SUBMODULES]

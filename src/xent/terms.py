@@ -86,7 +86,8 @@ def divergence_terms(xp: Any, p: Array, q: Array) -> Array:
 def mixture_divergence_terms(xp: Any, p: Array, q: Array) -> Array:
     """4 times the term of the JS divergence in nats, (p + q) * ((1 + t) log(1 + t) + (1 - t) log(1 - t)).
 
-    Here t = (q - p) / (p + q), so that 1 + t = q / m and 1 - t = p / m with the mixture m. For |t| <= 1/3 the bracket is
+    Here t = (q - p) / (p + q), so that 1 + t = q / m and 1 - t = p / m with the mixture m. For |t| <= 1/3 the
+    bracket is
     the series t^2 / 1 + t^4 / 6 + t^6 / 15 + ... of t^(2k) / (k (2k - 1)); beyond that nothing much cancels.
     """
     one, zero = full_like(xp, p, 1.0), full_like(xp, p, 0.0)

@@ -1,7 +1,8 @@
 """Loops across positions, for few classes with many rows and for a class axis that is not the last.
 
 z is a (classes, width) scratch in the first- or second-level cache. Each step runs over the positions of one class;
-maxima and sums are kept for each position. Logits (N, C, S) lie like that already and are loaded a class at a time. Rows
+maxima and sums are kept for each position. Logits (N, C, S) lie like that already and are loaded a class at a time.
+Rows
 (N, C) are transposed on the way into and out of the scratch, a class at a time too: 0.25 ns per logit each way for 10
 classes, against 0.9 a row at a time.
 """
@@ -244,7 +245,8 @@ def gradients(
 
 @device
 def order_and_slope(inputs: Any, terms: Any, g: int, size: int, tile: Any) -> None:
-    """Set reference, total and slope, and of the logits as they are: the first maximum, and how many are above label_z."""
+    """Set reference, total and slope, and of the logits as they are: the first maximum, and how many are above
+    label_z."""
     load_tile(inputs.logits, inputs.outer_stride, inputs, g, size, tile.width, tile.z)
     pick_labels(size, tile)
     clear(tile.best, -np.inf)

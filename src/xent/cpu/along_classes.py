@@ -1,7 +1,7 @@
 """Loops along the classes of a row, for rows (N, C) with enough classes to fill the vector registers.
 
 Rows of up to 2048 classes are taken several at a time, step by step: while the maximum of one is reduced to a single
-number, the next is being loaded. That takes @GROUPED@
+number, the next is being loaded.
 
 Longer rows are visited in blocks of 2048 classes, which stay in the first-level cache while each step runs over them.
 The log-sum-exp is then a running maximum and the sum of the exponentials relative to it. A block is summed in float32
@@ -76,7 +76,8 @@ def skipped(inputs: Any, tile: Any, p: int) -> bool:
 
 @device
 def normalise(inputs: Any, terms: Any, g: int, size: int, tile: Any, gradient: bool) -> None:
-    """Set reference, total, terms, mass and label_z of each row, and leave exp(z - reference) if the gradient follows."""
+    """Set reference, total, terms, mass and label_z of each row, and leave exp(z - reference) if the gradient
+    follows."""
     plain = not terms.dense and terms.scale == 1.0 and terms.softcap == 0.0
     for p in range(size):
         tile.reference[p], tile.total[p], tile.terms[p], tile.mass[p] = 0, 1.0, 0.0, terms.label_mass
@@ -146,9 +147,7 @@ def target_masses(inputs: Any, terms: Any, g: int, size: int, tile: Any) -> None
 
 
 @device
-def gradients(
-    inputs: Any, terms: Any, g: int, size: int, tile: Any, known: bool, out: Any, streaming: bool
-) -> None:
+def gradients(inputs: Any, terms: Any, g: int, size: int, tile: Any, known: bool, out: Any, streaming: bool) -> None:
     """out = (factor * exp(z - reference) - target_factor * t) * dz/dx; `known`: `normalise` left the exponentials."""
     classes = inputs.classes
     for p in range(size):
@@ -193,7 +192,8 @@ def fill(out: Any, value: float) -> None:
 
 @device
 def order_and_slope(inputs: Any, terms: Any, g: int, size: int, tile: Any) -> None:
-    """Set reference, total and slope, and of the logits as they are: the first maximum, and how many are above label_z."""
+    """Set reference, total and slope, and of the logits as they are: the first maximum, and how many are above
+    label_z."""
     for p in range(size):
         highest = best = tile.z.dtype.type(-np.inf)
         total, slope, above, best_at = 0.0, 0.0, 0, 0

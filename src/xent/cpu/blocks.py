@@ -1,6 +1,7 @@
 """The steps of the cross-entropy on one block of numbers that lies in the first-level cache.
 
-A block is a piece of one row (along_classes.py), or one class at many positions (across_positions.py). Each step is one loop that becomes
+A block is a piece of one row (along_classes.py), or one class at many positions (across_positions.py). Each step is
+one loop that becomes
 vector code; options that are off cost one branch per block, so that no kernel is compiled once per option. Blocks are
 scratch of the computing type: a step reads and writes one array in place, because Numba cannot tell the compiler that
 two arrays do not overlap, and the check for it at run time fails for the same array passed twice.

@@ -112,3 +112,10 @@ class KernelFiles:
         """Delete the entries of this kernel."""
         for path in self.folder.glob(f"{self.prefix}.*.nbc"):
             path.unlink(missing_ok=True)
+
+
+def cache_folder() -> Path | None:
+    """Where compiled code is kept on disk; None where no folder is writable."""
+    with contextlib.suppress(RuntimeError, OSError):
+        return KernelCache(cache_folder)._cache_file.folder  # type: ignore[attr-defined]
+    return None

@@ -51,7 +51,8 @@ FLOAT32, FLOAT64, FLOAT16 = np.dtype(np.float32), np.dtype(np.float64), np.dtype
 class Statistics(NamedTuple):
     """What one visit to the logits tells about each row; nats.
 
-    `log_prob` is that of the label, `entropy` that of the softmax. `argmax` is the first largest logit. `rank` counts the
+    `log_prob` is that of the label, `entropy` that of the softmax. `argmax` is the first largest logit. `rank`
+    counts the
     logits strictly above the label's; it is -1 without a label (`ignore_index`: log_prob 0; out of range: NaN).
     """
 
@@ -63,7 +64,12 @@ class Statistics(NamedTuple):
 
 
 def forward(
-    logits: Array, target: Array, objective: Objective, *, loss: Array | None = None, lse: Array | None = None,
+    logits: Array,
+    target: Array,
+    objective: Objective,
+    *,
+    loss: Array | None = None,
+    lse: Array | None = None,
     threads: int | None = None,
 ) -> tuple[Array, Array]:
     """Return the loss and the log-sum-exp of each row."""
@@ -75,8 +81,14 @@ def forward(
 
 
 def backward(
-    logits: Array, target: Array, lse: Array, row_scale: Array | float, objective: Objective, *,
-    out: Array | None = None, threads: int | None = None,
+    logits: Array,
+    target: Array,
+    lse: Array,
+    row_scale: Array | float,
+    objective: Objective,
+    *,
+    out: Array | None = None,
+    threads: int | None = None,
 ) -> Array:
     """Return the gradient of sum(row_scale * loss) from the log-sum-exp that `forward` gave.
 
@@ -90,8 +102,15 @@ def backward(
 
 
 def forward_backward(
-    logits: Array, target: Array, row_scale: Array | float, objective: Objective, *, loss: Array | None = None,
-    lse: Array | None = None, out: Array | None = None, threads: int | None = None,
+    logits: Array,
+    target: Array,
+    row_scale: Array | float,
+    objective: Objective,
+    *,
+    loss: Array | None = None,
+    lse: Array | None = None,
+    out: Array | None = None,
+    threads: int | None = None,
 ) -> tuple[Array, Array, Array]:
     """Return loss, log-sum-exp and gradient in one visit: `forward`, then `backward`, each row while it is in cache."""
     call = _Call(logits, target, objective)
@@ -137,7 +156,16 @@ class _Call:
             (objective.logit_scale, objective.softcap or 0.0, objective.label_smoothing, objective.z_loss)
         )
         self.arguments = (
-            along, stored, outer_stride, classes, inner, labels, soft_target, weight, options, objective.ignore_index
+            along,
+            stored,
+            outer_stride,
+            classes,
+            inner,
+            labels,
+            soft_target,
+            weight,
+            options,
+            objective.ignore_index,
         )
 
     def run(self, kernel: Any, results: tuple[Any, ...], threads: int | None) -> None:

@@ -4,7 +4,8 @@
     backward  dx = row_scale * ((sum(t) + 2 * z_loss * lse) * exp(z - lse) - t) * dz/dx
 
 `along` picks the order of the loops: along the classes of a row, or across positions. All arrays are one-dimensional;
-see `Inputs` for how they lie. `options` are logit_scale, softcap (0: none), label_smoothing, z_loss. Options are read at
+see `Inputs` for how they lie. `options` are logit_scale, softcap (0: none), label_smoothing, z_loss. Options are
+read at
 run time, once per block: a kernel is compiled for a dtype, and not for a combination of options.
 """
 
@@ -31,9 +32,7 @@ from xent.cpu.tile import (
 
 
 @device
-def forward_tile(
-    inputs: Any, terms: Any, g: int, size: int, tile: Any, loss: Any, lse: Any, gradient: bool
-) -> bool:
+def forward_tile(inputs: Any, terms: Any, g: int, size: int, tile: Any, loss: Any, lse: Any, gradient: bool) -> bool:
     """Loss and log-sum-exp of a tile; leaves what its gradient needs. Returns whether all labels are classes."""
     all_known = read_labels(inputs, terms, g, size, tile)
     if tile.along:
@@ -48,7 +47,16 @@ def forward_tile(
 
 @device
 def forward_backward_tile(
-    inputs: Any, terms: Any, g: int, size: int, tile: Any, row_scale: Any, loss: Any, lse: Any, out: Any, streaming: bool
+    inputs: Any,
+    terms: Any,
+    g: int,
+    size: int,
+    tile: Any,
+    row_scale: Any,
+    loss: Any,
+    lse: Any,
+    out: Any,
+    streaming: bool,
 ) -> None:
     """Loss, log-sum-exp and gradient of a tile."""
     all_known = forward_tile(inputs, terms, g, size, tile, loss, lse, True)
@@ -104,8 +112,20 @@ def statistics_tile(
 
 @kernel
 def forward(
-    along: bool, logits: Any, outer_stride: int, classes: int, inner: int, labels: Any, soft: Any, weight: Any,
-    options: Any, ignore_index: int, loss: Any, lse: Any, first: int, last: int,
+    along: bool,
+    logits: Any,
+    outer_stride: int,
+    classes: int,
+    inner: int,
+    labels: Any,
+    soft: Any,
+    weight: Any,
+    options: Any,
+    ignore_index: int,
+    loss: Any,
+    lse: Any,
+    first: int,
+    last: int,
 ) -> None:
     """Loss and log-sum-exp."""
     inputs = Inputs(logits, outer_stride, classes, inner, labels, soft, weight)
@@ -120,8 +140,22 @@ def forward(
 
 @kernel
 def backward(
-    along: bool, logits: Any, outer_stride: int, classes: int, inner: int, labels: Any, soft: Any, weight: Any,
-    options: Any, ignore_index: int, lse: Any, row_scale: Any, out: Any, streaming: bool, first: int, last: int,
+    along: bool,
+    logits: Any,
+    outer_stride: int,
+    classes: int,
+    inner: int,
+    labels: Any,
+    soft: Any,
+    weight: Any,
+    options: Any,
+    ignore_index: int,
+    lse: Any,
+    row_scale: Any,
+    out: Any,
+    streaming: bool,
+    first: int,
+    last: int,
 ) -> None:
     """Gradient from the log-sum-exp."""
     inputs = Inputs(logits, outer_stride, classes, inner, labels, soft, weight)
@@ -137,8 +171,22 @@ def backward(
 
 @kernel
 def forward_backward(
-    along: bool, logits: Any, outer_stride: int, classes: int, inner: int, labels: Any, soft: Any, weight: Any,
-    options: Any, ignore_index: int, row_scale: Any, loss: Any, lse: Any, out: Any, streaming: bool, first: int,
+    along: bool,
+    logits: Any,
+    outer_stride: int,
+    classes: int,
+    inner: int,
+    labels: Any,
+    soft: Any,
+    weight: Any,
+    options: Any,
+    ignore_index: int,
+    row_scale: Any,
+    loss: Any,
+    lse: Any,
+    out: Any,
+    streaming: bool,
+    first: int,
     last: int,
 ) -> None:
     """Loss, log-sum-exp and gradient: each tile's gradient while the tile is in the cache."""
@@ -155,8 +203,22 @@ def forward_backward(
 
 @kernel
 def statistics(
-    along: bool, logits: Any, outer_stride: int, classes: int, inner: int, labels: Any, soft: Any, weight: Any,
-    options: Any, ignore_index: int, log_prob: Any, entropy: Any, lse: Any, argmax: Any, rank: Any, first: int,
+    along: bool,
+    logits: Any,
+    outer_stride: int,
+    classes: int,
+    inner: int,
+    labels: Any,
+    soft: Any,
+    weight: Any,
+    options: Any,
+    ignore_index: int,
+    log_prob: Any,
+    entropy: Any,
+    lse: Any,
+    argmax: Any,
+    rank: Any,
+    first: int,
     last: int,
 ) -> None:
     """Log-probability and rank of the label, entropy, log-sum-exp and argmax."""

@@ -206,7 +206,10 @@ def log(x: float) -> float:
     s = f / (2.0 + f)
     z = s * s
     w = z * z
-    odd = z * (6.666666666666735130e-01 + w * (2.857142874366239149e-01 + w * (1.818357216161805012e-01 + w * 1.479819860511658591e-01)))
+    odd = z * (
+        6.666666666666735130e-01
+        + w * (2.857142874366239149e-01 + w * (1.818357216161805012e-01 + w * 1.479819860511658591e-01))
+    )
     even = w * (3.999999999940941908e-01 + w * (2.222219843214978396e-01 + w * 1.531383769920937332e-01))
     h = 0.5 * f * f
     return k * LOG2_HIGH + ((s * (h + odd + even) + k * LOG2_LOW) - h + f) + (x - x)
@@ -245,7 +248,8 @@ def softcap_and_derivative(x: Any, scale: Any, cap: Any) -> Any:
 
 # ----------------------------------------------------------------------------------------------------- log-sum-exp
 #
-#     highest' = max(highest, m),   total' = total * exp(highest - highest')      then   total' += sum(exp(z - highest'))
+#     highest' = max(highest, m),   total' = total * exp(highest - highest')      then   total' += sum(exp(z -
+#     highest'))
 #     lse = highest + log(total)
 
 

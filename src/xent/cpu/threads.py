@@ -3,7 +3,8 @@
 The calling thread always works too; helpers take what it has not come to. Rows are dealt out in chunks, and a row's
 result does not depend on the chunk, so results are the same for any number of threads.
 
-@WHY@
+Why not Numba's own parallel loops: their "workqueue" layer must not be entered by two threads at once, the OpenMP layer
+does not survive a fork, and TBB is a package of its own. Kernels without the GIL over row ranges need none of them.
 
 Safe in these situations:
 
@@ -61,7 +62,7 @@ class _Call:
                 return
             try:
                 self.kernel(*self.arguments, first, last)
-            except BaseException as error:  # noqa: BLE001  raised again in the calling thread
+            except BaseException as error:
                 self.error = error
             with self.lock:
                 self.unfinished -= 1

@@ -27,7 +27,8 @@ KEPT = 2**19  # classes up to which the exponentials of a row are kept for its g
 class Inputs(NamedTuple):
     """The arrays of a call, each of one dimension.
 
-    `soft` is empty for labels, `labels` for soft targets, `weight` without weights. The logits of position g and class j
+    `soft` is empty for labels, `labels` for soft targets, `weight` without weights. The logits of position g and
+    class j
     lie at (g // inner) * outer_stride + j * inner + g % inner; `inner` is 1 for rows and the number of positions behind
     the class axis otherwise. Soft targets and gradients lie the same way, without gaps.
     """
@@ -63,7 +64,8 @@ class Tile(NamedTuple):
     """Scratch of one thread: z and derivative of `width` positions (or of one block), and numbers for each position.
 
     With reference = max(z):  total = sum(exp(z - reference)),  terms = sum(t * (reference - z)),  mass = sum(t),  the
-    last two without the share of the label;  lse = reference + log_total;  slope = sum(exp(z - reference) * (z - reference)).
+    last two without the share of the label;  lse = reference + log_total;  slope = sum(exp(z - reference) * (z -
+    reference)).
     """
 
     along: bool
@@ -165,7 +167,8 @@ def without_label(label: int, terms: Any) -> float:
 
 @device
 def read_labels(inputs: Any, terms: Any, g: int, size: int, tile: Any) -> bool:
-    """Set label (-1: none, or to be ignored) and its share of t; return whether every position that should have a label has one."""
+    """Set label (-1: none, or to be ignored) and its share of t; return whether every position that should have a
+    label has one."""
     all_known = True
     for p in range(size):
         tile.label[p], tile.share[p], tile.label_z[p] = -1, 0.0, 0
