@@ -313,7 +313,7 @@ def softmax(logits: Array, *, axis: int = -1) -> Array:
     Raises
     ------
     DTypeError
-        The array is not of floating point numbers.
+        The array does not hold real numbers.
 
     Notes
     -----
@@ -351,7 +351,7 @@ def log_softmax(logits: Array, *, axis: int = -1) -> Array:
     Raises
     ------
     DTypeError
-        The array is not of floating point numbers.
+        The array does not hold real numbers.
 
     Notes
     -----
