@@ -147,6 +147,22 @@ def accuracy(record: Record) -> str:
     return table(head, _ditto(rows, 2), left=3)
 
 
+def primitives(record: Record) -> str:
+    """Greatest errors of the functions of one number."""
+    rows = [
+        [
+            f"`{p['name']}`",
+            p["dtype"],
+            f"{p['from']} to {p['to']}",
+            number(p["units_in_the_last_place"]),
+            f"{p['at']:.8g}",
+        ]
+        for p in record["primitives"]
+    ]
+    head = ["function", "dtype", "arguments", "greatest error, units in the last place", "at"]
+    return table(head, rows, left=3)
+
+
 def machine(record: Record) -> str:
     """One paragraph: where, when, with what."""
     about, versions = record["machine"], ", ".join(f"{name} {v}" for name, v in record["versions"].items())
@@ -169,6 +185,7 @@ TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
     "huge pages": ("logits_huge_pages", contestants),
     "scaling": ("scaling", scaling),
     "accuracy": ("accuracy", accuracy),
+    "primitives": ("accuracy", primitives),
 }
 """Each name that a marker can have, the record that it needs, and what makes it."""
 
