@@ -1,11 +1,12 @@
-"""A language model trained on Python's own library, with torch's loss and with ours: same curve, less memory, less time.
+"""A language model trained on Python's own library, with torch's loss and with ours: same curve, less memory and time.
 
     python examples/language_model.py [FOLDER]
 
-A small transformer (torch.nn, 4 million numbers, its embedding is also its last layer) learns to continue Python source:
-the text is the standard library that runs this file, and nothing is downloaded. Each loss trains the same model from the
-same start in a process of its own. Then both curves, the seconds of a step, and the memory of the process during one step
-are compared on the terminal and in FOLDER/language_model.svg. Takes about a minute on two cores.
+A small transformer (torch.nn, 4 million numbers, its embedding is also its last layer) learns to continue Python
+source: the text is the standard library that runs this file, and nothing is downloaded. Each loss trains the same
+model from the same start in a process of its own. Then both curves, the seconds of a step, and the memory of the
+process during one step are compared on the terminal and in FOLDER/language_model.svg. Takes about a minute on two
+cores.
 """
 
 from __future__ import annotations
@@ -140,7 +141,9 @@ def plot(runs: list[dict[str, Any]], path: Path) -> None:
     def lines(points: list[dict[str, Any]], x: str, y: str, title: str, **marks: Any) -> Any:
         base = alt.Chart(alt.InlineData(values=points), title=title).mark_line(**marks)
         x_axis, y_axis = alt.X("x:Q", title=x), alt.Y("y:Q", title=y, scale=alt.Scale(zero=False))
-        return base.encode(x=x_axis, y=y_axis, color=color, strokeDash=alt.StrokeDash("loss:N", legend=None, scale=scale_of))
+        return base.encode(
+            x=x_axis, y=y_axis, color=color, strokeDash=alt.StrokeDash("loss:N", legend=None, scale=scale_of)
+        )
 
     scale_of = alt.Scale(domain=list(COLORS), range=[[1, 0], [6, 4]])
     memory = [{"loss": r["name"], "x": t, "y": mb} for r in runs for t, mb in r["memory"]]

@@ -39,7 +39,11 @@ def stored(x: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def wide(x: np.ndarray) -> np.ndarray:
-    return (x.astype(np.uint32) << 16).view(np.float32).astype(np.float64) if x.dtype == np.uint16 else x.astype(np.float64)
+    return (
+        (x.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+        if x.dtype == np.uint16
+        else x.astype(np.float64)
+    )
 
 
 def arguments(rows, features, classes, dtype, seed=0):
@@ -124,7 +128,11 @@ def test_the_workspace_changes_nothing_but_rounding(rows, features, classes, sha
     """Chunk invariance, for rows and classes that nothing divides."""
     x, w, b, y = arguments(rows, features, classes, dtype, seed=rows)
     if soft:
-        y = np.random.default_rng(3).dirichlet(np.ones(classes), rows).astype(np.float64 if dtype == "float64" else np.float32)
+        y = (
+            np.random.default_rng(3)
+            .dirichlet(np.ones(classes), rows)
+            .astype(np.float64 if dtype == "float64" else np.float32)
+        )
     problem = Problem(x, w, b, y, Objective(), w.dtype)
     method = Method.of(problem, NUMPY)
     sizes = host.sizes_of(problem, method, with_weight=True, with_bias=True)
@@ -134,7 +142,12 @@ def test_the_workspace_changes_nothing_but_rounding(rows, features, classes, sha
     assert plan.bytes <= least + share * (most - least)
     whole, _, together = solved(problem, 10 * most, NUMPY)
     eps = {"float16": 2.0**-10, "bfloat16": 2.0**-7}.get(dtype) or 64 * float(np.finfo(dtype).eps)
-    np.testing.assert_allclose(steps.losses, whole.losses, rtol=64 * np.finfo(steps.losses.dtype).eps, atol=1e-5 if dtype != "float64" else 1e-13)
+    np.testing.assert_allclose(
+        steps.losses,
+        whole.losses,
+        rtol=64 * np.finfo(steps.losses.dtype).eps,
+        atol=1e-5 if dtype != "float64" else 1e-13,
+    )
     for one, other in zip(found, together, strict=True):
         scale = np.abs(wide(other)).max(initial=0.0)
         # Entries that cancel are rounded relative to what they are made of: rows of size 1/2 each.
@@ -167,7 +180,9 @@ def test_a_workspace_one_byte_short_names_the_least_that_will_do():
     sizes = Sizes(100, 50257, 50257 * 4, 3072, 1536)
     least = least_workspace(sizes)
     make_plan("call", sizes, least)
-    with pytest.raises(xent.errors.ArgumentError, match=rf"call\(workspace=.*{least - 1} bytes.*one row.*{least} bytes"):
+    with pytest.raises(
+        xent.errors.ArgumentError, match=rf"call\(workspace=.*{least - 1} bytes.*one row.*{least} bytes"
+    ):
         make_plan("call", sizes, least - 1)
 
 
@@ -192,7 +207,9 @@ def test_numpy_front(dtype, reduction):
     options = {"reduction": reduction, "label_smoothing": 0.1, "weight": np.linspace(0.5, 2, 30)}
     shaped, labels = x.reshape(3, 4, 5), y.reshape(3, 4)
     alone = xent.numpy.linear_cross_entropy(shaped, w, labels, linear_bias=b, workspace=10_000, **options)
-    loss, found = xent.numpy.linear_cross_entropy_value_and_grad(shaped, w, labels, linear_bias=b, workspace=10_000, **options)
+    loss, found = xent.numpy.linear_cross_entropy_value_and_grad(
+        shaped, w, labels, linear_bias=b, workspace=10_000, **options
+    )
     np.testing.assert_allclose(alone, loss, rtol=1e-6 if dtype != "float64" else 1e-14)
     logits = wide(x) @ wide(w).T + wide(b)
     truth, dlogits = xent.numpy.cross_entropy_value_and_grad(logits, y, **options)
@@ -232,7 +249,9 @@ def test_numpy_front_takes_bfloat16_arrays():
 
 
 def test_no_rows_and_errors():
-    empty, found = xent.numpy.linear_cross_entropy_value_and_grad(np.ones((0, 3)), np.ones((4, 3)), np.empty(0, int), reduction="sum")
+    empty, found = xent.numpy.linear_cross_entropy_value_and_grad(
+        np.ones((0, 3)), np.ones((4, 3)), np.empty(0, int), reduction="sum"
+    )
     assert empty == 0
     assert not found.linear_weight.any()
     assert found.linear_weight.shape == (4, 3)
@@ -247,7 +266,9 @@ def test_products_are_measured_once_and_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(products, "available", lambda threads: ["numpy", "torch"])
     measured = []
-    monkeypatch.setattr(products, "measure", lambda dtype, libraries: measured.append(dtype) or Products("torch", "numpy", "torch"))
+    monkeypatch.setattr(
+        products, "measure", lambda dtype, libraries: measured.append(dtype) or Products("torch", "numpy", "torch")
+    )
     products._measured.cache_clear()
     for _ in range(2):
         assert products.products_for(np.dtype(np.float32), 1e12, 2) == Products("torch", "numpy", "torch")
@@ -261,7 +282,8 @@ def test_products_are_measured_once_and_kept(tmp_path, monkeypatch):
 def test_without_torch_numpy_makes_all_products():
     code = """
 import sys, numpy as np, xent.numpy
-loss, found = xent.numpy.linear_cross_entropy_value_and_grad(np.ones((4, 3), np.float16), np.zeros((5, 3), np.float16), [0, 1, 2, 3])
+x, w = np.ones((4, 3), np.float16), np.zeros((5, 3), np.float16)
+loss, found = xent.numpy.linear_cross_entropy_value_and_grad(x, w, [0, 1, 2, 3])
 assert abs(loss - np.log(5)) < 1e-6 and "torch" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)

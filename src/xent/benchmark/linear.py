@@ -3,9 +3,10 @@
     python -m xent.benchmark.linear [--quick] [--out FILE]
 
 Every contestant gets the same input, weight and labels; the loss is the mean. "forward_backward" is the loss and
-`torch.autograd.grad` of it by input and weight, "frozen" the same by the input alone (the weight does not require a gradient),
-"forward" the loss under `no_grad`. The limits are the products that any way of computing must make (logits, dinput, dweight), each
-by the faster of NumPy's and torch's BLAS in that round, into memory that has been used before.
+`torch.autograd.grad` of it by input and weight, "frozen" the same by the input alone (the weight does not require a
+gradient), "forward" the loss under `no_grad`. The limits are the products that any way of computing must make
+(logits, dinput, dweight), each by the faster of NumPy's and torch's BLAS in that round, into memory that has been
+used before.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class LinearShape:
 
 @dataclass(frozen=True)
 class Bar:
-    """A ratio of medians in one run: at most so many times the products, or at least so many times as fast as a peer."""
+    """A ratio of medians in one run: at most so many times the products, or so many times as fast as a peer."""
 
     dtype: str
     measure: str
@@ -200,7 +201,8 @@ def _case(shape: LinearShape, dtype: str, settings: Settings, progress: Progress
     seconds = interleaved(calls, settings, after_round=lambda done: progress(what, done, settings.rounds))
     for measure, names in LIMITS.items():
         best = [
-            [min(times) for times in zip(*(seconds[key] for key in calls if key[1] == name), strict=True)] for name in names
+            [min(times) for times in zip(*(seconds[key] for key in calls if key[1] == name), strict=True)]
+            for name in names
         ]
         seconds[LIMIT, measure] = [sum(times) for times in zip(*best, strict=True)]
     return {

@@ -1,7 +1,7 @@
 """Sums of many partial results that are rounded once, and the changes of format around a matrix product.
 
-A 16-bit gradient that is added up over chunks in 16 bits loses a digit every few chunks. Here the sum is a float32 whose
-upper 16 bits lie in the memory of the gradient itself and whose lower 16 bits in a second array of that size:
+A 16-bit gradient that is added up over chunks in 16 bits loses a digit every few chunks. Here the sum is a float32
+whose upper 16 bits lie in the memory of the gradient itself and whose lower 16 bits in a second array of that size:
 
     sum    = float32(upper << 16 | lower)
     sum   += partial
@@ -121,7 +121,7 @@ def add_bias(logits: Any, bias: Any, first: int, last: int) -> None:
 
 @kernel
 def add_column_sums(values: Any, classes: int, sums: Any, fresh: bool, first: int, last: int) -> None:
-    """Sums (classes, float64) += the sums over the rows of values (rows * classes), for the classes from first to last."""
+    """Sums (classes, float64) += the sums over rows of values (rows * classes), for the classes from first to last."""
     if fresh:
         sums[first:last] = 0.0
     for start in range(first, last, BLOCK):

@@ -6,8 +6,8 @@ the entropy and of the log-sum-exp are one_hot - q, -q * (log q + H) and q. Thei
     dx = (d_log_prob * (one_hot - q) - d_entropy * q * (log q + H) + d_lse * q) * dz/dx
 
 is made in one visit. A masked class has q = 0 and gradient 0. A row with `ignore_index` keeps the shares of entropy and
-log-sum-exp; d_log_prob counts only where there is a label. `out` may be the logits themselves: a block is read before it
-is written.
+log-sum-exp; d_log_prob counts only where there is a label. `out` may be the logits themselves: a block is read before
+it is written.
 """
 
 from __future__ import annotations
@@ -101,7 +101,9 @@ def _kernel(
         for start in range(0, classes, BLOCK):
             stop = min(start + BLOCK, classes)
             z, derivative = block[: stop - start], slopes[: stop - start]
-            _load(logits[r * classes + start : r * classes + stop], z, derivative, number(options[0]), number(options[1]))
+            _load(
+                logits[r * classes + start : r * classes + stop], z, derivative, number(options[0]), number(options[1])
+            )
             _gradient(z, lse[r], number(d_lse[r] - of_label), number(d_entropy[r]), number(entropy[r]))
             if has_label and start <= label < stop:
                 z[label - start] += number(of_label)

@@ -1,9 +1,10 @@
 """Arrays in, arrays out: the linear loss of rows on the CPU, for the fronts. Neither validation nor reduction.
 
-*Arguments*: input (rows, features), weight (classes, features) and bias (classes,) of one dtype: float64, float32, float16
-or bfloat16 as the uint16 of its bits; see `host.Problem`. A `workspace` in bytes.
+*Arguments*: input (rows, features), weight (classes, features) and bias (classes,) of one dtype: float64, float32,
+float16 or bfloat16 as the uint16 of its bits; see `host.Problem`. A `workspace` in bytes.
 
-*Results*: losses in float32 (float64 for float64) and log-sum-exps in float64, (rows,); gradients of sum(row_scale * loss).
+*Results*: losses in float32 (float64 for float64) and log-sum-exps in float64, (rows,); gradients of sum(row_scale *
+loss).
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def forward_backward(
     *,
     threads: int | None = None,
 ) -> tuple[Array, Array, Gradients]:
-    """Return losses, log-sum-exps and the wanted gradients. `row_scale` is a number, or one per row in the loss's dtype."""
+    """Return losses, log-sum-exps and gradients. `row_scale` is a number, or one per row in the loss's dtype."""
     host = prepared(Host, call, problem, wanted, workspace, threads)
     host.row_scale = row_scale
     return host.losses, host.lse, gradients(host, wanted)

@@ -7,8 +7,8 @@
         dweight += dlogits.T @ input             unless the weight is frozen
         dbias   += sum of dlogits over the rows  unless the bias is frozen
 
-That is three matrix products and one visit to the logits, whatever the number of chunks; a frozen argument is one product
-less. A device supplies the steps (`Steps`); host.py has those of the CPU.
+That is three matrix products and one visit to the logits, whatever the number of chunks; a frozen argument is one
+product less. A device supplies the steps (`Steps`); host.py has those of the CPU.
 
 Why the gradient is made together with the loss and not in a backward pass of its own: the logits would have to be made
 again, a fourth product of three.

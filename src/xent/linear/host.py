@@ -4,8 +4,8 @@ Three ways to multiply, by what the arguments are:
 
 - float32 and float64: the products as they are, which add to the gradient of the weight in place. A NumPy without
   OpenBLAS cannot (openblas.py): there it is made for a slab of classes at a time, and added.
-- bfloat16 with fast 16-bit products: logits and their gradient are bfloat16, as they would be without fusion; the gradient
-  of the weight is made for a slab of classes at a time and added up in float32 (cpu/accumulation.py).
+- bfloat16 with fast 16-bit products: logits and their gradient are bfloat16, as they would be without fusion; the
+  gradient of the weight is made for a slab of classes at a time and added up in float32 (cpu/accumulation.py).
 - other 16-bit numbers: input and weight are widened to float32, a slab of classes at a time, and so are the logits.
 
 Logits and their gradient are one array: a row kernel has read all of a row before it writes any of it.
@@ -36,8 +36,8 @@ SMALL = 2**16
 class Problem:
     """The arguments of a call: input (rows, features), weight (classes, features), bias (classes,) of one dtype.
 
-    bfloat16 comes as the uint16 of its bits. The target is as the row kernels take it, except that soft targets may have
-    any floating dtype; `weight_gradient` is the dtype in which the gradient of the weight is wanted.
+    bfloat16 comes as the uint16 of its bits. The target is as the row kernels take it, except that soft targets may
+    have any floating dtype; `weight_gradient` is the dtype in which the gradient of the weight is wanted.
     """
 
     input: Array
@@ -49,15 +49,15 @@ class Problem:
 
     @property
     def rows(self) -> int:
-        return self.input.shape[0]
+        return len(self.input)
 
     @property
     def classes(self) -> int:
-        return self.weight.shape[0]
+        return len(self.weight)
 
     @property
     def features(self) -> int:
-        return self.weight.shape[1]
+        return int(self.weight.shape[1])
 
     @property
     def soft(self) -> bool:

@@ -1,14 +1,15 @@
 """`out += a @ b` by the OpenBLAS that NumPy brings: NumPy itself can only overwrite.
 
-NumPy's wheels carry OpenBLAS under names of their own (`scipy_cblas_sgemm64_`), which its extension module is linked to, so
-the loader finds them by way of that module. Where there are none (a NumPy that was built against something else),
-`adds` says so, and the caller adds up slab by slab. That costs a barrier of all threads for each slab: on two cores that
-other programs used too, the gradient of a weight of 50257 x 768 took more than twice as long.
+NumPy's wheels carry OpenBLAS under names of their own (`scipy_cblas_sgemm64_`), which its extension module is linked
+to, so the loader finds them by way of that module. Where there are none (a NumPy that was built against something
+else), `adds` says so, and the caller adds up slab by slab. That costs a barrier of all threads for each slab: on two
+cores that other programs used too, the gradient of a weight of 50257 x 768 took more than twice as long.
 """
 
 from __future__ import annotations
 
 import ctypes
+import importlib
 from functools import cache
 from typing import Any
 
@@ -27,7 +28,7 @@ def adds(dtype: np.dtype[Any]) -> bool:
 
 
 def add_product(a: Array, b: Array, out: Array) -> None:
-    """Add a (M, K) @ b (K, N) to out (M, N), whose rows are side by side; rows or columns of a and b have to be, too."""
+    """Add a (M, K) @ b (K, N) to out (M, N), whose rows are side by side; so are rows or columns of a and b."""
     rows, inner = a.shape
     columns = b.shape[1]
     if not (rows and inner and columns):
@@ -38,7 +39,8 @@ def add_product(a: Array, b: Array, out: Array) -> None:
     lead = max(out.strides[0] // out.itemsize, columns)
     pointers = a.ctypes.data, b.ctypes.data, out.ctypes.data
     gemm(
-        ROW_MAJOR, how_a, how_b, rows, columns, inner, 1.0, pointers[0], lead_a, pointers[1], lead_b, 1.0, pointers[2], lead
+        ROW_MAJOR, how_a, how_b, rows, columns, inner, 1.0, pointers[0], lead_a, pointers[1], lead_b, 1.0,
+        pointers[2], lead
     )  # fmt: skip
 
 
@@ -55,12 +57,26 @@ def _laid_out(array: Array) -> tuple[int, int]:
 def _gemm(dtype: np.dtype[Any]) -> Any:
     letter, number = REAL[dtype]
     try:
-        from numpy._core import _multiarray_umath
-
-        function = getattr(ctypes.CDLL(_multiarray_umath.__file__), f"scipy_cblas_{letter}gemm64_")
+        extension = importlib.import_module("numpy._core._multiarray_umath")
+        function = getattr(ctypes.CDLL(extension.__file__), f"scipy_cblas_{letter}gemm64_")
     except (ImportError, OSError, AttributeError):
         return None
     kind, size, pointer = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
     function.restype = None
-    function.argtypes = [kind, kind, kind, size, size, size, number, pointer, size, pointer, size, number, pointer, size]
+    function.argtypes = [
+        kind,
+        kind,
+        kind,
+        size,
+        size,
+        size,
+        number,
+        pointer,
+        size,
+        pointer,
+        size,
+        number,
+        pointer,
+        size,
+    ]
     return function

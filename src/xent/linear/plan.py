@@ -8,9 +8,10 @@ multiplied away before the next chunk. The workspace holds, all at once,
     part * sum_bytes              lower halves of the gradient of the weight, where its own dtype cannot hold the sum
     fixed_bytes                   whatever does not depend on the cut
 
-and is as small as its user likes, down to one row. Chunks are of equal size, give or take one unit, because the last chunk
-of a greedy cut could be one row, for which a matrix product is slow. Where the lower halves of the whole gradient would leave
-fewer than GOOD_ROWS, the classes of that gradient are cut into parts, and the logits are made again for each part.
+and is as small as its user likes, down to one row. Chunks are of equal size, give or take one unit, because the last
+chunk of a greedy cut could be one row, for which a matrix product is slow. Where the lower halves of the whole
+gradient would leave fewer than GOOD_ROWS, the classes of that gradient are cut into parts, and the logits are made
+again for each part.
 """
 
 from __future__ import annotations

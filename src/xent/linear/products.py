@@ -6,9 +6,9 @@ known beforehand, so it is measured, in half a second, when the first large prod
 disk (`$XDG_CACHE_HOME/xent`, `~/.cache/xent`), so that results of different processes are the same bits; without a
 writable folder each process measures anew. Small products are made by the first library of the list without a question.
 
-torch takes part when somebody has imported it already: importing it for one product would cost seconds, and `xent.numpy`
-does not need it. NumPy takes part when it may use all processors, since it has no call for the number of threads. After a
-fork torch is left alone, whose threads do not survive one.
+torch takes part when somebody has imported it already: importing it for one product would cost seconds, and
+`xent.numpy` does not need it. NumPy takes part when it may use all processors, since it has no call for the number of
+threads. After a fork torch is left alone, whose threads do not survive one.
 
 16-bit products are torch's or nobody's: without them 16-bit numbers are widened to float32, a few classes at a time
 (host.py), and that is also what happens where torch's are slower (processors without instructions for them).
@@ -75,6 +75,13 @@ def multiply(library: Library, a: Array, b: Array, out: Array, *, add: bool = Fa
             torch.addmm(tensors[2], *tensors[:2], out=tensors[2])
         else:
             torch.mm(*tensors[:2], out=tensors[2])
+
+
+def side_by_side(array: Array) -> Array:
+    """A matrix as BLAS takes it: copied unless its rows or its columns lie side by side, one behind the other."""
+    (rows, columns), (down, across), item = array.shape, array.strides, array.itemsize
+    fits = (across == item and down >= columns * item) or (down == item and across >= rows * item)
+    return array if fits and array.flags.aligned else np.ascontiguousarray(array)
 
 
 def adds(library: Library, dtype: np.dtype[Any]) -> bool:
@@ -202,7 +209,7 @@ def _path(dtype: str, threads: int, libraries: Sequence[Library]) -> Path:
 
 
 class _Writable:
-    """The memory of an array, without its mark that it is read-only, about which torch would warn. Nobody writes to it."""
+    """The memory of an array without its mark that it is read-only, about which torch would warn."""
 
     def __init__(self, array: Array) -> None:
         interface = dict(array.__array_interface__)

@@ -20,7 +20,7 @@ from xent.targets import Layout, check_linear_shapes, checked_layout
 from xent.torch import linear_autograd, linear_composed, linear_operators
 from xent.torch.functional import Statistics
 from xent.torch.linear_kernels import NUMPY, Call
-from xent.torch.rows import is_traced, is_transformed
+from xent.torch.rows import LinearRows, is_traced, is_transformed
 
 
 def linear_cross_entropy(
@@ -41,13 +41,14 @@ def linear_cross_entropy(
     Parameters
     ----------
     input : tensor (..., features), of dtype float64, float32, bfloat16 or float16.
-    linear_weight : tensor (C, features) of the same dtype, as in `torch.nn.Linear`; it may be the embedding (tied weights).
-    target : class indices (...), in [0, C) or equal to `ignore_index`; or class probabilities (..., C), which may require
-        a gradient.
+    linear_weight : tensor (C, features) of the same dtype, as in `torch.nn.Linear`; it may be the embedding (tied
+        weights).
+    target : class indices (...), in [0, C) or equal to `ignore_index`; or class probabilities (..., C), which may
+        require a gradient.
     linear_bias : tensor (C,), optional
     weight : tensor (C,), optional: what one row of each class counts for.
-    workspace : bytes, or text such as "128MB": how much memory the call may use beside arguments and gradients. More is a
-        little faster, until all rows fit.
+    workspace : bytes, or text such as "128MB": how much memory the call may use beside arguments and gradients. More
+        is a little faster, until all rows fit.
     **options : ignore_index, reduction and label_smoothing as in torch; z_loss, softcap, logit_scale and denominator
         beyond it. See `xent.Objective`.
 
@@ -68,12 +69,12 @@ def linear_cross_entropy(
     *Speed*: three matrix products and little else, when gradients are wanted; one product less for each of input and
     weight that needs none. A sum or a mean makes its gradients with the loss; with `reduction="none"`, backward makes
     the logits once more. *Memory*: the workspace and a few numbers per row, whatever the number of rows. Gradients
-    of a sum or a mean exist from the forward on. 16-bit weights need 2 bytes for each weight of the workspace for float32
-    sums; where it has no room for that, the logits are made several times.
-    *Numerics*: losses and sums over rows are float32 for 16-bit arguments, and the error of no gradient grows with the number
-    of chunks. 16-bit logits are rounded to 16 bits where the processor multiplies those faster, as without fusion. Under
-    autocast the gradient of a float32 weight is summed in float32 and never rounded to 16 bits. Results repeat bit
-    for bit. Second derivatives, and other devices than the CPU, hold the logits.
+    of a sum or a mean exist from the forward on. 16-bit weights need 2 bytes for each weight of the workspace for
+    float32 sums; where it has no room for that, the logits are made several times.
+    *Numerics*: losses and sums over rows are float32 for 16-bit arguments, and the error of no gradient grows with
+    the number of chunks. 16-bit logits are rounded to 16 bits where the processor multiplies those faster, as without
+    fusion. Under autocast the gradient of a float32 weight is summed in float32 and never rounded to 16 bits. Results
+    repeat bit for bit. Second derivatives, and other devices than the CPU, hold the logits.
 
     Examples
     --------
@@ -91,20 +92,17 @@ def linear_cross_entropy(
     objective = Objective.of(name, options)
     how = _layout(name, input, linear_weight, linear_bias, target, weight, objective)
     call = Call(name, objective, parse_bytes(name, workspace), _dtype(name, input, linear_weight, linear_bias))
-    x = input.reshape(how.rows, input.shape[-1])
-    rows = target.reshape(how.rows, how.classes) if how.soft else target.reshape(-1)
-    tensors = (x, linear_weight, linear_bias, rows, weight)
+    y = target.reshape(how.rows, how.classes) if how.soft else target.reshape(-1)
+    rows = LinearRows(input.reshape(how.rows, input.shape[-1]), linear_weight, linear_bias, y, weight)
     if input.device.type == "cpu" and not is_transformed():
-        compute = linear_operators if is_traced(*tensors) else linear_autograd
-        loss = compute.cross_entropy(call, *tensors)
+        loss: Tensor = (linear_operators if is_traced(*rows) else linear_autograd).cross_entropy(call, rows)
         return loss.reshape(how.loss_shape) if objective.reduction == "none" else loss
-    x, w, b = (None if tensor is None else tensor.to(call.dtype) for tensor in tensors[:3])
-    losses = linear_composed.cross_entropy_rows(x, w, b, rows, weight, objective)
+    losses = linear_composed.cross_entropy_rows(rows.to(call.dtype), objective)
     if objective.reduction == "none":
         return losses.reshape(how.loss_shape)
     total = losses.sum(dtype=torch.float64)
     if objective.reduction == "mean":
-        total = reduce(total, mean_denominator(rows, weight, how.soft, how.rows, objective), objective)
+        total = reduce(total, mean_denominator(y, weight, how.soft, how.rows, objective), objective)
     mean: Tensor = total.to(losses.dtype)
     return mean
 
@@ -157,19 +155,16 @@ def linear_statistics(
     objective = Objective(ignore_index=ignore_index, softcap=softcap, logit_scale=logit_scale)
     how = _layout(name, input, linear_weight, linear_bias, target, None, objective)
     if how.soft:
-        found = "found class probabilities, expected class indices"
-        raise DTypeError(message(name, "target", found, "For probabilities use linear_cross_entropy"))
+        wrong = "found class probabilities, expected class indices"
+        raise DTypeError(message(name, "target", wrong, "For probabilities use linear_cross_entropy"))
     call = Call(name, objective, parse_bytes(name, workspace), _dtype(name, input, linear_weight, linear_bias))
-    tensors = (input.reshape(how.rows, input.shape[-1]), linear_weight, linear_bias)
-    labels = target.reshape(-1)
+    x = input.reshape(how.rows, input.shape[-1])
+    rows = LinearRows(x, linear_weight, linear_bias, target.reshape(-1), None)
     if input.device.type != "cpu" or is_transformed():
-        x, w, b = (None if tensor is None else tensor.to(call.dtype) for tensor in tensors)
-        rows = linear_composed.statistics_rows(x, w, b, labels, objective)
-    elif is_traced(*tensors, labels):
-        rows = linear_operators.statistics(call, *tensors, labels)
+        found = linear_composed.statistics_rows(rows.to(call.dtype), objective)
     else:
-        rows = linear_autograd.Statistics.apply(*tensors, labels, call)  # type: ignore[no-untyped-call]
-    return Statistics(*(tensor.reshape(how.loss_shape) for tensor in rows))
+        found = (linear_operators if is_traced(*rows) else linear_autograd).statistics(call, rows)
+    return Statistics(*(tensor.reshape(how.loss_shape) for tensor in found))
 
 
 def _layout(

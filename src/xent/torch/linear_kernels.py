@@ -1,7 +1,7 @@
 """The linear loss of xent.linear on tensors: arguments as its arrays, results as tensors, without a copy.
 
-Input and weight are multiplied in `dtype`: their own, or that of autocast. Under autocast the gradient of a float32 weight
-is added up in float32 and never rounded to 16 bits.
+Input and weight are multiplied in `dtype`: their own, or that of autocast. Under autocast the gradient of a float32
+weight is added up in float32 and never rounded to 16 bits.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from xent.cpu.cross_entropy import Statistics
 from xent.linear import calls, statistics
 from xent.linear.driver import Wanted
 from xent.linear.host import Problem
+from xent.linear.products import side_by_side
 from xent.objective import Objective
 from xent.torch.composed import compute_dtype
+from xent.torch.rows import LinearRows
 
 Array = NDArray[Any]
-NUMPY = {
+NUMPY: dict[torch.dtype, np.dtype[Any]] = {
     torch.float64: np.dtype(np.float64),
     torch.float32: np.dtype(np.float32),
     torch.float16: np.dtype(np.float16),
@@ -41,94 +43,69 @@ class Call:
     dtype: torch.dtype
 
 
-def forward(
-    call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, class_weight: Tensor | None
-) -> Array:
+def forward(call: Call, rows: LinearRows) -> Array:
     """Return the loss of each row."""
-    problem = _problem(call, input, weight, bias, target, class_weight)
-    return calls.forward(call.name, problem, call.workspace, threads=torch.get_num_threads())[0]
+    return calls.forward(call.name, _problem(call, rows), call.workspace, threads=torch.get_num_threads())[0]
 
 
 def forward_backward(
-    call: Call,
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    target: Tensor,
-    class_weight: Tensor | None,
-    row_scale: Tensor | float,
-    wanted: Sequence[bool],
+    call: Call, rows: LinearRows, row_scale: Tensor | float, wanted: Sequence[bool]
 ) -> tuple[Array, list[Tensor | None]]:
     """Return the loss of each row, and the wanted gradients of sum(row_scale * loss) by input, weight and bias."""
-    problem = _problem(call, input, weight, bias, target, class_weight)
+    scale: Any = row_scale
     if isinstance(row_scale, Tensor):
-        scale: Any = np.ascontiguousarray(row_scale.detach().to(compute_dtype(call.dtype)).reshape(-1).numpy())
-    else:
-        scale = row_scale
+        scale = np.ascontiguousarray(row_scale.detach().to(compute_dtype(call.dtype)).reshape(-1).numpy())
     losses, _, found = calls.forward_backward(
-        call.name, problem, scale, Wanted(*wanted), call.workspace, threads=torch.get_num_threads()
+        call.name, _problem(call, rows), scale, Wanted(*wanted), call.workspace, threads=torch.get_num_threads()
     )
-    return losses, _tensors(found, call, (input, weight, bias))
+    return losses, _tensors(found, rows)
 
 
-def forward_statistics(
-    call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor
-) -> Statistics:
+def forward_statistics(call: Call, rows: LinearRows) -> Statistics:
     """Return the statistics of each row."""
-    problem = _problem(call, input, weight, bias, labels, None)
-    return statistics.forward(call.name, problem, call.workspace, threads=torch.get_num_threads())
+    return statistics.forward(call.name, _problem(call, rows), call.workspace, threads=torch.get_num_threads())
 
 
 def backward_statistics(
-    call: Call,
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    labels: Tensor,
-    found: Statistics,
-    upstream: Sequence[Tensor | None],
-    wanted: Sequence[bool],
+    call: Call, rows: LinearRows, found: Statistics, upstream: Sequence[Tensor | None], wanted: Sequence[bool]
 ) -> list[Tensor | None]:
     """Return the wanted gradients of the statistics by input, weight and bias."""
-    problem = _problem(call, input, weight, bias, labels, None)
-    rows = input.shape[0]
-    above = [np.zeros(rows) if u is None else np.ascontiguousarray(u.detach().double().numpy()) for u in upstream]
+    d_log_prob, d_entropy, d_lse = (
+        np.zeros(len(rows.input)) if above is None else np.ascontiguousarray(above.detach().double().numpy())
+        for above in upstream
+    )
     gradients = statistics.backward(
         call.name,
-        problem,
+        _problem(call, rows),
         found,
-        (above[0], above[1], above[2]),
+        (d_log_prob, d_entropy, d_lse),
         Wanted(*wanted),
         call.workspace,
         threads=torch.get_num_threads(),
     )
-    return _tensors(gradients, call, (input, weight, bias))
+    return _tensors(gradients, rows)
 
 
-def _problem(
-    call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, class_weight: Tensor | None
-) -> Problem:
+def _problem(call: Call, rows: LinearRows) -> Problem:
     objective = call.objective
-    if class_weight is not None:
-        wide = class_weight.detach().to(compute_dtype(call.dtype)).contiguous().numpy()
+    if rows.class_weight is not None:
+        wide = rows.class_weight.detach().to(compute_dtype(call.dtype)).contiguous().numpy()
         objective = replace(objective, weight=wide)
     return Problem(
-        _array(input, call.dtype),
-        _array(weight, call.dtype),
-        None if bias is None else np.ascontiguousarray(_array(bias, call.dtype)),
-        _target(target),
+        _array(rows.input, call.dtype),
+        _array(rows.weight, call.dtype),
+        None if rows.bias is None else np.ascontiguousarray(_array(rows.bias, call.dtype)),
+        _target(rows.target),
         objective,
-        NUMPY[weight.dtype],
+        NUMPY[rows.weight.dtype],
     )
 
 
 def _array(tensor: Tensor, dtype: torch.dtype) -> Array:
-    """The tensor's memory, bfloat16 as the bits of its numbers; a copy where rows or columns are not side by side."""
+    """The tensor's memory, bfloat16 as the bits of its numbers; a copy where BLAS needs one."""
     tensor = tensor.detach().to(dtype)
-    if tensor.ndim == 2 and 1 not in tensor.stride():
-        tensor = tensor.contiguous()
     array: Array = (tensor.view(torch.uint16) if dtype is torch.bfloat16 else tensor.resolve_neg()).numpy()
-    return array
+    return side_by_side(array) if array.ndim == 2 else array
 
 
 def _target(target: Tensor) -> Array:
@@ -139,10 +116,10 @@ def _target(target: Tensor) -> Array:
     return array
 
 
-def _tensors(found: calls.Gradients, call: Call, arguments: Sequence[Tensor | None]) -> list[Tensor | None]:
+def _tensors(found: calls.Gradients, rows: LinearRows) -> list[Tensor | None]:
     """Gradients as tensors of the dtypes of the arguments."""
     tensors: list[Tensor | None] = []
-    for array, argument in zip(found, arguments, strict=True):
+    for array, argument in zip(found, rows[:3], strict=True):
         if array is None or argument is None:
             tensors.append(None)
             continue

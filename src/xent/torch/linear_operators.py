@@ -21,26 +21,23 @@ from xent.reduction import gradient_scale
 from xent.torch import linear_autograd, linear_kernels
 from xent.torch.composed import compute_dtype
 from xent.torch.linear_kernels import Call
+from xent.torch.rows import LinearRows
 
 Four = tuple[Tensor, Tensor, Tensor, Tensor]
 Three = tuple[Tensor, Tensor, Tensor]
 
 
-def cross_entropy(
-    call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, class_weight: Tensor | None
-) -> Tensor:
+def cross_entropy(call: Call, rows: LinearRows) -> Tensor:
     """What `linear_autograd.cross_entropy` gives."""
     made_now = call.objective.reduction != "none" and torch.is_grad_enabled() and call.dtype != torch.float16
-    wanted = [made_now and tensor is not None and tensor.requires_grad for tensor in (input, weight, bias)]
-    loss: Tensor = _forward(input, weight, bias, target, class_weight, *_apart(call), wanted)[0]
+    wanted = [made_now and tensor is not None and tensor.requires_grad for tensor in rows[:3]]
+    loss: Tensor = _forward(*rows, *_apart(call), wanted)[0]
     return loss
 
 
-def statistics(
-    call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor
-) -> tuple[Tensor, ...]:
-    """What `linear_autograd.Statistics` gives."""
-    found: tuple[Tensor, ...] = _statistics(input, weight, bias, labels, *_apart(call))
+def statistics(call: Call, rows: LinearRows) -> tuple[Tensor, ...]:
+    """What `linear_autograd.statistics` gives."""
+    found: tuple[Tensor, ...] = _statistics(*rows[:4], *_apart(call))
     return found[:5]
 
 
@@ -70,15 +67,15 @@ def _forward(
     numbers: Sequence[float], reduction: str, workspace: int, dtype: torch.dtype, wanted: Sequence[bool],
 ) -> Four:  # fmt: skip
     call = _together("linear_cross_entropy", numbers, reduction, workspace, dtype)
-    tensors = (input, weight, bias, target, class_weight)
-    denominator = linear_autograd.denominator_of(call, input, target, class_weight)
+    rows = LinearRows(input, weight, bias, target, class_weight)
+    denominator = linear_autograd.denominator_of(call, rows)
     found: list[Tensor | None] = [None, None, None]
     if any(wanted):
         scale = gradient_scale(denominator, call.objective)
-        losses, found = linear_kernels.forward_backward(call, *tensors, scale, wanted)
+        losses, found = linear_kernels.forward_backward(call, rows, scale, wanted)
     else:
-        losses = linear_kernels.forward(call, *tensors)
-    return linear_autograd.reduced(losses, call, weight, target, denominator), *_filled(found, input)
+        losses = linear_kernels.forward(call, rows)
+    return linear_autograd.reduced(losses, call, rows, denominator), *_filled(found, input)
 
 
 @torch.library.custom_op("xent::linear_cross_entropy_backward", mutates_args=(), device_types="cpu")
@@ -87,12 +84,11 @@ def _backward(
     numbers: Sequence[float], reduction: str, workspace: int, dtype: torch.dtype, wanted: Sequence[bool],
 ) -> Three:  # fmt: skip
     call = _together("linear_cross_entropy", numbers, reduction, workspace, dtype)
+    rows = LinearRows(input, weight, bias, target, class_weight)
     scale: Tensor | float = upstream
     if upstream.ndim == 0:
-        denominator = linear_autograd.denominator_of(call, input, target, class_weight)
-        scale = upstream.item() * gradient_scale(denominator, call.objective)
-    tensors = (input, weight, bias, target, class_weight)
-    return _filled(linear_kernels.forward_backward(call, *tensors, scale, wanted)[1], input)
+        scale = upstream.item() * gradient_scale(linear_autograd.denominator_of(call, rows), call.objective)
+    return _filled(linear_kernels.forward_backward(call, rows, scale, wanted)[1], input)
 
 
 def _like(tensors: Sequence[Tensor | None], wanted: Sequence[bool], input: Tensor) -> Three:
@@ -134,26 +130,23 @@ def _differentiate(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Any, ...]:
     found: list[Tensor | None] = [None, None, None]
     if all(made or not want for made, want in zip(ctx.made, wanted, strict=True)):
         ready = (dinput, dweight, dbias)
-        found = [
-            gradient * upstream.to(gradient.dtype) if want else None
-            for gradient, want in zip(ready, wanted, strict=True)
-        ]
+        found = [gradient * upstream if want else None for gradient, want in zip(ready, wanted, strict=True)]
     elif any(wanted):
         made = _backward(upstream, *tensors, *ctx.parts, wanted)
         found = [gradient if want else None for gradient, want in zip(made, wanted, strict=True)]
     dtarget = None
     if ctx.needs_input_grad[3]:
         call = _together("linear_cross_entropy", *ctx.parts)
-        dtarget = _target_gradient(call, tensors, upstream)
+        dtarget = _target_gradient(call, LinearRows(*tensors), upstream)
     return *found, dtarget, *[None] * 6
 
 
-def _target_gradient(call: Call, tensors: Sequence[Any], upstream: Tensor) -> Tensor:
+def _target_gradient(call: Call, rows: LinearRows, upstream: Tensor) -> Tensor:
     """The gradient by class probabilities, whose mean is over the rows."""
-    rows = tensors[0].shape[0]
-    divisor = (call.objective.denominator or rows) if call.objective.reduction == "mean" else 1.0
-    scale = upstream if upstream.ndim else (upstream / divisor).expand(rows)
-    return linear_autograd.target_gradient(call, tuple(tensors), scale)
+    count = len(rows.input)
+    divisor = (call.objective.denominator or count) if call.objective.reduction == "mean" else 1.0
+    scale = 1.0 / divisor if divisor else 0.0
+    return linear_autograd.target_gradient(call, rows, linear_autograd.row_scale(upstream, scale, rows))
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
@@ -169,7 +162,8 @@ def _statistics(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     call = _together("linear_statistics", numbers, reduction, workspace, dtype)
     log_prob, entropy, lse, argmax, rank = (
-        torch.from_numpy(array) for array in linear_autograd.statistics_of(call, input, weight, bias, labels)
+        torch.from_numpy(array)
+        for array in linear_autograd.statistics_of(call, LinearRows(input, weight, bias, labels, None))
     )
     return log_prob, entropy, lse.to(log_prob.dtype, copy=True), argmax, rank, lse
 
@@ -180,9 +174,10 @@ def _statistics_backward(
     lse: Tensor, numbers: Sequence[float], reduction: str, workspace: int, dtype: torch.dtype, wanted: Sequence[bool],
 ) -> Three:  # fmt: skip
     call = _together("linear_statistics", numbers, reduction, workspace, dtype)
+    rows = LinearRows(input, weight, bias, labels, None)
     unused = np.empty(0, np.int64)
     found = Statistics(entropy.numpy(), entropy.numpy(), lse.numpy(), unused, unused)
-    gradients = linear_kernels.backward_statistics(call, input, weight, bias, labels, found, list(upstream), wanted)
+    gradients = linear_kernels.backward_statistics(call, rows, found, list(upstream), wanted)
     return _filled(gradients, input)
 
 
