@@ -10,17 +10,18 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xent.linear.calls import plan_of
+from xent.linear.calls import gradients
 from xent.linear.driver import Wanted
-from xent.linear.host import Method
+from xent.linear.host import Host, Method, sizes_of
+from xent.linear.plan import plan_of_rows
 from xent.linear.products import products_for
 from xent.objective import Objective
-from xent.torch import linear_cross_entropy
-from xent.torch.linear_kernels import Call, problem_of
+from xent.torch.linear_kernels import Call, problem_of, tensors_of
 from xent.torch.rows import LinearRows
 
 ROWS, FEATURES, CLASSES = 1024, 128, 1009
@@ -41,8 +42,7 @@ def measured(
     points = []
     for done, chunks in enumerate(CHUNKS):
         progress("error by chunks", done, len(CHUNKS))
-        workspace = workspace_for(x, w, y, chunks)
-        ours = _errors(partial(linear_cross_entropy, workspace=workspace), (x, w, y), truth)
+        ours = _relative(ours_in_chunks(x, w, y, ROWS // chunks), truth)
         options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=ROWS // chunks)
         theirs = _errors(partial(F.linear_cross_entropy, options=options), (x, w, y), truth)
         for name, errors in ((OURS, ours), (UNFUSED, unfused), (CHUNKED, theirs)):
@@ -50,23 +50,21 @@ def measured(
     return points
 
 
-def workspace_for(x: Tensor, w: Tensor, y: Tensor, chunks: int) -> int:
-    """The least workspace with which our loss visits the rows in at most so many chunks."""
-    problem = problem_of(Call("bench", Objective(), 1, x.dtype), LinearRows(x, w, None, y, None))
-    operations = 6.0 * x.shape[0] * w.shape[0] * w.shape[1]
-    method = Method.of(problem, products_for(problem.input.dtype, operations, torch.get_num_threads()))
-
-    def fits(workspace: int) -> bool:
-        try:
-            return len(plan_of("bench", problem, method, Wanted(bias=False), workspace).chunks) <= chunks
-        except ValueError:
-            return False
-
-    low, high = 0, 1 << 40
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if fits(middle) else (middle, high)
-    return high
+def ours_in_chunks(x: Tensor, w: Tensor, y: Tensor, chunk_rows: int) -> tuple[Tensor, ...]:
+    """Our mean loss and its gradients by input and weight, cut into chunks of so many rows."""
+    rows = LinearRows(x, w, None, y, None)
+    problem = problem_of(Call("bench", Objective(), 1, x.dtype), rows)
+    threads = torch.get_num_threads()
+    method = Method.of(problem, products_for(problem.input.dtype, 6.0 * x.numel() * len(w), threads))
+    plan = plan_of_rows(sizes_of(problem, method, with_weight=True, with_bias=False), chunk_rows)
+    host = Host(problem, method, plan, threads)
+    host.row_scale = 1.0 / len(x)
+    found = gradients(host, Wanted(bias=False))
+    mean = host.losses.sum(dtype=np.float64) / len(x)
+    dinput, dweight, _ = tensors_of(found, rows)
+    assert dinput is not None
+    assert dweight is not None
+    return torch.tensor(mean, dtype=torch.float32), dinput, dweight
 
 
 def _unfused(x: Tensor, w: Tensor, y: Tensor) -> Tensor:
@@ -86,5 +84,9 @@ def _found(loss: Loss, x: Tensor, w: Tensor, y: Tensor) -> tuple[Tensor, ...]:
 
 
 def _errors(loss: Loss, given: tuple[Tensor, Tensor, Tensor], truth: tuple[Tensor, ...]) -> dict[str, float]:
-    pairs = zip(QUANTITIES, _found(loss, *given), truth, strict=True)
+    return _relative(_found(loss, *given), truth)
+
+
+def _relative(found: tuple[Tensor, ...], truth: tuple[Tensor, ...]) -> dict[str, float]:
+    pairs = zip(QUANTITIES, found, truth, strict=True)
     return {name: float(f"{((ours.double() - t).norm() / t.norm()).item():.4g}") for name, ours, t in pairs}

@@ -58,7 +58,7 @@ def forward_backward(
     losses, _, found = calls.forward_backward(
         call.name, problem_of(call, rows), scale, Wanted(*wanted), call.workspace, threads=torch.get_num_threads()
     )
-    return losses, _tensors(found, rows)
+    return losses, tensors_of(found, rows)
 
 
 def forward_statistics(call: Call, rows: LinearRows) -> Statistics:
@@ -83,7 +83,7 @@ def backward_statistics(
         call.workspace,
         threads=torch.get_num_threads(),
     )
-    return _tensors(gradients, rows)
+    return tensors_of(gradients, rows)
 
 
 def problem_of(call: Call, rows: LinearRows) -> Problem:
@@ -117,7 +117,7 @@ def _target(target: Tensor) -> Array:
     return array
 
 
-def _tensors(found: calls.Gradients, rows: LinearRows) -> list[Tensor | None]:
+def tensors_of(found: calls.Gradients, rows: LinearRows) -> list[Tensor | None]:
     """Gradients as tensors of the dtypes of the arguments."""
     tensors: list[Tensor | None] = []
     for array, argument in zip(found, rows[:3], strict=True):
