@@ -23,7 +23,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-VOCABULARY, WIDTH, CONTEXT, BATCH, STEPS = 32768, 128, 128, 12, 40
+VOCABULARY, WIDTH, CONTEXT, BATCH, STEPS = 32768, 128, 128, 12, 30
 COLORS = {"F.cross_entropy(F.linear)": "#c2571a", "xent.torch.linear_cross_entropy": "#0b6e99"}
 PLAIN, OURS = COLORS
 
