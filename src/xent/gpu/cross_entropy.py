@@ -40,8 +40,8 @@ from xent.objective import Objective
 class Statistics(NamedTuple):
     """What one visit to the logits tells about each row; nats.
 
-    `log_prob` is that of the label, `entropy` that of the softmax. `argmax` is the first largest logit. `rank` counts the
-    logits strictly above the label's; it is -1 without a label (`ignore_index`: log_prob 0; out of range: NaN).
+    `log_prob` is that of the label, `entropy` that of the softmax. `argmax` is the first largest logit. `rank` counts
+    the logits strictly above the label's; it is -1 without a label (`ignore_index`: log_prob 0; out of range: NaN).
     """
 
     log_prob: Tensor
@@ -142,7 +142,7 @@ class _Call:
         classes, inner = shape[1], 1 if len(shape) == 2 else shape[2]
         self.logits, self.rows, self.dtype = logits, shape[0] * inner, compute_dtype(logits.dtype)
         soft, weight = target.is_floating_point(), objective.weight
-        labels = None if soft else target.reshape(-1)
+        labels = None if soft else target.reshape(-1).contiguous()
         self.inputs = Inputs(
             _strided(logits), self.rows, classes, inner, labels, _strided(target) if soft else None, weight
         )
@@ -192,7 +192,7 @@ class _Call:
     def scales(self, row_scale: Tensor | float) -> Tensor:
         """Row scales as a kernel takes them: one, or one for each row, side by side."""
         if isinstance(row_scale, Tensor):
-            return row_scale.reshape(-1)
+            return row_scale.reshape(-1).contiguous()
         return torch.full((1,), row_scale, dtype=torch.float64, device=self.logits.device)
 
 

@@ -3,15 +3,14 @@
     forward   lse = log(sum(exp(z))),  loss = sum(t * (lse - z)) + z_loss * lse**2
     backward  dx = row_scale * ((sum(t) + 2 * z_loss * lse) * exp(z - lse) - t) * dz/dx
 
-All kernels begin with the arrays (`Inputs`), the options as numbers, and the options as switches: what is off is left out
-when a kernel is compiled, and numbers are read when it runs, so that no value of an option costs a compilation.
+All kernels begin with the arrays (`Inputs`) and the options as numbers and end with the options as switches: what is
+off is left out when a kernel is compiled, and numbers are read when it runs, so that no value costs a compilation.
 `mean_weight` is the mean of the class weights, where label smoothing needs it. The last arguments are the tile's shape.
 
 No program waits for another or adds to what another wrote: results repeat bit for bit.
 """
 
 from __future__ import annotations
-
 
 import triton
 import triton.language as tl
@@ -122,8 +121,8 @@ def forward_backward(
     BLOCK: tl.constexpr,
 ):
     """Loss, log-sum-exp and gradient. If `finished` holds 1, there is nothing left to do."""
-    if finished is not None:
-        if tl.load(finished) == 1.0:
+    if finished is not None:  # noqa: SIM102
+        if tl.load(finished) == 1.0:  # not `and`: without the number there is nothing to compile
             return
     terms = terms_of(
         inputs, smoothing, scale, softcap, z_loss, ignore_index, mean_weight, SMOOTHED, SCALED, CAPPED, NORMALISED

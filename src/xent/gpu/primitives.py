@@ -11,7 +11,6 @@ Each stands here once; the argument's type picks the precision. -inf and NaN are
 
 from __future__ import annotations
 
-
 import triton
 import triton.language as tl
 
@@ -33,8 +32,7 @@ def divide(x, y):
     """x / y, correctly rounded: Triton's own division of float32 is off by 2 ulp."""
     if x.dtype == tl.float32:
         return tl.div_rn(x, y)
-    else:
-        return x / y
+    return x / y
 
 
 # -------------------------------------------------------------------------------------------------------------- softcap
@@ -42,8 +40,8 @@ def divide(x, y):
 #     softcap(x)         = cap * tanh(scale * x / cap)
 #     softcap_derivative = scale * (1 - tanh(scale * x / cap)**2)
 #
-# With E = exp(-2|u|):  tanh|u| = (1 - E) / (1 + E),  1 - tanh(u)**2 = 4 E / (1 + E)**2, the latter without cancellation.
-# Where 1 - E cancels, below 0.625, tanh(u) = u + u**3 P(u**2) / Q(u**2) (coefficients: Moshier's Cephes, tanh.c).
+# With E = exp(-2|u|):  tanh|u| = (1 - E) / (1 + E),  1 - tanh(u)**2 = 4 E / (1 + E)**2, the latter without cancelling
+# anything. Where 1 - E cancels, below 0.625, tanh(u) = u + u**3 P(u**2) / Q(u**2) (coefficients: Cephes, tanh.c).
 
 
 @triton.jit

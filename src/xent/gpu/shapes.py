@@ -4,8 +4,8 @@ A tile is `rows` positions by `block` classes. A row of many classes is a tile b
 program takes as many as make a tile of the same size. Where the class axis is not the last, neighbouring positions are
 neighbours in memory, so that a tile is wide across positions and takes few classes at a time.
 
-The numbers are rules of thumb that no measurement has confirmed yet: a thread holds 16 numbers, a block has at most 4096
-of 4 bytes (8192 of 2), and `XENT_GPU_AUTOTUNE=1` tries their neighbours once for each kind of call.
+The numbers are rules of thumb that no measurement has confirmed yet: a thread holds 16 numbers, a block at most 4096 of
+4 bytes or 8192 of 2. `XENT_GPU_AUTOTUNE=1` tries their neighbours once for each kind of call.
 """
 
 from __future__ import annotations
@@ -35,9 +35,8 @@ class Tile(NamedTuple):
 def tile_for(rows: int, classes: int, inner: int, itemsize: int) -> Tile:
     """The tile for logits of this shape; `inner` is 1 when the classes lie side by side.
 
-    >>> tile_for(4096, 128256, 1, 2), tile_for(4096, 1000, 1, 4), tile_for(65536, 10, 1, 4), tile_for(2**19, 21, 2**16, 4)
-    (Tile(rows=1, block=8192, warps=16), Tile(rows=2, block=1024, warps=4), Tile(rows=128, block=16, warps=4), \
-Tile(rows=128, block=16, warps=4))
+    >>> tile_for(4096, 128256, 1, 2), tile_for(65536, 10, 1, 4)
+    (Tile(rows=1, block=8192, warps=16), Tile(rows=128, block=16, warps=4))
     """
     if inner > 1:
         across = min(ACROSS, _power_of_two(inner))
@@ -62,7 +61,7 @@ _best: dict[Hashable, Tile] = {}
 
 
 def fastest(key: Hashable, tile: Tile, launch: Callable[[Tile], None], device: torch.device) -> Tile:
-    """The fastest among the neighbours of a tile, measured at the first call with this key. `launch` must be repeatable."""
+    """The fastest among the neighbours of a tile, measured at the first call with this key, which launches it often."""
     if key not in _best:
         _best[key] = min(neighbours(tile), key=lambda candidate: _seconds(lambda: launch(candidate), device))
     return _best[key]

@@ -1,11 +1,11 @@
 """A tile: the positions that one program works on together, and the steps on them, a block of classes at a time.
 
-A position is a row of classes: row r of (rows, classes), or one of the outer * inner of (outer, classes, inner). The steps
-are those of xent.cpu; where the CPU has two orders of loops for the two layouts, here strides and the shape of the tile
-make the difference. Numbers of a position (sums, maxima, losses) are float64, numbers of a class are WIDE: float32, or
+A position is a row of classes: row r of (rows, classes), or one of the outer * inner of (outer, classes, inner). The
+steps are those of xent.cpu; where the CPU has two orders of loops for the two layouts, here strides and the tile's shape
+make the difference. Numbers of a position (sums, losses) are float64, those of a class and maxima are WIDE: float32, or
 float64 for float64 logits.
 
-A row that does not fit one block is visited twice: for its maximum and sum, then for the gradient. The second visit goes
+Where a gradient follows, a row is visited twice: for its maximum and sum, then for the gradient. The second visit goes
 backwards, because the classes that were seen last are the likeliest to be in a cache still.
 """
 
@@ -76,8 +76,10 @@ class Positions(NamedTuple):
 
 
 class Normal(NamedTuple):
-    """With reference = max(z): total = sum(exp(z - reference)), terms = sum(t * (reference - z)), mass = sum(t), the last
-    two without the share of the label."""
+    """With reference = max(z): total = sum(exp(z - reference)), terms = sum(t * (reference - z)), mass = sum(t).
+
+    The last two are without the share of the label.
+    """
 
     reference: Any
     total: Any
@@ -86,8 +88,19 @@ class Normal(NamedTuple):
 
 
 @triton.jit
-def terms_of(inputs, smoothing, scale, softcap, z_loss, ignore_index, mean_weight,
-             SMOOTHED: tl.constexpr, SCALED: tl.constexpr, CAPPED: tl.constexpr, NORMALISED: tl.constexpr):
+def terms_of(
+    inputs,
+    smoothing,
+    scale,
+    softcap,
+    z_loss,
+    ignore_index,
+    mean_weight,
+    SMOOTHED: tl.constexpr,
+    SCALED: tl.constexpr,
+    CAPPED: tl.constexpr,
+    NORMALISED: tl.constexpr,
+):
     """Unpack the options. With one class smoothing changes nothing and is switched off: the gradient is exactly 0."""
     share = tl.full((), smoothing, tl.float64)
     off = share / inputs.classes
@@ -95,8 +108,19 @@ def terms_of(inputs, smoothing, scale, softcap, z_loss, ignore_index, mean_weigh
     if mean_weight is not None:
         label_mass = share * tl.load(mean_weight)
     dense: tl.constexpr = SMOOTHED or inputs.soft is not None
-    return Terms(1.0 - share, off, label_mass, tl.full((), scale, tl.float64), tl.full((), softcap, tl.float64),
-                 tl.full((), z_loss, tl.float64), ignore_index, dense, SCALED, CAPPED, NORMALISED)
+    return Terms(
+        1.0 - share,
+        off,
+        label_mass,
+        tl.full((), scale, tl.float64),
+        tl.full((), softcap, tl.float64),
+        tl.full((), z_loss, tl.float64),
+        ignore_index,
+        dense,
+        SCALED,
+        CAPPED,
+        NORMALISED,
+    )
 
 
 # ------------------------------------------------------------------------------------------------ numbers of a position
@@ -263,14 +287,13 @@ def target_masses(inputs, terms, at, WIDE: tl.constexpr, ROWS: tl.constexpr, BLO
 
 
 @triton.jit
-def gradients(inputs, terms, at, reference, factor, target_factor, out,
-              WIDE: tl.constexpr, BLOCK: tl.constexpr):
+def gradients(inputs, terms, at, reference, factor, target_factor, out, WIDE: tl.constexpr, BLOCK: tl.constexpr):
     """The second visit: out = (factor * exp(z - reference) - target_factor * t) * dz/dx."""
     share = (at.share * target_factor).to(WIDE)
     factor, target_factor = factor.to(WIDE), target_factor.to(WIDE)
     blocks = tl.cdiv(inputs.classes, BLOCK)
     places = row_offset(out, inputs, at.g)
-    for block in range(0, blocks):
+    for block in range(blocks):
         j = (blocks - 1 - block) * BLOCK + tl.arange(0, BLOCK)
         mask = mask_of(inputs, at, j)
         z, derivative = transform(load(inputs.logits, inputs, at.g, j, mask, WIDE), terms)
@@ -291,8 +314,10 @@ def gradients(inputs, terms, at, reference, factor, target_factor, out,
 
 
 class Order(NamedTuple):
-    """Of the logits as they are: the first maximum, how many are above the label's; and
-    slope = sum(exp(z - reference) * (z - reference))."""
+    """Of the logits as they are, the first maximum and how many are above the label's.
+
+    slope = sum(exp(z - reference) * (z - reference)).
+    """
 
     normal: Normal
     best_at: Any
@@ -301,8 +326,7 @@ class Order(NamedTuple):
 
 
 @triton.jit
-def order_and_slope(inputs, terms, at, label_x, WIDE: tl.constexpr, ROWS: tl.constexpr,
-                    BLOCK: tl.constexpr):
+def order_and_slope(inputs, terms, at, label_x, WIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """One visit for the statistics. The logits are read also where the label is none: entropy and argmax need none."""
     highest = tl.full([ROWS], float("-inf"), WIDE)
     best = highest

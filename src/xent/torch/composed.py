@@ -21,14 +21,21 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 def bent_logits(logits: Tensor, objective: Objective) -> Tensor:
     """z = softcap * tanh(logit_scale * x / softcap). Minus infinity stays, plus infinity becomes NaN."""
     x = logits.to(compute_dtype(logits.dtype))
+    # A factor, and not masked_fill, which would make the derivative 0.
+    x = x * torch.where(x == torch.inf, torch.nan, 1.0).to(x.dtype)
     if objective.softcap is None:
         return x if objective.logit_scale == 1.0 else objective.logit_scale * x
-    masked, unusable = x == -torch.inf, x == torch.inf
+    masked = x == -torch.inf
     # tanh has derivative 0 at infinity, but 0 times the infinity that follows would be NaN: bend finite numbers only.
-    z = objective.softcap * torch.tanh(
-        objective.logit_scale / objective.softcap * x.masked_fill(masked | unusable, 0.0)
-    )
-    return z.masked_fill(masked, -torch.inf).masked_fill(unusable, torch.nan)
+    u = objective.logit_scale * x.masked_fill(masked, 0.0) / objective.softcap
+    return (objective.softcap * _tanh(u)).masked_fill(masked, -torch.inf)
+
+
+def _tanh(u: Tensor) -> Tensor:
+    """tanh(u) as a formula whose derivative 4 E / (1 + E)**2 with E = exp(-2|u|) is accurate where 1 - tanh**2 is not."""
+    sign = torch.where(u < 0, -1.0, 1.0).to(u.dtype)
+    v = -2.0 * u * sign
+    return -sign * torch.expm1(v) / (1.0 + torch.exp(v))
 
 
 def target_weights(target: Tensor, z: Tensor, weight: Tensor | None, objective: Objective) -> Tensor:
