@@ -41,6 +41,8 @@ class Implementation:
     kernel: bool = True  # the accuracy of an ordinary computation in that dtype; False: that of the reference
     checks_distributions: bool = True  # whether `call` refuses class probabilities that are no distribution
 
+    from_lse: bool = False  # whether a float32 gradient is made from a log-sum-exp that was rounded to float64
+
     def arithmetic(self, dtype: str) -> str:
         """The dtype in which logits of this dtype are computed."""
         return "float64" if dtype == "float64" or not self.kernel else "float32"
@@ -99,10 +101,15 @@ def _torch_call(logits: Any, target: Any, **options: Any) -> tuple[Any, Array]:
     return value if value.ndim else value[()], gradient
 
 
-def _gpu(tile: Any = None) -> Callable[[Array, Array, Options, Array | None], tuple[Array, Array]]:
-    """Loss and gradient by the kernels, with tiles of this shape."""
+def _gpu(small: bool) -> Callable[[Array, Array, Options, Array | None], tuple[Array, Array]]:
+    """Loss and gradient by the kernels, with the usual tiles, or with a few small ones in each direction."""
     from xent.gpu import cross_entropy as gpu
+    from xent.gpu.shapes import Tile
     from xent.torch.gpu_autograd import with_weight
+
+    def fourth(length: int) -> int:
+        """A power of two."""
+        return 1 << (length // 4).bit_length()
 
     def run(logits: Array, target: Array, options: Options, row_scale: Array | None) -> tuple[Array, Array]:
         x, y, weight = _tensors(logits, target, options)
@@ -110,6 +117,7 @@ def _gpu(tile: Any = None) -> Callable[[Array, Array, Options, Array | None], tu
         others = {name: value for name, value in options.items() if name != "weight"}
         objective = with_weight(Objective(**others), weight, x)
         scale = 1.0 if row_scale is None else torch.from_numpy(np.array(row_scale))
+        tile = Tile(max(1, fourth(len(x))), max(1, fourth(x.shape[1])), 1) if small else None
         loss, _, gradient = gpu.forward_backward(x, y, scale, objective, tile=tile)
         return loss.numpy(), gradient.numpy()
 
@@ -119,15 +127,12 @@ def _gpu(tile: Any = None) -> Callable[[Array, Array, Options, Array | None], tu
 DTYPES = ("float64", "float32", "float16")
 REFERENCE = Implementation("reference", ("float64",), _reference, kernel=False)
 NUMPY = Implementation("numpy", DTYPES, _numpy, call=xent.numpy.cross_entropy_value_and_grad)
-TORCH = Implementation("torch", DTYPES, _torch, call=_torch_call, checks_distributions=False)
+TORCH = Implementation("torch", DTYPES, _torch, call=_torch_call, checks_distributions=False, from_lse=True)
 COMPOSED = Implementation("composed", DTYPES, _composed)
 
 IMPLEMENTATIONS = [REFERENCE, NUMPY, TORCH, COMPOSED]
 if os.environ.get("XENT_TEST_IMPLEMENTATIONS") == "gpu":
-    from xent.gpu.shapes import Tile
-
     backends.interpret(True)
-    # The front's own tiles are larger than most cases; small ones go the way of many classes, block after block.
-    SMALL_TILES = Implementation("gpu-small-tiles", DTYPES, _gpu(Tile(rows=2, block=2, warps=1)))
-    IMPLEMENTATIONS = [replace(TORCH, name="gpu"), SMALL_TILES]
+    # The usual tiles are larger than most cases; small ones go the way of many classes, block after block.
+    IMPLEMENTATIONS = [replace(TORCH, name="gpu"), Implementation("gpu-small-tiles", ("float32",), _gpu(small=True))]
 FRONTS = [implementation for implementation in IMPLEMENTATIONS if implementation.call is not None]

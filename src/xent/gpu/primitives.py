@@ -49,7 +49,7 @@ def tanh_and_derivative(u):
     """tanh(u), and 1 - tanh(u)**2 accurate to its own last digits; 0 at both infinities."""
     magnitude = tl.abs(u)
     e = exp(-2.0 * magnitude)
-    inverse = divide(1.0 + 0.0 * e, 1.0 + e)
+    inverse = divide(tl.zeros_like(e) + 1.0, 1.0 + e)
     square = magnitude * magnitude
     p = (-9.64399179425052238628e-1 * square - 9.92877231001918586564e1) * square - 1.61468768441708447952e3
     q = ((square + 1.12811678491632931402e2) * square + 2.23548839060100448583e3) * square + 4.84406305325125486048e3
@@ -65,7 +65,7 @@ def softcap_and_derivative(x, scale, cap):
     Infinite logits stay as they are: -inf is a masked class and may not come back as -cap, +inf is an error that has to
     show as NaN in the loss. Their derivative is 0.
     """
-    t, derivative = tanh_and_derivative(divide(scale * x, cap + 0.0 * x))
+    t, derivative = tanh_and_derivative(divide(scale * x, tl.zeros_like(x) + cap))
     return tl.where(tl.abs(x) == float("inf"), x, cap * t), scale * derivative
 
 
