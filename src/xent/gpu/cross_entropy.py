@@ -179,7 +179,7 @@ class _Call:
                 enable_fp_fusion=True,
             )
 
-        with _on(self.logits.device):
+        with current(self.logits.device):
             if shapes.autotuned() and not in_place:
                 launch(shapes.fastest((kernel.__name__, *self.key), self.tile, launch, self.logits.device))
             else:
@@ -202,7 +202,7 @@ def _strided(tensor: Tensor) -> Strided:
     return Strided(tensor, strides[0], strides[1], strides[2] if len(strides) == 3 else 0)
 
 
-def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+def current(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """Make the device the current one, where the kernel is launched."""
     if device.type == "cpu":
         return contextlib.nullcontext()

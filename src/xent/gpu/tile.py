@@ -2,8 +2,8 @@
 
 A position is a row of classes: row r of (rows, classes), or one of the outer * inner of (outer, classes, inner). The
 steps are those of xent.cpu; where the CPU has two orders of loops for the two layouts, here strides and the shape of
-a tile make the difference. Numbers of a position (sums, losses) are float64, those of a class and maxima WIDE: float32, or
-float64 for float64 logits.
+a tile make the difference. Numbers of a position (sums, losses) are float64, those of a class and maxima are WIDE:
+float32, or float64 for float64 logits.
 
 Where a gradient follows, a row is visited twice: for its maximum and sum, then for the gradient. The second visit goes
 backwards, because the classes that were seen last are the likeliest to be in a cache still.
