@@ -1,7 +1,7 @@
 """Compile every Triton kernel for a GPU that need not be there: python compiled.py cuda 90 32, or hip gfx942 64.
 
-Through the calls themselves, on CPU tensors, with launches replaced by compilations. For each kernel the widest load and
-store of each compilation are printed; test_gpu.py reads that.
+Through the calls themselves, on CPU tensors, with launches replaced by compilations. For each kernel the widest load
+and store of each compilation are printed; test_gpu.py reads that.
 """
 
 from __future__ import annotations

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from xent.benchmark.tables import gpu
+
 pytest.importorskip("triton")
 
 HERE = Path(__file__).parent
@@ -35,7 +37,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 
 def pytest_in_the_interpreter(*arguments: str) -> str:
-    """Run pytest with the GPU's implementations; return its last line. NumPy warns of inf - inf, which is legal here."""
+    """Run pytest with the GPU's implementations; return its last line. NumPy warns of inf - inf, which is legal."""
     found = run(
         *("-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "ignore::RuntimeWarning", "-n", "0"),
         *arguments,
@@ -101,3 +103,36 @@ def test_importing_the_torch_front_does_not_load_triton():
     code = "import sys, xent.torch; assert 'xent.gpu' not in sys.modules, 'xent.gpu is loaded'"
     found = run("-c", code)
     assert found.returncode == 0, found.stderr
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("part", ["logits", "linear"])
+def test_the_benchmark_runs_to_its_end(part, tmp_path):
+    """On a tiny shape under the interpreter: everything but the figures of speed and memory."""
+    out = tmp_path / f"{part}.json"
+    arguments = (part, "--device", "cuda", "--shape", "tiny", "--quick", "--out", str(out))
+    found = run("-W", "ignore::RuntimeWarning", "benchmarks/run.py", *arguments, TRITON_INTERPRET="1")
+    assert found.returncode == 0, found.stderr[-3000:]
+    record = json.loads(out.read_text())
+    assert record["device"].startswith("interpreted")
+    assert [case["dtype"] for case in record["cases"]] == ["bfloat16", "float32"]
+    for case in record["cases"]:
+        contestants = {contestant["name"]: contestant for contestant in case["contestants"]}
+        assert {"xent.torch", "F.cross_entropy", "Liger"} <= set(contestants)
+        # Rounding to bfloat16, which the interpreter does by truncation, and for a linear layer that of the logits too.
+        unit = {"bfloat16": 2.0**-7, "float32": 2.0**-23}[case["dtype"]]
+        for contestant in contestants.values():
+            if contestant["not_available"] is None and contestant["role"] != "limit":
+                assert contestant["seconds"]["forward_backward"]["median"] > 0
+                assert contestant["loss_error"] <= 4 * unit
+                assert max(contestant["gradient_errors"]) <= 8 * unit
+    assert "| `xent.torch` |" in gpu(record)
+
+
+def test_the_benchmark_refuses_a_machine_without_gpu():
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    found = run("benchmarks/run.py", "logits", "--device", "cuda", TRITON_INTERPRET="0")
+    assert found.returncode == 2
+    assert "torch finds no GPU here" in found.stderr
