@@ -16,6 +16,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from xent.benchmark import machine
@@ -88,10 +89,8 @@ def run_gpu(
     cases = []
     for name in names:
         for dtype in DTYPES:
-            what = f"{name} {dtype}"
-            cases.append(
-                _case(known[name], dtype, device, settings, lambda done, w=what: progress(w, done, settings.rounds))
-            )
+            report = partial(_report, progress, f"{name} {dtype}", settings.rounds)
+            cases.append(_case(known[name], dtype, device, settings, report))
     return {
         "record": f"xent bench {part}",
         "schema": SCHEMA,
