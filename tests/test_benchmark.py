@@ -14,7 +14,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from xent.benchmark import SHAPES, Shape, accuracy, bars, machine, memory, plots, run, scaling, show, tables, timing
+from xent.benchmark import (
+    SHAPES,
+    Shape,
+    accuracy,
+    bars,
+    machine,
+    memory,
+    plots,
+    primitives,
+    run,
+    scaling,
+    show,
+    tables,
+    timing,
+)
 from xent.benchmark.peers import (
     CONTESTANTS,
     EAGER,
@@ -307,3 +321,14 @@ def test_progress_ends_where_it_said():
     run([Shape("tiny", 4, 3)], settings=SETTINGS, contestants=FAST[:1], progress=lambda *step: seen.append(step))
     assert seen[0] == ("tiny float32", 0, SETTINGS.rounds)
     assert seen[-1] == ("tiny float32", SETTINGS.rounds, SETTINGS.rounds)
+
+
+# ---------------------------------------------------------------------------------------------------- the primitives
+
+
+def test_the_primitives_are_accurate_to_their_last_digits():
+    """Each step of a primitive rounds once: exp 2 of them, tanh and its derivative up to 5 with their division."""
+    most = {"exp": 1.5, "log": 1.5, "tanh": 4.0, "1 - tanh**2": 5.5}
+    found = primitives.measured_primitives(samples=2**14)
+    assert {p["name"] for p in found} == set(most)
+    assert all(0.3 < p["units_in_the_last_place"] < most[p["name"]] for p in found), found

@@ -11,7 +11,9 @@ from comparison import ULPS, assert_within, check_rows, eps
 from implementations import REFERENCE
 
 import xent.numpy
+from xent.cpu import cross_entropy as cpu
 from xent.errors import DistributionError, LabelError
+from xent.objective import Objective
 
 EPS = eps(np.float64)
 LOGITS = np.array([[1.0, -2.0, 0.5], [0.0, 3.0, -1.0], [2.0, 2.0, 2.0]])
@@ -261,3 +263,21 @@ def test_extreme_cases_cover_what_they_promise():
     for case in EXTREME:
         if case.name == "confident":
             check_rows(REFERENCE, case, "float64")
+
+
+# -------------------------------------------------------------------------------------------------- memory of results
+
+
+@pytest.mark.parametrize("classes", [10, 300, 5000])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
+def test_nothing_is_read_from_the_memory_of_a_gradient_before_it_is_written(classes, dtype):
+    """Fresh memory holds anything: a row without a label once became NaN when there was a NaN in it by chance."""
+    logits = np.random.default_rng(0).normal(size=(4, classes)).astype(dtype)
+    labels = np.array([1, -100, 2, classes])
+    garbage = np.full((4, classes), np.nan, dtype)
+    _, lse, gradient = cpu.forward_backward(logits, labels, 1.0, Objective(), out=garbage)
+    from_lse = cpu.backward(logits, labels, lse, 1.0, Objective(), out=np.full((4, classes), np.nan, dtype))
+    for found in (gradient, from_lse):
+        assert np.isfinite(found[[0, 2]]).all()
+        assert (found[1] == 0).all()
+        assert np.isnan(found[3]).all()

@@ -22,6 +22,7 @@ from torch import Tensor
 import xent.torch
 from xent import reference
 from xent.benchmark import machine
+from xent.benchmark.primitives import measured_primitives
 from xent.objective import Objective
 from xent.targets import as_rows
 
@@ -51,7 +52,8 @@ def run_accuracy(
     for done, (dtype, shape, (option, offset)) in enumerate(wanted):
         progress("accuracy", done, len(wanted))
         cases.append(measured(dtype, shape, option, offset))
-    return {"record": "xent accuracy", **machine.describe(command, torch.get_num_threads()), "cases": cases}
+    about = machine.describe(command, torch.get_num_threads())
+    return {"record": "xent accuracy", **about, "cases": cases, "primitives": measured_primitives()}
 
 
 def measured(dtype: str, shape: str, option: str, offset: str = "", seed: int = 0) -> dict[str, Any]:

@@ -168,6 +168,22 @@ def gpu(record: Record) -> str:
     return table([*head, "loss error", "gradient error"], _ditto(rows, 2), left=3) + f"\n\nOn: {record['device']}."
 
 
+def primitives(record: Record) -> str:
+    """Greatest errors of the functions of one number."""
+    rows = [
+        [
+            f"`{p['name']}`",
+            p["dtype"],
+            f"{p['from']} to {p['to']}",
+            number(p["units_in_the_last_place"]),
+            f"{p['at']:.8g}",
+        ]
+        for p in record["primitives"]
+    ]
+    head = ["function", "dtype", "arguments", "greatest error, units in the last place", "at"]
+    return table(head, rows, left=3)
+
+
 def machine(record: Record) -> str:
     """One paragraph: where, when, with what."""
     about, versions = record["machine"], ", ".join(f"{name} {v}" for name, v in record["versions"].items())
@@ -192,6 +208,7 @@ TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
     "accuracy": ("accuracy", accuracy),
     "cuda logits": ("cuda_logits", gpu),
     "cuda linear": ("cuda_linear", gpu),
+    "primitives": ("accuracy", primitives),
 }
 """Each name that a marker can have, the record that it needs, and what makes it."""
 

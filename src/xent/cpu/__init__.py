@@ -5,7 +5,7 @@
     tiles.py           the loops when they are not, and when the class axis is not the last
     blocks.py          the steps that both share: one pass over a block that lies in the first-level cache
     primitives.py      exp, log, tanh, softcap and its derivative, in one register
-    formats.py         bfloat16 and float16 in memory, streaming stores
+    formats.py         bfloat16 and float16 in memory
     threads.py         row ranges over the cores
     compilation.py     `kernel`, the decorator: what is compiled how, and where it is kept on disk
 

@@ -37,9 +37,9 @@ from xent.cpu.blocks import (
     weighted,
 )
 from xent.cpu.compilation import device
-from xent.cpu.formats import decode, encode, store
+from xent.cpu.formats import encode, store
 from xent.cpu.primitives import exp, raise_maximum
-from xent.cpu.tile import BLOCK, without_label
+from xent.cpu.tile import BLOCK, in_float32, without_label
 
 # Between these the sum of the exponentials is taken as it is: its terms are normal numbers, or too small to matter.
 LOWEST_TOTAL, HIGHEST_TOTAL = 1e-10, 1e20
@@ -76,9 +76,8 @@ def skipped(inputs: Any, tile: Any, p: int) -> bool:
 
 @device
 def normalise(inputs: Any, terms: Any, g: int, size: int, tile: Any, gradient: bool) -> None:
-    """Set reference, total, terms, mass and label_z of each row, and leave exp(z - reference) if the gradient
-    follows."""
-    plain = not terms.dense and terms.scale == 1.0 and terms.softcap == 0.0
+    """Set reference, total, terms, mass and label_z of each row; for a gradient, leave exp(z - reference)."""
+    plain = in_float32(tile) and not terms.dense and terms.scale == 1.0 and terms.softcap == 0.0
     for p in range(size):
         tile.reference[p], tile.total[p], tile.terms[p], tile.mass[p] = 0, 1.0, 0.0, terms.label_mass
         if not skipped(inputs, tile, p) and not (plain and normalise_at_zero(inputs, g, p, tile, gradient)):
@@ -147,13 +146,13 @@ def target_masses(inputs: Any, terms: Any, g: int, size: int, tile: Any) -> None
 
 
 @device
-def gradients(inputs: Any, terms: Any, g: int, size: int, tile: Any, known: bool, out: Any, streaming: bool) -> None:
+def gradients(inputs: Any, terms: Any, g: int, size: int, tile: Any, known: bool, out: Any) -> None:
     """out = (factor * exp(z - reference) - target_factor * t) * dz/dx; `known`: `normalise` left the exponentials."""
     classes = inputs.classes
     for p in range(size):
         row_out = out[(g + p) * classes : (g + p + 1) * classes]
         if skipped(inputs, tile, p):
-            fill(row_out, without_label(inputs.labels[g + p], terms))
+            fill(row_out, tile.z.dtype.type(without_label(inputs.labels[g + p], terms)))
             continue
         label_share = tile.z.dtype.type(tile.share[p] * np.float64(tile.target_factor[p]))
         for start in range(0, classes, BLOCK):
@@ -179,21 +178,20 @@ def gradients(inputs: Any, terms: Any, g: int, size: int, tile: Any, known: bool
                 if terms.softcap != 0.0:
                     multiply(z, derivative)
                 at, factor = -1, tile.z.dtype.type(1)
-            store(row_out[start:stop], z, factor, tile.staging, streaming, at, label_share)
+            store(row_out[start:stop], z, factor, at, label_share)
 
 
 @device
-def fill(out: Any, value: float) -> None:
+def fill(out: Any, value: Any) -> None:
     """Fill a row of the gradient."""
-    stored = encode(decode(out[0]) * 0 + value, out)
+    stored = encode(value, out)
     for i in range(len(out)):
         out[i] = stored
 
 
 @device
 def order_and_slope(inputs: Any, terms: Any, g: int, size: int, tile: Any) -> None:
-    """Set reference, total and slope, and of the logits as they are: the first maximum, and how many are above
-    label_z."""
+    """Set reference, total and slope; of the logits as they are, the first maximum and the number above the label's."""
     for p in range(size):
         highest = best = tile.z.dtype.type(-np.inf)
         total, slope, above, best_at = 0.0, 0.0, 0, 0

@@ -1,10 +1,9 @@
 """The steps of the cross-entropy on one block of numbers that lies in the first-level cache.
 
 A block is a piece of one row (along_classes.py), or one class at many positions (across_positions.py). Each step is
-one loop that becomes
-vector code; options that are off cost one branch per block, so that no kernel is compiled once per option. Blocks are
-scratch of the computing type: a step reads and writes one array in place, because Numba cannot tell the compiler that
-two arrays do not overlap, and the check for it at run time fails for the same array passed twice.
+one loop that becomes vector code; options that are off cost one branch per block, so that no kernel is compiled once
+per option. Blocks are scratch of the computing type: a step reads and writes one array in place, because Numba cannot
+tell the compiler that two arrays do not overlap, and the check for it at run time fails for the same array twice.
 
 `z` are the transformed logits, then their exponentials, then the gradient; `t` the target distribution;
 `derivative` dz/dx. The equations are in xent/objective.py.
@@ -121,11 +120,11 @@ def weighted(t: Any, weight: Any) -> None:
 @device
 def target_terms(z: Any, t: Any, reference: Any) -> float:
     """Return sum(t * (reference - z)); a class without target adds 0 even if it is masked (0 * inf)."""
-    terms = z.dtype.type(0)
+    terms = 0.0
     for i in range(len(z)):
-        term = t[i] * (reference - z[i])
-        terms = add_in_any_order(terms, term if t[i] != 0 else z.dtype.type(0))
-    return np.float64(terms)
+        term = np.float64(t[i]) * np.float64(reference - z[i])
+        terms = add_in_any_order(terms, term if t[i] != 0 else 0.0)
+    return terms
 
 
 @device

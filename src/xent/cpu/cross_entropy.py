@@ -40,8 +40,6 @@ Array = NDArray[Any]
 ROW_CLASSES = 128
 # Logits below which a call stays on the calling thread.
 PARALLEL_SIZE = 2**17
-# Bytes of a gradient from which on it is stored past the caches.
-STREAMED_SIZE = 2**23
 
 NO_LABELS = np.empty(0, np.int64)
 NOTHING = {np.dtype(np.float32): np.empty(0, np.float32), np.dtype(np.float64): np.empty(0, np.float64)}
@@ -51,9 +49,8 @@ FLOAT32, FLOAT64, FLOAT16 = np.dtype(np.float32), np.dtype(np.float64), np.dtype
 class Statistics(NamedTuple):
     """What one visit to the logits tells about each row; nats.
 
-    `log_prob` is that of the label, `entropy` that of the softmax. `argmax` is the first largest logit. `rank`
-    counts the
-    logits strictly above the label's; it is -1 without a label (`ignore_index`: log_prob 0; out of range: NaN).
+    `log_prob` is that of the label, `entropy` that of the softmax. `argmax` is the first largest logit. `rank` counts
+    the logits strictly above the label's; it is -1 without a label (`ignore_index`: log_prob 0; out of range: NaN).
     """
 
     log_prob: Array
@@ -96,8 +93,7 @@ def backward(
     """
     call = _Call(logits, target, objective)
     out = np.empty(logits.shape, logits.dtype) if out is None else out
-    stored, streaming = call.gradient(out)
-    call.run(kernels.backward, (lse, call.scales(row_scale), stored, streaming), threads)
+    call.run(kernels.backward, (lse, call.scales(row_scale), _bits(out.reshape(-1))), threads)
     return out
 
 
@@ -117,8 +113,7 @@ def forward_backward(
     loss = np.empty(call.rows, call.dtype) if loss is None else loss
     lse = np.empty(call.rows, FLOAT64) if lse is None else lse
     out = np.empty(logits.shape, logits.dtype) if out is None else out
-    stored, streaming = call.gradient(out)
-    call.run(kernels.forward_backward, (call.scales(row_scale), loss, lse, stored, streaming), threads)
+    call.run(kernels.forward_backward, (call.scales(row_scale), loss, lse, _bits(out.reshape(-1))), threads)
     return loss, lse, out
 
 
@@ -178,10 +173,6 @@ class _Call:
     def scales(self, row_scale: Array | float) -> Array:
         """Row scales as a kernel takes them: one, or one for each row."""
         return row_scale if isinstance(row_scale, np.ndarray) else np.array((row_scale,), self.dtype)
-
-    def gradient(self, out: Array) -> tuple[Array, bool]:
-        """Return the gradient as a kernel writes it, and whether to store it past the caches."""
-        return _bits(out.reshape(-1)), out.nbytes >= STREAMED_SIZE
 
 
 def _bits(stored: Array) -> Array:

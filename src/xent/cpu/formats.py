@@ -1,4 +1,4 @@
-"""Numbers as they lie in memory: bfloat16 and float16 to float32 and back, and stores that bypass the cache.
+"""Numbers as they lie in memory: bfloat16 and float16 to float32 and back.
 
 Neither NumPy's bfloat16 (there is none) nor Numba's float16 (none on a CPU) can be computed with, so 16-bit logits come
 as the integers of their bits, and the integer's type says which format it is: `uint16` bfloat16, `int16` float16.
@@ -17,13 +17,11 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
-from numba.np import arrayobj
 
 from xent.cpu.compilation import OPTIONS, device
 from xent.cpu.primitives import bits_float, float_bits
 
 BFLOAT16, FLOAT16 = types.uint16, types.int16
-LINE = 64  # bytes of a cache line
 
 HALF_MANTISSA = np.uint32(16)
 BFLOAT16_ROUND = np.uint32(0x7FFF)
@@ -98,63 +96,10 @@ def _(stored: Any, size: int) -> Any:
     return lambda stored, size: np.empty(size, computed)
 
 
-@intrinsic
-def _stream_line(typingctx: Any, target: Any, source: Any, index: Any) -> Any:
-    """Copy one line from source[index:] to target[index:], which is aligned to a line, past the caches."""
-
-    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        item = context.get_value_type(target.dtype)
-        line = ir.VectorType(item, LINE // (target.dtype.bitwidth // 8))
-
-        def at(array_type: Any, array: Any) -> Any:
-            data = arrayobj.make_array(array_type)(context, builder, array).data
-            return builder.bitcast(builder.gep(data, [values[2]]), line.as_pointer())
-
-        load = builder.load(at(source, values[1]))
-        load.align = target.dtype.bitwidth // 8
-        store = builder.store(load, at(target, values[0]), align=LINE)
-        store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
-        return context.get_dummy_value()
-
-    return types.none(target, source, types.intp), generate
-
-
-@intrinsic
-def streams_done(typingctx: Any) -> Any:
-    """Make streamed stores visible to other threads before anything that is stored later."""
-
-    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        builder.fence("seq_cst")
-        return context.get_dummy_value()
-
-    return types.none(), generate
-
-
 @device
-def stream(target: Any, source: Any) -> None:
-    """Copy source to target, of the same type and length, without reading target's lines into the cache first."""
-    size = len(source)
-    items = LINE // source.itemsize
-    head = min(size, (-target.ctypes.data % LINE) // source.itemsize)
-    lines = (size - head) // items
-    for i in range(head):
-        target[i] = source[i]
-    for line in range(lines):
-        _stream_line(target[head:], source[head:], line * items)
-    for i in range(head + lines * items, size):
-        target[i] = source[i]
-
-
-@device
-def store(target: Any, z: Any, factor: Any, staging: Any, streaming: bool, at: int, less: Any) -> None:
-    """target = factor * z, less `less` at the index `at` (-1: nowhere), rounded to target's type.
-
-    `staging` is scratch of that type: streams leave from there in whole lines.
-    """
-    ready = staging[: len(z)] if streaming else target
+def store(target: Any, z: Any, factor: Any, at: int, less: Any) -> None:
+    """target = factor * z, less `less` at the index `at` (-1: nowhere), rounded to target's type."""
     for i in range(len(z)):
-        ready[i] = encode(factor * z[i], target)
+        target[i] = encode(factor * z[i], target)
     if at >= 0:
-        ready[at] = encode(factor * z[at] - less, target)
-    if streaming:
-        stream(target, ready)
+        target[at] = encode(factor * z[at] - less, target)

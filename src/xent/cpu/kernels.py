@@ -4,8 +4,7 @@
     backward  dx = row_scale * ((sum(t) + 2 * z_loss * lse) * exp(z - lse) - t) * dz/dx
 
 `along` picks the order of the loops: along the classes of a row, or across positions. All arrays are one-dimensional;
-see `Inputs` for how they lie. `options` are logit_scale, softcap (0: none), label_smoothing, z_loss. Options are
-read at
+see `Inputs` for how they lie. `options` are logit_scale, softcap (0: none), label_smoothing, z_loss. They are read at
 run time, once per block: a kernel is compiled for a dtype, and not for a combination of options.
 """
 
@@ -17,11 +16,11 @@ import numpy as np
 
 from xent.cpu import across_positions, along_classes
 from xent.cpu.compilation import device, kernel
-from xent.cpu.formats import streams_done
 from xent.cpu.tile import (
     Inputs,
     factors,
     from_lse,
+    in_float32,
     losses,
     read_labels,
     terms_of,
@@ -40,6 +39,9 @@ def forward_tile(inputs: Any, terms: Any, g: int, size: int, tile: Any, loss: An
     else:
         across_positions.prepare(inputs, terms, g, size, tile)
         across_positions.pick_labels(size, tile)
+        across_positions.take_maximum(inputs, size, tile)
+        if in_float32(tile):
+            across_positions.prefer_zero(tile.reference[:size])
         across_positions.normalise(inputs, terms, size, tile)
     losses(inputs, terms, all_known, g, size, tile, loss, lse)
     return all_known
@@ -56,33 +58,30 @@ def forward_backward_tile(
     loss: Any,
     lse: Any,
     out: Any,
-    streaming: bool,
 ) -> None:
     """Loss, log-sum-exp and gradient of a tile."""
     all_known = forward_tile(inputs, terms, g, size, tile, loss, lse, True)
     factors(row_scale, lse, terms, g, size, tile)
     if tile.along:
-        along_classes.gradients(inputs, terms, g, size, tile, tile.kept, out, streaming)
+        along_classes.gradients(inputs, terms, g, size, tile, tile.kept, out)
     else:
-        across_positions.gradients(inputs, terms, all_known, g, size, tile, out, streaming)
+        across_positions.gradients(inputs, terms, all_known, g, size, tile, out)
 
 
 @device
-def backward_tile(
-    inputs: Any, terms: Any, g: int, size: int, tile: Any, lse: Any, row_scale: Any, out: Any, streaming: bool
-) -> None:
+def backward_tile(inputs: Any, terms: Any, g: int, size: int, tile: Any, lse: Any, row_scale: Any, out: Any) -> None:
     """Gradient of a tile from its log-sum-exp."""
     all_known = read_labels(inputs, terms, g, size, tile)
     from_lse(lse[g : g + size], size, tile)
     if tile.along:
         along_classes.target_masses(inputs, terms, g, size, tile)
         factors(row_scale, lse, terms, g, size, tile)
-        along_classes.gradients(inputs, terms, g, size, tile, False, out, streaming)
+        along_classes.gradients(inputs, terms, g, size, tile, False, out)
     else:
         across_positions.prepare(inputs, terms, g, size, tile)
         across_positions.exponentials_and_masses(inputs, terms, size, tile)
         factors(row_scale, lse, terms, g, size, tile)
-        across_positions.gradients(inputs, terms, all_known, g, size, tile, out, streaming)
+        across_positions.gradients(inputs, terms, all_known, g, size, tile, out)
 
 
 @device
@@ -153,7 +152,6 @@ def backward(
     lse: Any,
     row_scale: Any,
     out: Any,
-    streaming: bool,
     first: int,
     last: int,
 ) -> None:
@@ -164,9 +162,8 @@ def backward(
     g = first
     while g < last:
         size = tile_size(inputs, tile, g, last)
-        backward_tile(inputs, terms, g, size, tile, lse, row_scale, out, streaming)
+        backward_tile(inputs, terms, g, size, tile, lse, row_scale, out)
         g += size
-    streams_done()
 
 
 @kernel
@@ -185,7 +182,6 @@ def forward_backward(
     loss: Any,
     lse: Any,
     out: Any,
-    streaming: bool,
     first: int,
     last: int,
 ) -> None:
@@ -196,9 +192,8 @@ def forward_backward(
     g = first
     while g < last:
         size = tile_size(inputs, tile, g, last)
-        forward_backward_tile(inputs, terms, g, size, tile, row_scale, loss, lse, out, streaming)
+        forward_backward_tile(inputs, terms, g, size, tile, row_scale, loss, lse, out)
         g += size
-    streams_done()
 
 
 @kernel

@@ -4,13 +4,15 @@ Each stands here once, in float32 and float64, and turns into vector instruction
 no tables. The argument's type picks the precision. -inf and NaN are legal arguments, and no flag tells the compiler
 otherwise.
 
-| primitive | domain | largest error measured (docs/accuracy.md has the command) |
+| primitive | domain | below it |
 |---|---|---|
-| exp, float32 | x <= 88.3 | @EXP32@ ulp; below -87.6 the result is 0 |
-| exp, float64 | x <= 709.4 | @EXP64@ ulp; below -708.7 the result is 0 |
-| log, float64 | x positive and normal | @LOG64@ ulp |
-| tanh, float32, float64 | all | @TANH32@, @TANH64@ ulp |
-| 1 - tanh**2, float32, float64 | all | @SECH32@, @SECH64@ ulp; below 1e-38, 1e-307 the result is 0 |
+| exp, float32 | x <= 88.3 | from -87.6 down the result is 0 |
+| exp, float64 | x <= 709.4 | from -708.7 down the result is 0 |
+| log, float64 | x positive and normal | |
+| tanh, float32 and float64 | all | |
+| 1 - tanh**2, float32 and float64 | all | a result under 1e-38 (1e-307) is 0 |
+
+docs/accuracy.md has their errors, as measured.
 """
 
 from __future__ import annotations
@@ -248,8 +250,7 @@ def softcap_and_derivative(x: Any, scale: Any, cap: Any) -> Any:
 
 # ----------------------------------------------------------------------------------------------------- log-sum-exp
 #
-#     highest' = max(highest, m),   total' = total * exp(highest - highest')      then   total' += sum(exp(z -
-#     highest'))
+#     highest' = max(highest, m),   total' = total * exp(highest - highest'),   then total' += sum(exp(z - highest'))
 #     lse = highest + log(total)
 
 

@@ -27,10 +27,9 @@ KEPT = 2**19  # classes up to which the exponentials of a row are kept for its g
 class Inputs(NamedTuple):
     """The arrays of a call, each of one dimension.
 
-    `soft` is empty for labels, `labels` for soft targets, `weight` without weights. The logits of position g and
-    class j
-    lie at (g // inner) * outer_stride + j * inner + g % inner; `inner` is 1 for rows and the number of positions behind
-    the class axis otherwise. Soft targets and gradients lie the same way, without gaps.
+    `soft` is empty for labels, `labels` for soft targets, `weight` without weights. Position g and class j lie at
+    (g // inner) * outer_stride + j * inner + g % inner; `inner` is 1 for rows and the number of positions behind the
+    class axis otherwise. Soft targets and gradients lie the same way, without gaps.
     """
 
     logits: Any
@@ -74,7 +73,6 @@ class Tile(NamedTuple):
     z: Any
     derivative: Any
     t: Any
-    staging: Any
     block_reference: Any
     label: Any
     share: Any
@@ -132,7 +130,6 @@ def tile_for(inputs: Any, terms: Any, along: bool, gradient: bool) -> Any:
         scratch(logits, cells),
         scratch(logits, max(cells if terms.softcap != 0.0 else 0, width)),
         scratch(logits, target_cells if terms.dense else 0),
-        np.empty(max(width, min(classes, BLOCK)), logits.dtype),
         scratch(logits, classes // BLOCK + 1 if along else 0),
         np.empty(width, np.int64),
         np.empty(width, np.float64),
@@ -163,6 +160,16 @@ def tile_size(inputs: Any, tile: Any, g: int, last: int) -> int:
 def without_label(label: int, terms: Any) -> float:
     """Loss and gradient of a row whose label is no class: 0 if it is to be ignored, else NaN (nothing is read)."""
     return 0.0 if label == terms.ignore_index else np.nan
+
+
+@device
+def in_float32(tile: Any) -> bool:
+    """Whether rows are computed in float32 and only their sums in float64.
+
+    Then the loss may be taken relative to 0, so that z - reference is not rounded: log(total) - z[label] in float64
+    loses nothing that float32 could show. With everything in float64 it would lose the digits of log(total).
+    """
+    return tile.z.itemsize == 4
 
 
 @device
