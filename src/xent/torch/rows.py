@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -38,3 +40,18 @@ def is_traced(*tensors: Tensor | None) -> bool:
 
 
 PLAIN = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
+
+
+class LinearRows(NamedTuple):
+    """The tensors of a call with a linear layer, as rows; `linear_weight` and so on in the public calls."""
+
+    input: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    target: Tensor
+    class_weight: Tensor | None
+
+    def to(self, dtype: torch.dtype) -> LinearRows:
+        """Input, weight and bias in the dtype that they are multiplied in."""
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return self._replace(input=self.input.to(dtype), weight=self.weight.to(dtype), bias=bias)

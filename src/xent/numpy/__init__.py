@@ -1,0 +1,32 @@
+"""The losses for NumPy arrays, and their gradients. Arguments are logits; for probabilities see `xent.information`.
+
+Every loss has a twin that ends in `_value_and_grad`. The options are those of `xent.Objective`, which documents them:
+weight, ignore_index, label_smoothing, z_loss, softcap, logit_scale, reduction and denominator.
+
+Shapes follow torch: logits (C,), (N, C) or (N, C, d1, ...), with class indices of that shape without the axis C, or
+class probabilities of exactly that shape. The loss of float16 logits is float32; otherwise it has the logits' dtype.
+Gradients have the dtype of what they are the gradient of. With `reduction="none"` a gradient is that of the sum of the
+losses. Integers and lists are read as float64. The caller's arrays are never written to.
+"""
+
+from xent.cpu.cross_entropy import Statistics
+from xent.numpy.linear import linear_cross_entropy, linear_cross_entropy_value_and_grad, linear_statistics
+from xent.numpy.logits import (
+    cross_entropy,
+    cross_entropy_value_and_grad,
+    squared_error,
+    squared_error_value_and_grad,
+)
+from xent.reference import Gradients
+
+__all__ = [
+    "Gradients",
+    "Statistics",
+    "cross_entropy",
+    "cross_entropy_value_and_grad",
+    "linear_cross_entropy",
+    "linear_cross_entropy_value_and_grad",
+    "linear_statistics",
+    "squared_error",
+    "squared_error_value_and_grad",
+]

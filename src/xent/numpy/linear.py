@@ -1,0 +1,217 @@
+"""The loss of a linear layer without its logits, its gradients, and the statistics of its rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Unpack
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from xent.cpu.cross_entropy import Statistics
+from xent.errors import DTypeError, message
+from xent.linear import calls
+from xent.linear import statistics as linear
+from xent.linear.driver import Wanted
+from xent.linear.host import Problem
+from xent.linear.plan import DEFAULT_WORKSPACE, parse_bytes
+from xent.linear.products import side_by_side
+from xent.numpy.rows import Array, Rows, as_bits, checked
+from xent.objective import Objective, Options
+from xent.reference import Gradients
+from xent.targets import Layout, as_numpy, as_rows, check_linear_shapes, checked_layout
+
+
+def linear_cross_entropy(
+    input: ArrayLike,
+    linear_weight: ArrayLike,
+    target: ArrayLike,
+    *,
+    linear_bias: ArrayLike | None = None,
+    workspace: int | str = DEFAULT_WORKSPACE,
+    **options: Unpack[Options],
+) -> Array:
+    """Softmax cross-entropy of a linear layer without its logits: the output layer and the loss in one.
+
+    *Definition*: ``cross_entropy(input @ linear_weight.T + linear_bias, target)``, `F.linear_cross_entropy` of torch.
+
+    Parameters
+    ----------
+    input : array (..., features)
+    linear_weight : array (C, features)
+    target : class indices of shape (...), or class probabilities of shape (..., C)
+    linear_bias : array (C,), optional
+    workspace : bytes, or text such as "128MB": the memory for a chunk of the logits, and all else that the call needs
+        beside arguments and gradients. More is a little faster, until all rows fit.
+    **options : see `xent.Objective`.
+
+    Returns
+    -------
+    as `cross_entropy`, in the dtype that `input` and `linear_weight` have together (float32 for 16 bits).
+
+    Raises
+    ------
+    LabelError, DistributionError, ShapeError, DTypeError, ObjectiveError
+    ArgumentError
+        The workspace holds not even one row; the message has the least that will do.
+
+    Notes
+    -----
+    *Numerics*: the products are made in the dtype that the arguments have together, by the best library at hand, and
+    16-bit ones are added up in float32; then as `cross_entropy`. *Memory*: the workspace and a few numbers per row;
+    arguments of several dtypes are converted as a whole.
+
+    Examples
+    --------
+    >>> float(linear_cross_entropy([[1.0, 0.0]], [[0.0, 1.0], [0.0, 0.0]], [0]).round(4))
+    0.6931
+
+    References
+    ----------
+    Wijmans et al. (2024), Cut Your Losses in Large-Vocabulary Language Models
+    """
+    rows = _linear_rows("linear_cross_entropy", input, linear_weight, linear_bias, target, workspace, options)
+    return rows.reduced(calls.forward("linear_cross_entropy", rows.problem, rows.workspace)[0])
+
+
+def linear_cross_entropy_value_and_grad(
+    input: ArrayLike,
+    linear_weight: ArrayLike,
+    target: ArrayLike,
+    *,
+    linear_bias: ArrayLike | None = None,
+    workspace: int | str = DEFAULT_WORKSPACE,
+    **options: Unpack[Options],
+) -> tuple[Array, Gradients]:
+    """`linear_cross_entropy`, and its gradients with respect to input, weight and bias.
+
+    Returns
+    -------
+    loss as `linear_cross_entropy` gives it, and `Gradients(input, linear_weight, linear_bias)` in the shapes and dtypes
+    of the arguments; `linear_bias` is None without a bias.
+
+    Examples
+    --------
+    >>> loss, gradients = linear_cross_entropy_value_and_grad([[1.0, 0.0]], [[0.0, 1.0], [0.0, 0.0]], [0])
+    >>> gradients.linear_weight
+    array([[-0.5,  0. ],
+           [ 0.5,  0. ]])
+    """
+    call = "linear_cross_entropy_value_and_grad"
+    rows = _linear_rows(call, input, linear_weight, linear_bias, target, workspace, options)
+    losses, _, found = calls.forward_backward(call, rows.problem, rows.gradient_scale, Wanted(), rows.workspace)
+    return rows.reduced(losses), rows.gradients(found)
+
+
+def linear_statistics(
+    input: ArrayLike,
+    linear_weight: ArrayLike,
+    target: ArrayLike,
+    *,
+    linear_bias: ArrayLike | None = None,
+    ignore_index: int = -100,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+    workspace: int | str = DEFAULT_WORKSPACE,
+) -> Statistics:
+    """Log-probability and rank of the labels, entropy, log-sum-exp and argmax of a linear layer, without its logits.
+
+    *Definition*: with the bent logits z (`xent.Objective`) of ``input @ linear_weight.T + linear_bias`` and
+    q = softmax(z), ``log_prob = log q[label]``, ``entropy = -sum(q * log q)``, ``lse = log(sum(exp(z)))``; ``argmax``
+    is the first class with the greatest logit, and ``rank`` the number of classes whose logit is greater than the
+    label's.
+
+    Parameters
+    ----------
+    input, linear_weight, linear_bias, workspace : see `linear_cross_entropy`.
+    target : class indices of shape (...), in [0, C) or equal to `ignore_index`.
+    ignore_index, softcap, logit_scale : see `xent.Objective`.
+
+    Returns
+    -------
+    `Statistics`: five arrays of the target's shape. log_prob, entropy and lse are in nats, of the dtype that a loss
+    would have. An ignored row has log_prob 0 and rank -1.
+
+    Raises
+    ------
+    LabelError, ShapeError, DTypeError, ObjectiveError, ArgumentError
+        As `linear_cross_entropy`.
+
+    Examples
+    --------
+    >>> found = linear_statistics([[1.0, 0.0]], [[0.0, 1.0], [0.0, 0.0]], [1])
+    >>> found.entropy.round(4), found.rank
+    (array([0.6931]), array([0]))
+    """
+    call = "linear_statistics"
+    options = Options(ignore_index=ignore_index, softcap=softcap, logit_scale=logit_scale)
+    rows = _linear_rows(call, input, linear_weight, linear_bias, target, workspace, options)
+    if rows.layout.soft:
+        wrong = "found class probabilities, expected class indices"
+        raise DTypeError(message(call, "target", wrong, "For probabilities use linear_cross_entropy"))
+    found = linear.forward(call, rows.problem, rows.workspace)
+    found = found._replace(lse=found.lse.astype(found.entropy.dtype))
+    return Statistics(*(array.reshape(rows.layout.loss_shape) for array in found))
+
+
+@dataclass(frozen=True)
+class _LinearRows(Rows):
+    input: Array
+    weight: Array
+    bias: Array | None
+    workspace: int
+    input_shape: tuple[int, ...]
+    dtypes: tuple[np.dtype[Any], np.dtype[Any], np.dtype[Any]]
+    """Of input, weight and bias as the caller gave them."""
+
+    @property
+    def problem(self) -> Problem:
+        """The arguments as `xent.linear` takes them: of one dtype, bfloat16 as the integers of its bits."""
+        input, weight = as_bits(self.input), as_bits(self.weight)
+        bias = None if self.bias is None else as_bits(self.bias)
+        target = as_bits(self.target) if self.layout.soft else self.target
+        return Problem(input, weight, bias, target, self.objective, weight.dtype)
+
+    def gradients(self, found: calls.Gradients) -> Gradients:
+        """Gradients in the shapes and dtypes of the arguments."""
+        dinput, dweight, dbias = (
+            None if array is None else array.view(self.dtype).astype(dtype, copy=False)
+            for array, dtype in zip(found, self.dtypes, strict=True)
+        )
+        assert dinput is not None
+        assert dweight is not None
+        return Gradients(dinput.reshape(self.input_shape), dweight, dbias)
+
+
+def _linear_rows(
+    call: str,
+    input: ArrayLike,
+    linear_weight: ArrayLike,
+    linear_bias: ArrayLike | None,
+    target: ArrayLike,
+    workspace: int | str,
+    options: Options,
+) -> _LinearRows:
+    objective = Objective.of(call, options)
+    x, w = as_numpy(call, "input", input), as_numpy(call, "linear_weight", linear_weight)
+    b = None if linear_bias is None else as_numpy(call, "linear_bias", linear_bias)
+    y, shape = as_numpy(call, "target", target), x.shape
+    check_linear_shapes(call, x.shape, w.shape, None if b is None else b.shape)
+    logits_shape = (*x.shape[:-1], w.shape[0])
+    how = Layout(logits_shape, class_axis=len(logits_shape) - 1, soft=y.shape == logits_shape)
+    checked_layout(call, "linear_weight", how, y.shape, floating_target=y.dtype.kind not in "iu")
+    dtypes = (_floating(x.dtype), _floating(w.dtype), _floating((w if b is None else b).dtype))
+    dtype = np.result_type(*dtypes) if all(_is_narrow(d) for d in dtypes) else np.dtype(np.float64)
+    common = checked(call, y, how, objective, dtype, as_rows)
+    x, w = (side_by_side(array.astype(dtype, copy=False)) for array in (x.reshape(how.rows, x.shape[-1]), w))
+    b = None if b is None else np.ascontiguousarray(b, dtype)
+    return _LinearRows(*common, x, w, b, parse_bytes(call, workspace), shape, dtypes)
+
+
+def _floating(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype of an argument's gradient."""
+    return dtype if dtype.kind in "fV" else np.dtype(np.float64)
+
+
+def _is_narrow(dtype: np.dtype[Any]) -> bool:
+    return dtype.itemsize <= 4

@@ -1,0 +1,73 @@
+"""From the arguments of a call to checked rows, and from the losses of rows to what the caller gets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xent.objective import Objective
+from xent.reduction import gradient_scale, mean_denominator, reduce
+from xent.targets import Layout, check_target, class_weight
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The checked arguments of a call, and the way back to the caller's shapes and dtypes.
+
+    The target is (rows,) for class indices; class probabilities lie as the logits do, in the dtype they came in. The
+    class weights of the objective are in the computing dtype.
+    """
+
+    target: Array
+    objective: Objective
+    layout: Layout
+    dtype: np.dtype[Any]
+    denominator: float
+
+    @property
+    def gradient_scale(self) -> float:
+        return gradient_scale(self.denominator, self.objective)
+
+    def reduced(self, losses: Array) -> Array:
+        """The losses of the rows, their sum or their mean, as the caller gets it; sums are made in float64."""
+        dtype = computing_dtype(self.dtype)
+        if self.objective.reduction == "none":
+            return losses.reshape(self.layout.loss_shape).astype(dtype, copy=False)
+        total = float(losses.sum(dtype=np.float64))
+        return np.asarray(reduce(total, self.denominator, self.objective), dtype=dtype)[()]
+
+
+def checked(
+    call: str,
+    target: Array,
+    how: Layout,
+    objective: Objective,
+    dtype: np.dtype[Any],
+    arrange: Callable[[Array, int], Array],
+) -> tuple[Array, Objective, Layout, np.dtype[Any], float]:
+    """Check the values of target and weight; return the fields that all kinds of rows share."""
+    check_target(call, target, how, objective)
+    weight = class_weight(call, objective, how.classes)
+    if how.soft:
+        rows = arrange(target, how.class_axis)
+    else:
+        rows = np.ascontiguousarray(target.reshape(-1), dtype=np.int64)
+    denominator = float(mean_denominator(rows, weight, how.soft, how.rows, objective))
+    objective = replace(objective, weight=None if weight is None else weight.astype(computing_dtype(dtype)))
+    return rows, objective, how, dtype, denominator
+
+
+def computing_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype of losses, and of the arithmetic of the kernels: float64 for float64, float32 for anything narrower."""
+    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
+
+
+def as_bits(array: Array) -> Array:
+    """bfloat16, which is a "void" to NumPy, as the integers of its bits."""
+    return array.view(np.uint16) if array.dtype.kind == "V" else array

@@ -1,0 +1,215 @@
+"""The public calls for the loss of a linear layer: checks, and the choice of what computes.
+
+plain CPU tensors                           the driver of xent.linear, by linear_autograd.py
+under torch.compile, and tensor subclasses  the same as operators, by linear_operators.py
+other devices, and under torch.func         a formula of torch operations that holds the logits, linear_composed.py
+"""
+
+from __future__ import annotations
+
+from typing import Unpack
+
+import torch
+from torch import Tensor
+
+from xent.errors import DTypeError, ObjectiveError, ShapeError, message
+from xent.linear.plan import DEFAULT_WORKSPACE, parse_bytes
+from xent.objective import Objective, UnweightedOptions
+from xent.reduction import mean_denominator, reduce
+from xent.targets import Layout, check_linear_shapes, checked_layout
+from xent.torch import linear_autograd, linear_composed, linear_operators
+from xent.torch.functional import Statistics
+from xent.torch.linear_kernels import NUMPY, Call
+from xent.torch.rows import LinearRows, is_traced, is_transformed
+
+
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    workspace: int | str = DEFAULT_WORKSPACE,
+    **options: Unpack[UnweightedOptions],
+) -> Tensor:
+    """Cross-entropy of a linear layer without its logits: a drop-in for `torch.nn.functional.linear_cross_entropy`.
+
+    *Definition*: ``cross_entropy(input @ linear_weight.T + linear_bias, target)``; `xent.Objective` has the equation of
+    the loss with all options. The last layer and the loss of a language model in one call.
+
+    Parameters
+    ----------
+    input : tensor (..., features), of dtype float64, float32, bfloat16 or float16.
+    linear_weight : tensor (C, features) of the same dtype, as in `torch.nn.Linear`; it may be the embedding (tied
+        weights).
+    target : class indices (...), in [0, C) or equal to `ignore_index`; or class probabilities (..., C), which may
+        require a gradient.
+    linear_bias : tensor (C,), optional
+    weight : tensor (C,), optional: what one row of each class counts for.
+    workspace : bytes, or text such as "128MB": how much memory the call may use beside arguments and gradients. More
+        is a little faster, until all rows fit.
+    **options : ignore_index, reduction and label_smoothing as in torch; z_loss, softcap, logit_scale and denominator
+        beyond it. See `xent.Objective`.
+
+    Returns
+    -------
+    tensor () in nats, or with `reduction="none"` of shape (...); float32 for 16-bit arguments, else of their dtype.
+
+    Raises
+    ------
+    LabelError
+        A label is out of range (on devices other than the CPU: the row is NaN).
+    ArgumentError
+        The workspace holds not even one row; the message has the least that will do.
+    ShapeError, DTypeError, ObjectiveError
+
+    Notes
+    -----
+    *Speed*: three matrix products and little else, when gradients are wanted; one product less for each of input and
+    weight that needs none. A sum or a mean makes its gradients with the loss; with `reduction="none"`, backward makes
+    the logits once more. *Memory*: the workspace and a few numbers per row, whatever the number of rows. Gradients
+    of a sum or a mean exist from the forward on. 16-bit weights need 2 bytes for each weight of the workspace for
+    float32 sums; where it has no room for that, the logits are made several times.
+    *Numerics*: losses and sums over rows are float32 for 16-bit arguments, and the error of no gradient grows with
+    the number of chunks. 16-bit logits are rounded to 16 bits where the processor multiplies those faster, as without
+    fusion. Under autocast the gradient of a float32 weight is summed in float32 and never rounded to 16 bits. Results
+    repeat bit for bit. Second derivatives, and other devices than the CPU, hold the logits.
+
+    Examples
+    --------
+    >>> hidden, head = torch.ones(2, 3, requires_grad=True), torch.zeros(5, 3, requires_grad=True)
+    >>> loss = linear_cross_entropy(hidden, head, torch.tensor([0, 4]))
+    >>> loss.backward()
+    >>> round(loss.item(), 4), head.grad.shape
+    (1.6094, torch.Size([5, 3]))
+
+    References
+    ----------
+    Wijmans et al. (2024), Cut Your Losses in Large-Vocabulary Language Models
+    """
+    name = "linear_cross_entropy"
+    objective = Objective.of(name, options)
+    how = _layout(name, input, linear_weight, linear_bias, target, weight, objective)
+    call = Call(name, objective, parse_bytes(name, workspace), _dtype(name, input, linear_weight, linear_bias))
+    y = target.reshape(how.rows, how.classes) if how.soft else target.reshape(-1)
+    rows = LinearRows(input.reshape(how.rows, input.shape[-1]), linear_weight, linear_bias, y, weight)
+    if input.device.type == "cpu" and not is_transformed():
+        loss: Tensor = (linear_operators if is_traced(*rows) else linear_autograd).cross_entropy(call, rows)
+        return loss.reshape(how.loss_shape) if objective.reduction == "none" else loss
+    losses = linear_composed.cross_entropy_rows(rows.to(call.dtype), objective)
+    if objective.reduction == "none":
+        return losses.reshape(how.loss_shape)
+    total = losses.sum(dtype=torch.float64)
+    if objective.reduction == "mean":
+        total = reduce(total, mean_denominator(y, weight, how.soft, how.rows, objective), objective)
+    mean: Tensor = total.to(losses.dtype)
+    return mean
+
+
+def linear_statistics(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    ignore_index: int = -100,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+    workspace: int | str = DEFAULT_WORKSPACE,
+) -> Statistics:
+    """`xent.torch.statistics` of a linear layer without its logits: for reinforcement learning and distillation.
+
+    *Definition*: ``statistics(input @ linear_weight.T + linear_bias, target)``: of each row the log-probability and the
+    rank of the label, entropy, log-sum-exp and argmax.
+
+    Parameters
+    ----------
+    input, linear_weight, linear_bias, workspace : see `linear_cross_entropy`.
+    target : class indices (...), in [0, C) or equal to `ignore_index`.
+    ignore_index, softcap, logit_scale : see `xent.Objective`.
+
+    Returns
+    -------
+    Statistics
+        Five tensors of the target's shape; log_prob, entropy and lse are in nats, float32 for 16-bit arguments, and
+        differentiable by input, weight and bias. argmax and rank are int64. An ignored row has log_prob 0 and rank -1.
+
+    Raises
+    ------
+    LabelError, ArgumentError, ShapeError, DTypeError, ObjectiveError
+        As `linear_cross_entropy`.
+
+    Notes
+    -----
+    *Speed*: one matrix product, and for the gradients three more. *Memory*: the workspace and a few numbers per row, in
+    both directions. *Numerics*: as `linear_cross_entropy`.
+
+    Examples
+    --------
+    >>> found = linear_statistics(torch.ones(2, 3), torch.zeros(4, 3), torch.tensor([0, 3]))
+    >>> found.entropy.exp().tolist(), found.rank.tolist()
+    ([4.0, 4.0], [0, 0])
+    """
+    name = "linear_statistics"
+    objective = Objective(ignore_index=ignore_index, softcap=softcap, logit_scale=logit_scale)
+    how = _layout(name, input, linear_weight, linear_bias, target, None, objective)
+    if how.soft:
+        wrong = "found class probabilities, expected class indices"
+        raise DTypeError(message(name, "target", wrong, "For probabilities use linear_cross_entropy"))
+    call = Call(name, objective, parse_bytes(name, workspace), _dtype(name, input, linear_weight, linear_bias))
+    x = input.reshape(how.rows, input.shape[-1])
+    rows = LinearRows(x, linear_weight, linear_bias, target.reshape(-1), None)
+    if input.device.type != "cpu" or is_transformed():
+        found = linear_composed.statistics_rows(rows.to(call.dtype), objective)
+    else:
+        found = (linear_operators if is_traced(*rows) else linear_autograd).statistics(call, rows)
+    return Statistics(*(tensor.reshape(how.loss_shape) for tensor in found))
+
+
+def _layout(
+    call: str,
+    input: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    target: Tensor,
+    weight: Tensor | None,
+    objective: Objective,
+) -> Layout:
+    """Check shapes and dtypes; return how input and target lie as rows."""
+    named = {"input": input, "linear_weight": linear_weight, "linear_bias": linear_bias, "target": target}
+    for argument, tensor in named.items():
+        if not isinstance(tensor, Tensor) and not (argument == "linear_bias" and tensor is None):
+            found = f"found a {type(tensor).__name__}, expected a tensor"
+            raise DTypeError(message(call, argument, found, "For NumPy arrays and lists use xent.numpy"))
+    bias_shape = None if linear_bias is None else tuple(linear_bias.shape)
+    check_linear_shapes(call, tuple(input.shape), tuple(linear_weight.shape), bias_shape)
+    logits_shape = (*input.shape[:-1], linear_weight.shape[0])
+    how = Layout(logits_shape, len(logits_shape) - 1, soft=tuple(target.shape) == logits_shape)
+    how = checked_layout(call, "linear_weight", how, tuple(target.shape), floating_target=target.is_floating_point())
+    if how.soft and objective.ignore_index >= 0:
+        found = f"ignore_index={objective.ignore_index} has no meaning with class probabilities"
+        raise ObjectiveError(message(call, "ignore_index", found, "Leave such rows out, or pass class indices"))
+    if weight is not None and tuple(weight.shape) != (how.classes,):
+        found = f"found shape {tuple(weight.shape)}, expected ({how.classes},), one weight for each class"
+        raise ShapeError(message(call, "weight", found, "A weight per row belongs on the losses of reduction='none'"))
+    return how
+
+
+def _dtype(call: str, input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> torch.dtype:
+    """The dtype of the products: that of the arguments, or of autocast, which leaves float64 alone."""
+    named = {"input": input, "linear_weight": linear_weight, "linear_bias": linear_bias}
+    dtypes = {argument: tensor.dtype for argument, tensor in named.items() if tensor is not None}
+    for argument, dtype in dtypes.items():
+        if dtype not in NUMPY:
+            found = f"found dtype {dtype}, expected float64, float32, bfloat16 or float16"
+            raise DTypeError(message(call, argument, found, f"Convert it with {argument}.float()"))
+    kind = input.device.type
+    has_autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    if has_autocast and torch.float64 not in dtypes.values():
+        return torch.get_autocast_dtype(kind)
+    for argument, dtype in dtypes.items():
+        if dtype != input.dtype:
+            found = f"found dtype {dtype} for an input of dtype {input.dtype}"
+            raise DTypeError(message(call, argument, found, "Convert one of them, or call under torch.autocast"))
+    return input.dtype

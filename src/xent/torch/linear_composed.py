@@ -1,0 +1,66 @@
+"""The linear loss and its statistics as formulas of torch operations, which hold the logits.
+
+For devices without a kernel, for `torch.func`, and for second derivatives: torch sees through all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from xent.objective import Objective
+from xent.torch import composed
+from xent.torch.rows import LinearRows
+
+CHUNK_ROWS = 256
+
+
+def cross_entropy_rows(rows: LinearRows, objective: Objective) -> Tensor:
+    """The loss of each row."""
+    return composed.cross_entropy_rows(_logits(rows), rows.target, rows.class_weight, objective)
+
+
+def statistics_rows(rows: LinearRows, objective: Objective) -> tuple[Tensor, ...]:
+    """(log_prob, entropy, lse, argmax, rank) of each row."""
+    return composed.statistics_rows(_logits(rows), rows.target, objective)
+
+
+def gradients(
+    values: Sequence[Tensor], arguments: LinearRows, upstream: Sequence[Tensor | None], wanted: Sequence[bool]
+) -> list[Tensor | None]:
+    """The gradients of sum(upstream * values) by the wanted arguments, such that they can be differentiated again."""
+    pairs = [(value, above) for value, above in zip(values, upstream, strict=True) if above is not None]
+    chosen = {i: tensor for i, tensor in enumerate(arguments[: len(wanted)]) if tensor is not None and wanted[i]}
+    if not chosen or not pairs:
+        return [None] * len(wanted)
+    total = torch.stack([(value * above).sum() for value, above in pairs]).sum()
+    found = torch.autograd.grad(total, list(chosen.values()), create_graph=True, allow_unused=True)
+    by_place = dict(zip(chosen, found, strict=True))
+    return [by_place.get(i) for i in range(len(wanted))]
+
+
+def apart(rows: LinearRows) -> LinearRows:
+    """The same tensors at places of their own in the graph.
+
+    Where one argument was made from another (a head that is tied to the embedding), the derivative by the one must not
+    contain what the other contributes through it.
+    """
+    views = [t.view_as(t) if t is not None and t.is_floating_point() else t for t in rows]
+    return LinearRows._make(views)
+
+
+def target_gradient(rows: LinearRows, row_scale: Tensor, objective: Objective, dtype: torch.dtype) -> Tensor:
+    """The gradient by class probabilities (rows, classes), some rows at a time."""
+    out = torch.empty(len(rows.input), len(rows.weight), dtype=dtype)
+    for first in range(0, len(rows.input), CHUNK_ROWS):
+        part = slice(first, first + CHUNK_ROWS)
+        logits = _logits(rows._replace(input=rows.input[part]))
+        out[part] = composed.target_gradient(logits, rows.class_weight, row_scale[part], objective, dtype)
+    return out
+
+
+def _logits(rows: LinearRows) -> Tensor:
+    return F.linear(rows.input, rows.weight, rows.bias)
