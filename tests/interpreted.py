@@ -15,8 +15,10 @@ from xent.errors import LabelError
 from xent.gpu import cross_entropy as gpu
 from xent.gpu import linear, shapes
 from xent.gpu.shapes import Tile
+from xent.linear import driver
+from xent.linear.plan import Plan
 from xent.objective import Objective
-from xent.torch import composed, gpu_autograd, operators
+from xent.torch import backends, composed, gpu_autograd, operators
 
 SMALL = Tile(2, 4, 1)
 EVERYTHING = {"label_smoothing": 0.2, "z_loss": 0.01, "softcap": 20.0, "logit_scale": 0.9}
@@ -191,8 +193,8 @@ def gradient_of(x: torch.Tensor, labels: torch.Tensor, factor: float = 1.0, **op
 
 @pytest.mark.parametrize(("reduction", "weighted"), [("none", True), ("sum", False), ("mean", True)])
 def test_gradcheck_of_first_and_second_order(reduction, weighted):
-    x = random(2, 3, 2).requires_grad_()
-    labels = torch.tensor([[0, 1], [-100, 2]])
+    x = random(1, 3, 2).requires_grad_()
+    labels = torch.tensor([[1, 2]])
     weight = torch.tensor([0.5, 1.0, 2.0]).double() if weighted else None
 
     def loss(x):
@@ -256,19 +258,8 @@ def test_operators_for_a_gpu_are_those_of_the_cpu():
 
 
 def drive(device: linear.Device, chunks, parts, wanted: linear.Wanted) -> None:
-    """The order of the steps, as in the driver of the linear loss."""
-    for part in parts if wanted.weight else parts[:1]:
-        for chunk in chunks:
-            device.make_logits(*chunk)
-            device.visit_with_gradient(*chunk)
-            if wanted.input and part == parts[0]:
-                device.input_gradient(*chunk)
-            if wanted.bias and part == parts[0]:
-                device.bias_gradient(*chunk)
-            if wanted.weight:
-                device.weight_gradient(*chunk, part)
-        if wanted.weight:
-            device.finish_weight(part)
+    plan = Plan(tuple(chunks), tuple(parts), 1, summed=False, slab_bytes=0, bytes=0)
+    driver.forward_backward(device, plan, driver.Wanted(*wanted))
 
 
 CUTS = {
@@ -334,6 +325,52 @@ def test_gradients_are_scaled_in_place_unless_by_one():
     assert torch.equal(gradients[0], before)
     linear.scale(gradients, torch.tensor(0.25))
     assert torch.equal(gradients[0], before / 4)
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("workspace", ["1MB", 784], ids=["whole", "chunks"])
+def test_the_linear_loss_of_the_front_is_that_of_the_cpu(reduction, workspace):
+    """Values and gradients for an upstream gradient other than 1, and for 1; in float64, beside the CPU's."""
+    x, weight, bias = (random(*s, seed=i) / 4 for i, s in enumerate([(7, 5), (6, 5), (6,)]))
+    labels = torch.tensor([0, 5, 2, -100, 1, 4, 3])
+    options = {**EVERYTHING, "weight": torch.tensor(WEIGHT), "linear_bias": bias, "reduction": reduction}
+    for factor in (1.0, -1.5):
+        found = []
+        for triton in (True, False):
+            backends.interpret(triton)
+            try:
+                variables = [tensor.clone().requires_grad_() for tensor in (x, weight, bias)]
+                given = {**options, "linear_bias": variables[2], "workspace": workspace}
+                loss = xent.torch.linear_cross_entropy(*variables[:2], labels, **given)
+                above = torch.linspace(1.0, 2.0, loss.numel()).double().reshape(loss.shape) * factor
+                found.append((loss.detach(), *torch.autograd.grad(loss, variables, above)))
+            finally:
+                backends.interpret(True)
+        for ours, theirs in zip(*found, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=64 * eps("float64") * 20)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_the_linear_loss_of_frozen_and_of_no_rows(dtype):
+    weight = random(6, 5, dtype=dtype)
+    for rows in (0, 4):
+        x = random(rows, 5, dtype=dtype).requires_grad_()
+        loss = xent.torch.linear_cross_entropy(x, weight, labels_for(rows, 6), reduction="sum", workspace=664)
+        (gradient,) = torch.autograd.grad(loss, x)
+        assert loss.dtype == torch.float32
+        assert gradient.shape == (rows, 5)
+        assert gradient.dtype == dtype
+        head = weight.clone().requires_grad_()
+        loss = xent.torch.linear_cross_entropy(x.detach(), head, labels_for(rows, 6), reduction="sum", workspace=664)
+        (gradient,) = torch.autograd.grad(loss, head)
+        assert gradient.isfinite().all()
+        assert bool(gradient.any()) == (rows > 0)
+
+
+def test_second_derivatives_of_the_linear_loss():
+    x, weight = random(2, 2).requires_grad_(), random(3, 2).requires_grad_()
+    labels = torch.tensor([0, 2])
+    assert torch.autograd.gradgradcheck(lambda x, w: xent.torch.linear_cross_entropy(x, w, labels), (x, weight))
 
 
 def test_the_interpreter_runs_what_this_file_is_about():

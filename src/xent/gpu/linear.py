@@ -92,7 +92,7 @@ class Device:
         self.bias_sums = torch.zeros(classes, dtype=torch.float64, device=new(0).device) if wanted.bias else None
         self._logits = new((_longest(chunks), classes))
         self._single = len(chunks) == 1
-        summed = wanted.weight and problem.sum_bytes and not self._single
+        summed = wanted.weight and problem.sum_bytes and len(chunks) > 1
         self._sums = new((_longest(parts), problem.weight.shape[1]), dtype=problem.compute) if summed else None
         if not chunks:
             for empty in (self.of_input, self.of_weight):

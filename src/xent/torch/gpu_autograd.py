@@ -29,13 +29,13 @@ def cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None, objecti
         loss: Tensor = _CrossEntropy.apply(logits, target, weight, objective)  # type: ignore[no-untyped-call]
         return loss
     losses, _ = gpu.forward(logits, target, with_weight(objective, weight, logits))
-    return _reduced(losses, _denominator(logits, target, weight, objective), objective)
+    return reduced(losses, denominator_of(logits.numel() // logits.shape[1], target, weight, objective), objective)
 
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor, weight: Tensor | None, objective: Objective) -> Tensor:
-        denominator = _denominator(logits, target, weight, objective)
+        denominator = denominator_of(logits.numel() // logits.shape[1], target, weight, objective)
         ctx.objective, ctx.ready, lse = objective, None, None
         ctx.scale = gradient_scale(denominator, objective)
         weighted = with_weight(objective, weight, logits)
@@ -44,7 +44,7 @@ class _CrossEntropy(torch.autograd.Function):
         else:
             losses, _, ctx.ready = gpu.forward_backward(logits, target, ctx.scale, weighted)
         ctx.save_for_backward(logits, target, weight, lse)
-        return _reduced(losses, denominator, objective)
+        return reduced(losses, denominator, objective)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
@@ -118,18 +118,19 @@ def _row_scale(upstream: Tensor, scale: Any, logits: Tensor) -> Tensor:
     return upstream.reshape(shape) if upstream.ndim else (upstream * scale).to(wide).expand(shape)
 
 
-def _denominator(logits: Tensor, target: Tensor, weight: Tensor | None, objective: Objective) -> Any:
+def denominator_of(rows: int, target: Tensor, weight: Tensor | None, objective: Objective) -> Any:
     """What a mean divides by, on the device where it has to be counted; 1 for other reductions, which do not ask."""
     if objective.reduction != "mean":
         return 1.0
     weights = None if weight is None else weight.detach().double()
     soft = target.is_floating_point()
-    denominator = mean_denominator(target, weights, soft, logits.numel() // logits.shape[1], objective)
+    denominator = mean_denominator(target, weights, soft, rows, objective)
     return denominator.double() if isinstance(denominator, Tensor) else denominator
 
 
-def _reduced(losses: Tensor, denominator: Any, objective: Objective) -> Tensor:
+def reduced(losses: Tensor, denominator: Any, objective: Objective) -> Tensor:
+    """What the reduction makes of the losses, without waiting for them."""
     if objective.reduction == "none":
         return losses
-    reduced: Tensor = reduce(losses.sum(dtype=torch.float64), denominator, objective).to(losses.dtype)
-    return reduced
+    value: Tensor = reduce(losses.sum(dtype=torch.float64), denominator, objective).to(losses.dtype)
+    return value
