@@ -4,6 +4,7 @@ python benchmarks/run.py                              everything, about ten minu
 python benchmarks/run.py logits                       one record
 python benchmarks/run.py --quick                      a first look, less than a minute; shows, and writes nothing
 python benchmarks/run.py --shape gpt2 --out one.json  some shapes only; writes where it is told to
+python benchmarks/run.py --device cuda                logits and linear loss on a GPU; replaces results/cuda/*.json
 """
 
 from __future__ import annotations
@@ -24,15 +25,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from xent.benchmark import DEVICES, linear, run
 from xent.benchmark.accuracy import run_accuracy
+from xent.benchmark.gpu import run_gpu
 from xent.benchmark.scaling import run_scaling
 from xent.benchmark.shapes import checked_device
 from xent.benchmark.show import disturbed, missed, tables
 from xent.benchmark.tables import linear as linear_table
+from xent.benchmark.timing import Settings
 from xent.errors import XentError
 
 HERE = Path(__file__).parent
 Part = Literal["logits", "logits_huge_pages", "scaling", "accuracy", "linear"]
 PARTS: tuple[Part, ...] = ("logits", "logits_huge_pages", "scaling", "accuracy", "linear")
+GPU_PARTS: tuple[Literal["logits", "linear"], ...] = ("logits", "linear")
 LARGE = ("gpt2", "segmentation")
 messages = Console(stderr=True)
 
@@ -42,11 +46,14 @@ def main(
     shape: Annotated[list[str] | None, typer.Option(help="Some shapes only; with --out or --quick.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A first look; writes nothing without --out.")] = False,
     threads: Annotated[int, typer.Option(min=1)] = 2,
-    device: Annotated[str, typer.Option(help=f"One of: {', '.join(DEVICES)}.")] = "cpu",
+    device: Annotated[str, typer.Option(help=f"One of: {', '.join(DEVICES)}, cuda.")] = "cpu",
     memory: Annotated[bool, typer.Option(help="Measure peak memory too.")] = True,
     out: Annotated[Path | None, typer.Option(help="Write the record to this file, and leave the tables alone.")] = None,
 ) -> None:
     try:
+        if device == "cuda":
+            _on_gpu(part, tuple(shape or ()), quick, out)
+            return
         checked_device(device)
         if part is None and not (quick or shape or out):
             _everything(threads, device)
@@ -63,12 +70,32 @@ def main(
     if part == "linear":
         Console().print(Markdown(linear_table(record)), *missed(record), sep="\n")
     if out is not None or not quick:
-        path = out or documents.results(device) / f"{part}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(_json(record) + "\n", encoding="utf-8")
-        messages.print(f"Written: {path}")
+        _write(record, out or documents.results(device) / f"{part}.json")
     if out is None and not quick:
         documents.write(device)
+
+
+def _on_gpu(part: Part | None, shapes: tuple[str, ...], quick: bool, out: Path | None) -> None:
+    """One record or both; with --quick few rounds."""
+    if part is not None and part not in GPU_PARTS:
+        raise typer.BadParameter(f"{part} is not measured on a GPU.")
+    if (shapes or quick or out) and (part is None or out is None):
+        raise typer.BadParameter("some shapes, or a quick run, would replace the record of all: name a part and --out.")
+    command = " ".join(["python", "benchmarks/run.py", *sys.argv[1:]])
+    for name in GPU_PARTS:
+        if part in (None, name):
+            with _progress() as progress:
+                settings = Settings(minimum_s=0.05).quick() if quick else None
+                record = run_gpu(name, shapes, settings=settings, command=command, progress=progress)
+            _write(record, out or documents.results("cuda") / f"{name}.json")
+    if out is None:
+        documents.write()
+
+
+def _write(record: dict[str, Any], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(_json(record) + "\n", encoding="utf-8")
+    messages.print(f"Written: {path}")
 
 
 def _everything(threads: int, device: str) -> None:

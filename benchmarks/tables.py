@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from xent.benchmark import tables
 
@@ -21,10 +22,16 @@ def results(device: str, root: Path = ROOT) -> Path:
     return root / "benchmarks" / "results" / device
 
 
+def records_of(device: str, root: Path) -> dict[str, Any]:
+    """The records of the device, and those of a GPU as "cuda_" and their name."""
+    on_gpu = tables.load(results("cuda", root)) if device != "cuda" else {}
+    return {**tables.load(results(device, root)), **{f"cuda_{name}": record for name, record in on_gpu.items()}}
+
+
 def stale(device: str = "cpu", root: Path = ROOT) -> list[str]:
     from xent.benchmark.plots import made_from
 
-    records = tables.load(results(device, root))
+    records = records_of(device, root)
     found = [str(path.relative_to(root)) for path in tables.stale([root / name for name in DOCUMENTS], records)]
     for name, record in PLOTS.items():
         plot = root / name
@@ -38,7 +45,7 @@ def write(device: str = "cpu", root: Path = ROOT) -> None:
     from xent.benchmark.plots import linear_error_svg, scaling_svg
 
     draw = {"scaling": scaling_svg, "linear": linear_error_svg}
-    records = tables.load(results(device, root))
+    records = records_of(device, root)
     for name in DOCUMENTS:
         path = root / name
         path.write_text(tables.fill(path.read_text(encoding="utf-8"), records), encoding="utf-8")

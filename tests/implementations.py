@@ -1,19 +1,26 @@
 """What the tests run: every implementation of softmax cross-entropy behind one small interface.
 
 To add one (a device, a front), append an Implementation to the list at the end; no test names an implementation.
+
+XENT_TEST_IMPLEMENTATIONS=gpu runs the Triton kernels instead, under their interpreter, which has to be chosen before
+Triton is imported: test_gpu.py starts such a process.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 import xent.numpy
 import xent.reference
+import xent.torch
 from xent.objective import Objective
+from xent.torch import backends, composed
 
 Array = np.ndarray
 Options = dict[str, Any]
@@ -32,6 +39,9 @@ class Implementation:
     run: Callable[[Array, Array, Options, Array | None], tuple[Array, Array]]
     call: Callable[..., tuple[Any, Array]] | None = None
     kernel: bool = True  # the accuracy of an ordinary computation in that dtype; False: that of the reference
+    checks_distributions: bool = True  # whether `call` refuses class probabilities that are no distribution
+
+    from_lse: bool = False  # whether a float32 gradient is made from a log-sum-exp that was rounded to float64
 
     def arithmetic(self, dtype: str) -> str:
         """The dtype in which logits of this dtype are computed."""
@@ -56,8 +66,73 @@ def _numpy(logits: Array, target: Array, options: Options, row_scale: Array | No
     return loss, gradient if row_scale is None else gradient * row_scale[:, None].astype(gradient.dtype)
 
 
-REFERENCE = Implementation("reference", ("float64",), _reference, kernel=False)
-NUMPY = Implementation("numpy", ("float64", "float32", "float16"), _numpy, call=xent.numpy.cross_entropy_value_and_grad)
+def _tensors(logits: Array, target: Array, options: Options) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Copies as tensors, since torch has no tensor of read-only memory; the logits want a gradient."""
+    weight = options.get("weight")
+    x = torch.from_numpy(np.array(logits)).requires_grad_()
+    return x, torch.from_numpy(np.array(target)), None if weight is None else torch.tensor(np.asarray(weight, float))
 
-IMPLEMENTATIONS = [REFERENCE, NUMPY]
+
+def _with_gradient(loss: torch.Tensor, x: torch.Tensor, upstream: Array | None) -> tuple[Array, Array]:
+    above = torch.ones_like(loss) if upstream is None else torch.from_numpy(np.array(upstream)).to(loss.dtype)
+    (gradient,) = torch.autograd.grad(loss, x, above)
+    return loss.detach().numpy(), gradient.numpy()
+
+
+def _torch(logits: Array, target: Array, options: Options, row_scale: Array | None) -> tuple[Array, Array]:
+    x, y, weight = _tensors(logits, target, options)
+    others = {name: value for name, value in options.items() if name != "weight"}
+    loss = xent.torch.cross_entropy(x, y, weight, **{**others, "reduction": "none"})
+    return _with_gradient(loss, x, row_scale)
+
+
+def _composed(logits: Array, target: Array, options: Options, row_scale: Array | None) -> tuple[Array, Array]:
+    x, y, weight = _tensors(logits, target, options)
+    objective = Objective(**{name: value for name, value in options.items() if name != "weight"})
+    return _with_gradient(composed.cross_entropy_rows(x, y, weight, objective), x, row_scale)
+
+
+def _torch_call(logits: Any, target: Any, **options: Any) -> tuple[Any, Array]:
+    logits, target = np.asarray(logits), np.asarray(target)
+    x, y, weight = _tensors(logits, target, options)
+    others = {name: value for name, value in options.items() if name != "weight"}
+    loss = xent.torch.cross_entropy(x, y, weight, check=True, **others)
+    value, gradient = _with_gradient(loss, x, None)
+    return value if value.ndim else value[()], gradient
+
+
+def _gpu(small: bool) -> Callable[[Array, Array, Options, Array | None], tuple[Array, Array]]:
+    """Loss and gradient by the kernels, with the usual tiles, or with a few small ones in each direction."""
+    from xent.gpu import cross_entropy as gpu
+    from xent.gpu.shapes import Tile
+    from xent.torch.gpu_autograd import with_weight
+
+    def fourth(length: int) -> int:
+        """A power of two."""
+        return 1 << (length // 4).bit_length()
+
+    def run(logits: Array, target: Array, options: Options, row_scale: Array | None) -> tuple[Array, Array]:
+        x, y, weight = _tensors(logits, target, options)
+        x = x.detach()
+        others = {name: value for name, value in options.items() if name != "weight"}
+        objective = with_weight(Objective(**others), weight, x)
+        scale = 1.0 if row_scale is None else torch.from_numpy(np.array(row_scale))
+        tile = Tile(max(1, fourth(len(x))), max(1, fourth(x.shape[1])), 1) if small else None
+        loss, _, gradient = gpu.forward_backward(x, y, scale, objective, tile=tile)
+        return loss.numpy(), gradient.numpy()
+
+    return run
+
+
+DTYPES = ("float64", "float32", "float16")
+REFERENCE = Implementation("reference", ("float64",), _reference, kernel=False)
+NUMPY = Implementation("numpy", DTYPES, _numpy, call=xent.numpy.cross_entropy_value_and_grad)
+TORCH = Implementation("torch", DTYPES, _torch, call=_torch_call, checks_distributions=False, from_lse=True)
+COMPOSED = Implementation("composed", DTYPES, _composed)
+
+IMPLEMENTATIONS = [REFERENCE, NUMPY, TORCH, COMPOSED]
+if os.environ.get("XENT_TEST_IMPLEMENTATIONS") == "gpu":
+    backends.interpret(True)
+    # The usual tiles are larger than most cases; small ones go the way of many classes, block after block.
+    IMPLEMENTATIONS = [replace(TORCH, name="gpu"), Implementation("gpu-small-tiles", ("float32",), _gpu(small=True))]
 FRONTS = [implementation for implementation in IMPLEMENTATIONS if implementation.call is not None]

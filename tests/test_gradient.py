@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from cases import CASES, OPTIONS, RANDOM, SQUARED_ERROR, WEIGHT, Case
-from comparison import ULPS, assert_within, denominator, eps
+from comparison import ULPS, assert_gradient, assert_within, bent_logits, denominator, eps
 
 import xent.numpy
 from xent import reference
@@ -140,6 +140,9 @@ def test_gradient_rows_sum_to_zero(implementation, case):
         if implementation.kernel or not case.plain:
             size = size + max(case.options.get("weight", [1.0]))
         smallest = float(np.finfo(dtype).smallest_subnormal) * gradient.shape[1]
+        if implementation.from_lse and dtype != "float64":
+            # All probabilities have the rounding of the log-sum-exp as a factor; it is as large as the largest logit.
+            smallest = smallest + 2 * EPS * np.abs(bent_logits(given)).max(axis=1) * size
         assert_within(gradient.sum(axis=1), np.zeros(len(gradient)), ULPS * eps(dtype) * size + smallest)
 
 
@@ -173,9 +176,10 @@ def test_ignored_rows_are_exactly_zero(implementation, case):
 def test_gradient_without_reduction_is_that_of_the_sum(front, case):
     for dtype in front.dtypes:
         given = case.rounded(dtype)
-        _, apart = front.call(given.logits, given.target, **case.options, reduction="none")
-        _, together = front.call(given.logits, given.target, **case.options, reduction="sum")
-        np.testing.assert_array_equal(apart, together)
+        if case.fits(dtype):
+            for reduction in ("none", "sum"):
+                _, gradient = front.call(given.logits, given.target, **case.options, reduction=reduction)
+                assert_gradient(front, case, dtype, gradient)
 
 
 def test_denominators_of_the_table_are_what_they_should_be():

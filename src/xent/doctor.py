@@ -51,12 +51,33 @@ def _kernels() -> dict[str, str]:
     if importlib.util.find_spec("torch") is None:
         torch_front = "not available: torch is not installed; pip install 'xent[torch]'"
     else:
-        torch_front = "CPU tensors: Numba kernels; other devices: formulas of torch operations, no kernels yet"
+        torch_front = "CPU tensors: Numba kernels; " + _gpu_kernels()
     return {
         "xent.numpy": "cross_entropy: Numba kernels; squared_error, linear_cross_entropy: the float64 reference",
         "xent.torch": torch_front,
         "compiled code": _cache(),
     }
+
+
+def _gpu_kernels() -> str:
+    """What computes on each GPU, and why; without one, what would."""
+    import torch
+
+    from xent.torch.backends import TRITON_DEVICES, why_no_triton
+
+    modules = {name: torch.get_device_module(name) for name in TRITON_DEVICES}
+    devices = [torch.device(name, index) for name, module in modules.items() for index in range(module.device_count())]
+    if not devices:
+        if importlib.util.find_spec("triton") is None:
+            return "a GPU would get formulas of torch operations, because triton is not installed"
+        return "a GPU would get the Triton kernels; other devices formulas of torch operations"
+    found = []
+    for device in devices:
+        reason = why_no_triton(device)
+        found.append(
+            f"{device}: formulas of torch operations, because {reason}" if reason else f"{device}: Triton kernels"
+        )
+    return "; ".join(found)
 
 
 def _cache() -> str:

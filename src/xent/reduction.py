@@ -13,7 +13,7 @@ The functions use only what NumPy arrays and torch tensors have in common, so bo
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, overload
 
 from xent.objective import Objective
 
@@ -41,8 +41,18 @@ def reduce(total: Any, denominator: Any, objective: Objective) -> Any:
     return total / denominator
 
 
-def gradient_scale(denominator: Any, objective: Objective) -> float:
-    """d(reduced loss) / d(loss of one row); 0 for a mean without anything to count, so that its gradient is zero."""
+@overload
+def gradient_scale(denominator: float, objective: Objective) -> float: ...
+@overload
+def gradient_scale(denominator: Any, objective: Objective) -> Any: ...
+def gradient_scale(denominator: Any, objective: Objective) -> Any:
+    """d(reduced loss) / d(loss of one row); 0 for a mean without anything to count, so that its gradient is zero.
+
+    A number, or of a denominator that lies on a device an array there: nobody waits for it.
+    """
     if objective.reduction != "mean":
         return 1.0
-    return 1.0 / float(denominator) if denominator else 0.0
+    if isinstance(denominator, float | int):
+        return 1.0 / denominator if denominator else 0.0
+    counts = denominator != 0
+    return counts / (denominator + ~counts)

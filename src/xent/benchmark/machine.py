@@ -16,7 +16,8 @@ from typing import Any
 import xent
 from xent.errors import ArgumentError, MissingDependencyError, message
 
-PACKAGES = ("torch", "numpy", "numba", "scikit-learn")
+PEERS = ("liger-kernel", "cut-cross-entropy", "quack-kernels")
+PACKAGES = ("torch", "numpy", "numba", "triton", "scikit-learn", *PEERS)
 HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 """With this variable at 1 torch asks the system for huge pages. It reads it once, at its first large tensor."""
 

@@ -61,6 +61,9 @@ def digest(record: Record) -> str:
 
 def _made(name: str, records: Records) -> str:
     source, make = TABLES[name]
+    if source not in records and source.startswith("cuda_"):
+        command = f"python benchmarks/run.py {source.removeprefix('cuda_')} --device cuda"
+        return f"*GPU figures are not measured yet: `{command}` measures them.*"
     if source not in records:
         return f"*Not measured yet: `python benchmarks/run.py {source}` does.*"
     return make(records[source])
@@ -149,6 +152,24 @@ def accuracy(record: Record) -> str:
     return table(head, _ditto(rows, 2), left=3)
 
 
+def gpu(record: Record) -> str:
+    """Every contestant on a GPU: time, share of the limit's speed, memory, and errors against float64."""
+    rows = []
+    for case in record["cases"]:
+        (limit,) = (c["seconds"]["forward_backward"]["median"] for c in case["contestants"] if c["role"] == "limit")
+        for contestant in case["contestants"]:
+            cells = [contestant["not_available"] or "", *[""] * 5]
+            if not contestant["not_available"]:
+                both = contestant["seconds"]["forward_backward"]["median"]
+                alone = contestant["seconds"].get("forward", {}).get("median")
+                errors = [contestant.get("loss_error"), max(contestant.get("gradient_errors", [0.0]))]
+                cells = [number(1e3 * both), "" if alone is None else number(1e3 * alone), f"{limit / both:.0%}"]
+                cells += [megabytes(contestant.get("memory")), *[f"{e:.1e}" if e else "" for e in errors]]
+            rows.append([case["shape"], case["dtype"], f"`{contestant['name']}`", *cells])
+    head = ["shape", "dtype", "contestant", "forward + backward, ms", "forward, ms", "of the limit", "memory, MB"]
+    return table([*head, "loss error", "gradient error"], _ditto(rows, 2), left=3) + f"\n\nOn: {record['device']}."
+
+
 def primitives(record: Record) -> str:
     """Greatest errors of the functions of one number."""
     rows = [
@@ -216,6 +237,8 @@ TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
     "huge pages": ("logits_huge_pages", contestants),
     "scaling": ("scaling", scaling),
     "accuracy": ("accuracy", accuracy),
+    "cuda logits": ("cuda_logits", gpu),
+    "cuda linear": ("cuda_linear", gpu),
     "primitives": ("accuracy", primitives),
     "linear": ("linear", linear),
     "linear bars": ("linear", linear_bars),

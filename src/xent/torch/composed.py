@@ -21,14 +21,21 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 def bent_logits(logits: Tensor, objective: Objective) -> Tensor:
     """z = softcap * tanh(logit_scale * x / softcap). Minus infinity stays, plus infinity becomes NaN."""
     x = logits.to(compute_dtype(logits.dtype))
+    # A factor, and not masked_fill, which would make the derivative 0.
+    x = x * torch.where(x == torch.inf, torch.nan, 1.0).to(x.dtype)
     if objective.softcap is None:
         return x if objective.logit_scale == 1.0 else objective.logit_scale * x
-    masked, unusable = x == -torch.inf, x == torch.inf
+    masked = x == -torch.inf
     # tanh has derivative 0 at infinity, but 0 times the infinity that follows would be NaN: bend finite numbers only.
-    z = objective.softcap * torch.tanh(
-        objective.logit_scale / objective.softcap * x.masked_fill(masked | unusable, 0.0)
-    )
-    return z.masked_fill(masked, -torch.inf).masked_fill(unusable, torch.nan)
+    u = objective.logit_scale * x.masked_fill(masked, 0.0) / objective.softcap
+    return (objective.softcap * _tanh(u)).masked_fill(masked, -torch.inf)
+
+
+def _tanh(u: Tensor) -> Tensor:
+    """tanh(u), whose derivative 1 - tanh(u)**2 does not cancel where it is small: there by exponentials."""
+    sign = torch.where(u < 0, -1.0, 1.0).to(u.dtype)
+    e = torch.exp(-2.0 * u * sign)
+    return torch.where(u.abs() < 1, torch.tanh(u), sign * (1.0 - e) / (1.0 + e))
 
 
 def target_weights(target: Tensor, z: Tensor, weight: Tensor | None, objective: Objective) -> Tensor:
@@ -53,15 +60,23 @@ def target_weights(target: Tensor, z: Tensor, weight: Tensor | None, objective: 
     return p.masked_fill(outside, torch.nan).masked_fill(ignored, 0.0)
 
 
+def centred(z: Tensor) -> tuple[Tensor, Tensor]:
+    """z less its maximum, and the maximum, a constant: an offset of all logits costs no digits of what follows."""
+    shift = z.detach().amax(dim=1, keepdim=True)
+    shift = torch.where(shift.isfinite(), shift, 0.0)
+    return z - shift, shift
+
+
 def cross_entropy_rows(logits: Tensor, target: Tensor, weight: Tensor | None, objective: Objective) -> Tensor:
     """The loss of each row: sum(t * (lse - z)) + z_loss * lse**2."""
     z = bent_logits(_without_ignored(logits, target, objective), objective)
     t = target_weights(target, z, weight, objective)
+    z, shift = centred(z)
     lse = torch.logsumexp(z, dim=1, keepdim=True)
     # 0 log 0 = 0: a class that counts for nothing may be impossible.
     loss = (t * torch.where((t == 0) & (z == -torch.inf), 0.0, lse - z)).sum(dim=1)
     if objective.z_loss:
-        loss = loss + objective.z_loss * lse.squeeze(1) ** 2
+        loss = loss + objective.z_loss * (lse + shift).squeeze(1) ** 2
     return loss if target.is_floating_point() else loss.masked_fill(target == objective.ignore_index, 0.0)
 
 
@@ -72,9 +87,11 @@ def cross_entropy_gradient(
     usable = _without_ignored(logits, target, objective)
     z = bent_logits(usable, objective)
     t = target_weights(target, z, weight, objective)
+    derivative = bent_logits_derivative(z, objective)
+    z, shift = centred(z)
     lse = torch.logsumexp(z, dim=1, keepdim=True)
-    gradient = (t.sum(dim=1, keepdim=True) + 2 * objective.z_loss * lse) * torch.exp(z - lse) - t
-    gradient = gradient * bent_logits_derivative(z, objective) * row_scale.unsqueeze(1)
+    gradient = (t.sum(dim=1, keepdim=True) + 2 * objective.z_loss * (lse + shift)) * torch.exp(z - lse) - t
+    gradient = gradient * derivative * row_scale.unsqueeze(1)
     if not target.is_floating_point():
         gradient = gradient.masked_fill((target == objective.ignore_index).unsqueeze(1), 0.0)
     return gradient.to(logits.dtype)

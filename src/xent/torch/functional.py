@@ -1,12 +1,16 @@
 """The public calls of the torch front: checks, and the choice of what computes.
 
-plain CPU tensors                           the kernels, by autograd.py
+plain tensors on the CPU                    the Numba kernels, by autograd.py
+plain tensors on a GPU                      the Triton kernels, by gpu_autograd.py
 under torch.compile, and tensor subclasses  the same kernels as operators, by operators.py
 other devices, and under torch.func         a formula of torch operations, composed.py
+
+Which device has which kernels is in backends.py.
 """
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import NamedTuple, Unpack
 
 import torch
@@ -15,15 +19,21 @@ from torch import Tensor
 from xent.errors import DTypeError, ObjectiveError, ShapeError, message
 from xent.objective import Objective, UnweightedOptions
 from xent.reduction import mean_denominator, reduce
-from xent.targets import Layout, layout
+from xent.targets import Layout, check_labels, layout
 from xent.torch import autograd, composed, operators
+from xent.torch.backends import backend_of
 from xent.torch.rows import as_rows, from_rows, is_traced, is_transformed, labels_as_rows
 
 DEFAULT = Objective()
 
 
 def cross_entropy(
-    input: Tensor, target: Tensor, weight: Tensor | None = None, **options: Unpack[UnweightedOptions]
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    check: bool = False,
+    **options: Unpack[UnweightedOptions],
 ) -> Tensor:
     """Softmax cross-entropy of logits: a drop-in for `torch.nn.functional.cross_entropy`.
 
@@ -37,6 +47,7 @@ def cross_entropy(
     target : class indices of that shape without C, in [0, C) or equal to `ignore_index`; or class probabilities of
         exactly that shape, which may require a gradient.
     weight : tensor (C,), optional: what one row of each class counts for.
+    check : look at the labels also where that makes the host wait for the device; on the CPU they are always checked.
     **options : ignore_index, reduction and label_smoothing as in torch; z_loss, softcap, logit_scale and denominator
         beyond it. See `xent.Objective`.
 
@@ -49,7 +60,7 @@ def cross_entropy(
     ------
     LabelError
         A label is out of range. On devices other than the CPU, and inside `torch.compile`, looking would cost a
-        synchronisation: there the row is NaN instead, and no memory out of bounds is touched.
+        synchronisation: without `check` the row is NaN there instead, and no memory out of bounds is touched.
     ShapeError, DTypeError, ObjectiveError
 
     Notes
@@ -75,11 +86,13 @@ def cross_entropy(
     how = _layout("cross_entropy", input, target, weight, objective)
     logits = as_rows(input)
     rows = as_rows(target) if how.soft else labels_as_rows(target, how)
-    has_kernel = input.device.type == "cpu" and not is_transformed()
-    if has_kernel and not is_traced(input, target, weight):
-        loss = autograd.cross_entropy(logits, rows, weight, objective)
+    if check and not how.soft:
+        check_labels("cross_entropy", target.to(torch.int64), how.classes, objective.ignore_index)
+    implementation = _implementation(input, target, weight)
+    if implementation not in (operators, composed):
+        loss: Tensor = implementation.cross_entropy(logits, rows, weight, objective)
         return from_rows(loss, how) if objective.reduction == "none" else loss
-    losses = (operators if has_kernel else composed).cross_entropy_rows(logits, rows, weight, objective)
+    losses = implementation.cross_entropy_rows(logits, rows, weight, objective)
     if objective.reduction == "none":
         return from_rows(losses, how)
     total = losses.sum(dtype=torch.float64)
@@ -106,6 +119,7 @@ def statistics(
     ignore_index: int = -100,
     softcap: float | None = None,
     logit_scale: float = 1.0,
+    check: bool = False,
 ) -> Statistics:
     """Log-probability and rank of the labels, entropy, log-sum-exp and argmax of each row, in one visit to the logits.
 
@@ -118,6 +132,7 @@ def statistics(
     input : tensor (C,), (N, C) or (N, C, d1, ...): logits; minus infinity masks a class.
     target : class indices of that shape without C, in [0, C) or equal to `ignore_index`.
     ignore_index, softcap, logit_scale : see `xent.Objective`.
+    check : look at the labels also where that makes the host wait for the device; on the CPU they are always checked.
 
     Returns
     -------
@@ -128,7 +143,7 @@ def statistics(
     Raises
     ------
     LabelError
-        A label is out of range (on other devices than the CPU: NaN and rank -1).
+        A label is out of range (on other devices than the CPU, without `check`: NaN and rank -1).
     ShapeError, DTypeError, ObjectiveError
 
     Notes
@@ -152,13 +167,28 @@ def statistics(
         found = "found class probabilities, expected class indices"
         raise DTypeError(message("statistics", "target", found, "For probabilities use cross_entropy"))
     logits, labels = as_rows(input), labels_as_rows(target, how)
-    if input.device.type != "cpu" or is_transformed():
-        rows = composed.statistics_rows(logits, labels, objective)
-    elif is_traced(input, target):
-        rows = operators.statistics_rows(logits, labels, objective)
+    if check:
+        check_labels("statistics", target.to(torch.int64), how.classes, ignore_index)
+    implementation = _implementation(input, target, None)
+    if implementation in (operators, composed):
+        rows = implementation.statistics_rows(logits, labels, objective)
     else:
-        rows = autograd.Statistics.apply(logits, labels, objective)  # type: ignore[no-untyped-call]
+        rows = implementation.Statistics.apply(logits, labels, objective)
     return Statistics(*(from_rows(tensor, how) for tensor in rows))
+
+
+def _implementation(input: Tensor, target: Tensor, weight: Tensor | None) -> ModuleType:
+    """The module that computes for these tensors."""
+    backend = "formula" if is_transformed() else backend_of(input.device)
+    if backend == "formula":
+        return composed
+    if is_traced(input, target, weight):
+        return operators
+    if backend == "numba":
+        return autograd
+    from xent.torch import gpu_autograd  # loads Triton
+
+    return gpu_autograd
 
 
 def _layout(call: str, input: Tensor, target: Tensor, weight: Tensor | None, objective: Objective) -> Layout:

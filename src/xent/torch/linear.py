@@ -7,6 +7,7 @@ other devices, and under torch.func         a formula of torch operations that h
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Unpack
 
 import torch
@@ -18,6 +19,7 @@ from xent.objective import Objective, UnweightedOptions
 from xent.reduction import mean_denominator, reduce
 from xent.targets import Layout, check_linear_shapes, checked_layout
 from xent.torch import linear_autograd, linear_composed, linear_operators
+from xent.torch.backends import backend_of
 from xent.torch.functional import Statistics
 from xent.torch.linear_kernels import NUMPY, Call
 from xent.torch.rows import LinearRows, is_traced, is_transformed
@@ -74,7 +76,8 @@ def linear_cross_entropy(
     *Numerics*: losses and sums over rows are float32 for 16-bit arguments, and the error of no gradient grows with
     the number of chunks. 16-bit logits are rounded to 16 bits where the processor multiplies those faster, as without
     fusion. Under autocast the gradient of a float32 weight is summed in float32 and never rounded to 16 bits. Results
-    repeat bit for bit. Second derivatives, and other devices than the CPU, hold the logits.
+    repeat bit for bit. On a GPU the float32 sums for a 16-bit weight come beside the workspace, for which a gigabyte is
+    a good size there. Second derivatives, other devices, and statistics on a GPU hold the logits.
 
     Examples
     --------
@@ -94,8 +97,9 @@ def linear_cross_entropy(
     call = Call(name, objective, parse_bytes(name, workspace), _dtype(name, input, linear_weight, linear_bias))
     y = target.reshape(how.rows, how.classes) if how.soft else target.reshape(-1)
     rows = LinearRows(input.reshape(how.rows, input.shape[-1]), linear_weight, linear_bias, y, weight)
-    if input.device.type == "cpu" and not is_transformed():
-        loss: Tensor = (linear_operators if is_traced(*rows) else linear_autograd).cross_entropy(call, rows)
+    implementation = _implementation(rows)
+    if implementation is not linear_composed:
+        loss: Tensor = implementation.cross_entropy(call, rows)
         return loss.reshape(how.loss_shape) if objective.reduction == "none" else loss
     losses = linear_composed.cross_entropy_rows(rows.to(call.dtype), objective)
     if objective.reduction == "none":
@@ -165,6 +169,18 @@ def linear_statistics(
     else:
         found = (linear_operators if is_traced(*rows) else linear_autograd).statistics(call, rows)
     return Statistics(*(tensor.reshape(how.loss_shape) for tensor in found))
+
+
+def _implementation(rows: LinearRows) -> ModuleType:
+    """The module that computes the loss of these tensors."""
+    backend = "formula" if is_transformed() else backend_of(rows.input.device)
+    if backend == "numba":
+        return linear_operators if is_traced(*rows) else linear_autograd
+    if backend == "formula" or is_traced(*rows):
+        return linear_composed
+    from xent.torch import linear_gpu  # loads Triton
+
+    return linear_gpu
 
 
 def _layout(

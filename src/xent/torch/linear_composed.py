@@ -54,7 +54,7 @@ def apart(rows: LinearRows) -> LinearRows:
 
 def target_gradient(rows: LinearRows, row_scale: Tensor, objective: Objective, dtype: torch.dtype) -> Tensor:
     """The gradient by class probabilities (rows, classes), some rows at a time."""
-    out = torch.empty(len(rows.input), len(rows.weight), dtype=dtype)
+    out = torch.empty(len(rows.input), len(rows.weight), dtype=dtype, device=rows.input.device)
     for first in range(0, len(rows.input), CHUNK_ROWS):
         part = slice(first, first + CHUNK_ROWS)
         logits = _logits(rows._replace(input=rows.input[part]))

@@ -20,6 +20,7 @@ class CrossEntropyLoss(nn.Module):
     ----------
     weight : tensor (C,), optional
         Class weights; a buffer, so that it moves with the module and is saved with it.
+    check : look at the labels also where that makes the host wait for the device.
     **options : see `xent.Objective`.
 
     Examples
@@ -34,15 +35,18 @@ class CrossEntropyLoss(nn.Module):
 
     weight: Tensor | None
 
-    def __init__(self, weight: Tensor | None = None, **options: Unpack[UnweightedOptions]) -> None:
+    def __init__(
+        self, weight: Tensor | None = None, *, check: bool = False, **options: Unpack[UnweightedOptions]
+    ) -> None:
         super().__init__()
         Objective.of("CrossEntropyLoss", options)  # a wrong option is found here, and not in the first step
         self.register_buffer("weight", weight)
+        self.check = check
         self.options: dict[str, Any] = dict(options)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the loss of logits (N, C, ...) and class indices or probabilities."""
-        return cross_entropy(input, target, self.weight, **self.options)
+        return cross_entropy(input, target, self.weight, check=self.check, **self.options)
 
     def extra_repr(self) -> str:
         """The options that were given."""

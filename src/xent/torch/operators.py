@@ -1,4 +1,4 @@
-"""The CPU kernels as operators that torch knows: for `torch.compile`, fake tensors and tensor subclasses.
+"""The kernels as operators that torch knows: for `torch.compile`, fake tensors and tensor subclasses.
 
 An operator takes tensors and numbers only, so the options travel as the list that `Objective.to_numbers` makes. The
 gradient is an operator of its own, whose derivative is a formula of torch operations.
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from xent.objective import Objective
 from xent.torch import composed, kernels
+from xent.torch.backends import TRITON_DEVICES
 
 
 def cross_entropy_rows(logits: Tensor, target: Tensor, weight: Tensor | None, objective: Objective) -> Tensor:
@@ -122,3 +123,42 @@ def _differentiate_statistics(
 
 
 _statistics.register_autograd(_differentiate_statistics, setup_context=_save_logits)
+
+
+# ------------------------------------------------------------------------------------------------- the same on a GPU
+
+
+@_forward.register_kernel(TRITON_DEVICES)
+def forward_on_gpu(
+    logits: Tensor, target: Tensor, weight: Tensor | None, options: list[float]
+) -> tuple[Tensor, Tensor]:
+    """Losses and log-sum-exps by the Triton kernel."""
+    from xent.gpu import cross_entropy as gpu
+    from xent.torch.gpu_autograd import with_weight
+
+    objective = with_weight(Objective.from_numbers(options), weight, logits)
+    losses, lse = gpu.forward(logits, target, objective)
+    shape = logits.shape[:1] + logits.shape[2:]
+    return losses.reshape(shape), lse.reshape(shape)
+
+
+@_backward.register_kernel(TRITON_DEVICES)
+def backward_on_gpu(
+    logits: Tensor, target: Tensor, weight: Tensor | None, lse: Tensor, row_scale: Tensor, options: list[float]
+) -> Tensor:
+    """The gradient by the Triton kernel."""
+    from xent.torch import gpu_autograd
+
+    objective = gpu_autograd.with_weight(Objective.from_numbers(options), weight, logits)
+    return gpu_autograd.backward(logits, target, lse.reshape(-1), row_scale, objective)
+
+
+@_statistics.register_kernel(TRITON_DEVICES)
+def statistics_on_gpu(
+    logits: Tensor, labels: Tensor, options: list[float]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The statistics by the Triton kernel."""
+    from xent.torch import gpu_autograd
+
+    log_prob, entropy, lse, argmax, rank = gpu_autograd.statistics(logits, labels, Objective.from_numbers(options))
+    return log_prob, entropy, lse, argmax, rank

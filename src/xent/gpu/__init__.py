@@ -1,0 +1,12 @@
+"""Kernels of the GPU, written in Python and compiled by Triton when they are first called.
+
+    cross_entropy.py   the calls: forward, backward, forward_backward, statistics
+    kernels.py         the kernels: what one program does with its tile, from labels to results
+    tile.py            the steps on a tile: a few positions, a block of classes at a time
+    primitives.py      exp, log, tanh, softcap and its derivative, the running maximum
+    shapes.py          how large a tile is, and how many warps work on it
+    linear.py          the steps of the linear loss: matrix products by torch, the kernels in between
+
+Names and order are those of xent.cpu (docs/design.md compares the two). Kernels neither validate nor reduce (targets.py
+and reduction.py do), and never make the host wait. With TRITON_INTERPRET=1 they run on CPU tensors, in NumPy.
+"""

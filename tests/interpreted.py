@@ -1,0 +1,378 @@
+"""What only the GPU's implementation has, under Triton's interpreter; test_gpu.py runs this file in its own process."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from cases import CASES, INF, WEIGHT, expected
+from comparison import assert_within, bounds, eps, rounded_to
+from implementations import IMPLEMENTATIONS
+
+import xent.reference
+import xent.torch
+from xent.errors import LabelError
+from xent.gpu import cross_entropy as gpu
+from xent.gpu import linear, shapes
+from xent.gpu.shapes import Tile
+from xent.linear import driver
+from xent.linear.plan import Plan
+from xent.objective import Objective
+from xent.torch import backends, composed, gpu_autograd, operators
+
+SMALL = Tile(2, 4, 1)
+EVERYTHING = {"label_smoothing": 0.2, "z_loss": 0.01, "softcap": 20.0, "logit_scale": 0.9}
+
+
+def random(*shape: int, dtype=torch.float64, seed: int = 0) -> torch.Tensor:
+    return (3 * torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))).to(dtype)
+
+
+def labels_for(rows: int, classes: int) -> torch.Tensor:
+    return torch.arange(rows) * 5 % classes
+
+
+def reference(logits: torch.Tensor, target: torch.Tensor, options: dict) -> tuple[np.ndarray, np.ndarray]:
+    weight = options.get("weight")
+    objective = Objective(**{**options, "weight": None if weight is None else weight.double().numpy()})
+    arrays = logits.double().numpy(), (target.double() if target.is_floating_point() else target).numpy()
+    return xent.reference.cross_entropy(*arrays, objective)[0], xent.reference.cross_entropy_gradient(
+        *arrays, objective
+    )
+
+
+def assert_rows(logits, target, options, loss, gradient, ulps: float = 8.0) -> None:
+    """Losses and gradients of up to about 40: a few float32 roundings of what is added up, relative to 40."""
+    wanted, wanted_gradient = reference(logits, target, options)
+    unit = eps("float64" if logits.dtype == torch.float64 else "float32")
+    assert_within(loss.double(), wanted, ulps * unit * 40, "loss")
+    rounding = rounded_to("float32", wanted_gradient) if logits.dtype != torch.float64 else 0.0
+    assert_within(gradient.double(), wanted_gradient, ulps * unit * 40 + rounding, "gradient")
+
+
+@pytest.mark.parametrize("tile", [None, SMALL], ids=["usual", "small"])
+@pytest.mark.parametrize("options", [{}, EVERYTHING], ids=["plain", "everything"])
+@pytest.mark.parametrize("soft", [False, True], ids=["labels", "soft"])
+def test_bfloat16_logits_are_computed_in_float32(tile, options, soft):
+    """The gradient is asked for in float32: the interpreter truncates to bfloat16 where a GPU rounds."""
+    logits = random(5, 11, dtype=torch.bfloat16)
+    target = torch.softmax(random(5, 11, seed=1), 1).bfloat16() if soft else labels_for(5, 11)
+    out = torch.empty(5, 11)
+    loss, _, gradient = gpu.forward_backward(logits, target, 1.0, Objective(**options), out=out, tile=tile)
+    assert loss.dtype == torch.float32
+    assert_rows(logits, target, options, loss, gradient)
+
+
+@pytest.mark.parametrize("case", CASES, ids=repr)
+def test_the_gradient_from_the_log_sum_exp_agrees_with_the_oracle(case):
+    """float32; the front does not take this way for float64, which would lose digits."""
+    if not case.fits("float32"):
+        return
+    given, wanted = case.rounded("float32"), expected(case, "float32")
+    weight = {"weight": torch.tensor(case.options["weight"])} if "weight" in case.options else {}
+    objective = Objective(**{**case.options, **weight})
+    x, y = torch.from_numpy(given.logits), torch.from_numpy(given.target)
+    row_scale = torch.linspace(2.0, -1.5, len(x))
+    _, lse = gpu.forward(x, y, objective, tile=SMALL)
+    gradient = gpu.backward(x, y, lse, row_scale, objective, tile=SMALL)
+    scale = row_scale.double().numpy()[:, None]
+    bound = bounds(IMPLEMENTATIONS[1], case, "float32")[1] + 2 * rounded_to("float32", wanted.gradient)
+    assert_within(gradient, wanted.gradient * scale, np.abs(scale) * bound + 1e-45, repr(case))
+
+
+@pytest.mark.parametrize("tile", [None, SMALL], ids=["usual", "small"])
+@pytest.mark.parametrize("layout", ["positions", "transposed", "rows apart", "every second", "repeated"])
+def test_strides_change_nothing(layout, tile):
+    x = random(3, 7, 5)
+    logits = {
+        "positions": x,
+        "transposed": x.permute(0, 2, 1),
+        "rows apart": torch.cat([x, x], 1)[:, :7],
+        "every second": torch.stack([x, -x], -1)[..., 0],
+        "repeated": x[:1].expand(3, 7, 5),
+    }[layout]
+    shape = logits.shape
+    labels = labels_for(shape[0] * shape[2], shape[1]).reshape(shape[0], shape[2])
+    loss, _, gradient = gpu.forward_backward(logits, labels, 1.0, Objective(**EVERYTHING), tile=tile)
+    rows = logits.permute(0, 2, 1).reshape(-1, shape[1])
+    assert gradient.shape == shape
+    assert_rows(rows, labels.reshape(-1), EVERYTHING, loss, gradient.permute(0, 2, 1).reshape(rows.shape))
+
+
+@pytest.mark.parametrize("tile", [None, SMALL], ids=["usual", "small"])
+def test_statistics_are_those_of_the_formula(tile):
+    logits = random(6, 13)
+    logits[1, 3:6] = -INF
+    logits[2, 7] = logits[2].max() + 1
+    logits[2, 9] = logits[2, 7]
+    labels = torch.tensor([0, 12, 9, -100, 13, 4])
+    for options in ({}, {"softcap": 5.0, "logit_scale": 0.5}):
+        objective = Objective(**options)
+        found = gpu.statistics(logits, labels, objective, tile=tile)
+        wanted = composed.statistics_rows(logits, labels, objective)
+        for one, other in zip(found[:3], wanted[:3], strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=32 * eps("float64") * 20, equal_nan=True)
+        assert found.argmax.tolist() == wanted[3].tolist()
+        assert found.rank.tolist() == wanted[4].tolist()
+
+
+def test_the_argmax_of_a_row_is_its_first_nan_and_of_a_masked_row_its_first_class():
+    logits = random(3, 9)
+    logits[0, [4, 7]] = torch.nan
+    logits[1] = -INF
+    found = gpu.statistics(logits, torch.zeros(3, dtype=torch.long), Objective(), tile=SMALL)
+    assert found.argmax.tolist() == [4, 0, logits[2].argmax().item()]
+    assert found.entropy[:2].isnan().all()
+
+
+@pytest.mark.parametrize("label", [7, 8, 10**6, -1, -8, -(2**62), 2**62])
+def test_a_label_out_of_range_touches_nothing_but_its_row(label):
+    """The rows are in the middle of a larger tensor, which shows what is written around them."""
+    around = torch.full((5, 7), 123.0)
+    around[1:4] = random(3, 7, dtype=torch.float32)
+    gradients = torch.full((5, 7), 123.0)
+    labels = torch.tensor([1, label, 2])
+    weight = torch.arange(1.0, 8.0)
+    objective = Objective(weight=weight, label_smoothing=0.1)
+    loss, lse, _ = gpu.forward_backward(around[1:4], labels, 1.0, objective, out=gradients[1:4], tile=SMALL)
+    assert loss.isnan().tolist() == lse.isnan().tolist() == [False, True, False]
+    assert gradients.isnan().any(1).tolist() == [False, False, True, False, False]
+    assert (gradients[[0, 4]] == 123.0).all()
+    assert gpu.backward(around[1:4], labels, lse, 1.0, objective, tile=SMALL)[1].isnan().all()
+    found = gpu.statistics(around[1:4], labels, Objective(), tile=SMALL)
+    assert found.log_prob.isnan().tolist() == [False, True, False]
+    assert found.rank[1] == -1
+
+
+@pytest.mark.parametrize("options", [{"label_smoothing": 0.1}, {}], ids=["smoothing", "plain"])
+def test_blocks_of_masked_classes_before_the_first_finite_one(options):
+    """The running maximum is -inf for two blocks; they count for nothing, but with smoothing the loss is +inf."""
+    logits = random(1, 12)
+    logits[0, :8] = -INF
+    loss, _, gradient = gpu.forward_backward(logits, torch.tensor([9]), 1.0, Objective(**options), tile=SMALL)
+    wanted, wanted_gradient = reference(logits, torch.tensor([9]), options)
+    assert_within(loss, wanted, 8 * eps("float64") * 20)
+    assert_within(gradient, wanted_gradient, 8 * eps("float64"))
+
+
+def test_the_gradient_may_take_the_place_of_the_logits():
+    logits, labels, objective = random(5, 11, dtype=torch.float32), labels_for(5, 11), Objective(**EVERYTHING)
+    apart = gpu.forward_backward(logits, labels, 0.5, objective, tile=SMALL)
+    there = logits.clone()
+    together = gpu.forward_backward(there, labels, 0.5, objective, out=there, tile=SMALL)
+    for one, other in zip(apart, together, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_nothing_is_done_when_the_gradient_is_ready():
+    logits, labels = random(3, 5), labels_for(3, 5)
+    for number, touched in ((1.0, False), (2.0, True)):
+        out = torch.zeros(3, 5, dtype=torch.float64)
+        gpu.forward_backward(logits, labels, 1.0, Objective(), out=out, finished=torch.tensor(number))
+        assert out.any() == touched
+
+
+def test_tiles_found_by_trying_give_the_same(monkeypatch):
+    logits, labels = random(4, 20), labels_for(4, 20)
+    wanted = gpu.forward_backward(logits, labels, 1.0, Objective())
+    monkeypatch.setenv("XENT_GPU_AUTOTUNE", "1")
+    found = gpu.forward_backward(logits, labels, 1.0, Objective())
+    assert any(key[0] == "forward_backward" for key in shapes._best)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=8 * eps("float64") * 20)
+
+
+# ------------------------------------------------------------------------------------------------------ the torch front
+
+
+def gradient_of(x: torch.Tensor, labels: torch.Tensor, factor: float = 1.0, **options) -> torch.Tensor:
+    loss = xent.torch.cross_entropy(x, labels, **options)
+    (gradient,) = torch.autograd.grad(factor * loss.sum(), x)
+    return gradient
+
+
+@pytest.mark.parametrize(("reduction", "weighted"), [("none", True), ("sum", False), ("mean", True)])
+def test_gradcheck_of_first_and_second_order(reduction, weighted):
+    x = random(1, 3, 2).requires_grad_()
+    labels = torch.tensor([[1, 2]])
+    weight = torch.tensor([0.5, 1.0, 2.0]).double() if weighted else None
+
+    def loss(x):
+        return xent.torch.cross_entropy(x, labels, weight, reduction=reduction, **EVERYTHING)
+
+    assert torch.autograd.gradcheck(loss, x)
+    assert torch.autograd.gradgradcheck(loss, x)
+
+
+def test_an_upstream_gradient_other_than_one_makes_the_gradient_anew():
+    """The gradients for an upstream gradient of 1 are below what float16 holds; a loss scale brings them back."""
+    x, labels = random(4, 6, dtype=torch.float16).requires_grad_(), labels_for(4, 6)
+    scaled = gradient_of(x, labels, factor=2.0**16, denominator=1e8)
+    wanted = reference(x.detach(), labels, {})[1] * 2.0**16 / 1e8
+    assert_within(scaled.double(), wanted, rounded_to("float16", wanted) + 8 * eps("float32") * np.abs(wanted))
+
+
+def test_a_second_backward_has_the_same_bits():
+    x, labels = random(4, 6).requires_grad_(), labels_for(4, 6)
+    loss = xent.torch.cross_entropy(x, labels)
+    first, second = (torch.autograd.grad(loss, x, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+    assert first.data_ptr() != second.data_ptr()
+
+
+def test_labels_are_looked_at_when_asked():
+    logits, labels = random(3, 5), torch.tensor([0, 5, 1])
+    assert xent.torch.cross_entropy(logits, labels).isnan()
+    with pytest.raises(LabelError, match=r"class index 5 at row 1 is outside \[0, 5\)"):
+        xent.torch.cross_entropy(logits, labels, check=True)
+    with pytest.raises(LabelError, match="row 1"):
+        xent.torch.statistics(logits, labels, check=True)
+    with pytest.raises(LabelError, match="row 1"):
+        xent.torch.CrossEntropyLoss(check=True)(logits, labels)
+
+
+def test_statistics_of_the_front_and_their_gradients():
+    x, labels = random(1, 4, 2).requires_grad_(), torch.tensor([[0, 3]])
+    assert torch.autograd.gradcheck(lambda x: xent.torch.statistics(x, labels)[:3], x)
+
+
+def test_operators_for_a_gpu_are_those_of_the_cpu():
+    """What torch.compile calls on a GPU, beside what it calls on the CPU."""
+    logits, labels, weight = random(2, 5, 3), labels_for(6, 5).reshape(2, 3), random(5, seed=3).abs()
+    numbers, scale = Objective(**EVERYTHING).to_numbers(), random(2, 3, seed=4)
+    ours = operators.forward_on_gpu(logits, labels, weight, numbers)
+    theirs = operators._forward(logits, labels, weight, numbers)
+    backward = (logits, labels, weight, theirs[1], scale, numbers)
+    statistics = (logits, labels, Objective(softcap=5.0).to_numbers())
+    pairs = [
+        *zip(ours, theirs, strict=True),
+        (operators.backward_on_gpu(*backward), operators._backward(*backward)),
+        *zip(operators.statistics_on_gpu(*statistics), operators._statistics(*statistics), strict=True),
+    ]
+    for one, other in pairs:
+        assert one.dtype == other.dtype
+        torch.testing.assert_close(one, other, rtol=0, atol=64 * eps("float64") * 20)
+
+
+# ------------------------------------------------------------------------------------------------------ the linear loss
+
+
+def drive(device: linear.Device, chunks, parts, wanted: linear.Wanted) -> None:
+    plan = Plan(tuple(chunks), tuple(parts), 1, summed=False, slab_bytes=0, bytes=0)
+    driver.forward_backward(device, plan, driver.Wanted(*wanted))
+
+
+CUTS = {
+    "whole": ([(0, 7)], [(0, 6)]),
+    "chunks": ([(0, 3), (3, 6), (6, 7)], [(0, 6)]),
+    "chunks and parts": ([(0, 4), (4, 7)], [(0, 3), (3, 6)]),
+}
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("per_row", [False, True])
+def test_linear_steps_agree_with_the_reference(cut, dtype, per_row):
+    chunks, parts = CUTS[cut]
+    x, weight, bias = (random(*s, dtype=dtype, seed=i) / 4 for i, s in enumerate([(7, 5), (6, 5), (6,)]))
+    labels = torch.tensor([0, 5, 2, -100, 1, 4, 3])
+    options = {**EVERYTHING, "weight": torch.tensor(WEIGHT, dtype=gpu.compute_dtype(dtype))}
+    row_scale = torch.linspace(0.5, 2.0, 7) if per_row else 0.5
+    wanted = linear.Wanted(input=True, weight=True, bias=True)
+    problem = linear.Problem(x, weight, bias, labels, Objective(**options), dtype)
+    device = linear.Device(problem, chunks, parts, wanted, row_scale)
+    drive(device, chunks, parts, wanted)
+
+    objective = Objective(**{**options, "weight": np.array(WEIGHT)})
+    arrays = [tensor.double().numpy() for tensor in (x, weight, bias)]
+    scale = row_scale.double().numpy() if per_row else row_scale
+    losses, _ = xent.reference.linear_cross_entropy(*arrays, labels.numpy(), objective)
+    gradients = xent.reference.linear_cross_entropy_gradients(*arrays, labels.numpy(), scale, objective)
+    # Logits below 8 and their gradients below 16 are rounded to the dtype, and 5 or 7 products of theirs added up.
+    unit = eps({torch.float64: "float64", torch.float32: "float32", torch.float16: "float16"}[dtype])
+    assert_within(device.losses.double(), losses, 4 * unit * 8 * max(WEIGHT))
+    found = (device.of_input, device.of_weight, device.bias_gradient_of())
+    assert [tensor.dtype for tensor in found] == [dtype] * 3
+    for tensor, gradient in zip(found, gradients, strict=True):
+        assert_within(tensor.double(), gradient, 8 * unit * 16)
+
+
+def test_the_gradient_of_the_weight_is_added_up_in_more_than_16_bits():
+    """Each of 64 chunks adds 1/64 of the gradient: in float16 sums the error would grow with their number."""
+    rows, chunks = 64, [(i, i + 1) for i in range(64)]
+    x, weight = random(1, 8, dtype=torch.float16).expand(rows, 8).contiguous(), random(3, 8, dtype=torch.float16) / 8
+    problem = linear.Problem(x, weight, None, torch.zeros(rows, dtype=torch.long), Objective(), torch.float16)
+    wanted = linear.Wanted(weight=True)
+    device = linear.Device(problem, chunks, [(0, 3)], wanted, 1 / rows)
+    drive(device, chunks, [(0, 3)], wanted)
+    one = linear.Device(problem, [(0, rows)], [(0, 3)], wanted, 1 / rows)
+    drive(one, [(0, rows)], [(0, 3)], wanted)
+    # The logits' gradients are rounded to float16 in both; their sums then differ by the rounding of the result.
+    whole = one.of_weight.double().numpy()
+    assert_within(device.of_weight.double(), whole, 2 * rounded_to("float16", whole))
+
+
+def test_frozen_arguments_get_no_memory():
+    problem = linear.Problem(random(4, 3), random(5, 3), None, labels_for(4, 5), Objective(), torch.float64)
+    device = linear.Device(problem, [(0, 4)], [(0, 5)])
+    assert device.of_input is device.of_weight is device.bias_sums is device._sums is None
+
+
+def test_gradients_are_scaled_in_place_unless_by_one():
+    gradients = [random(3, 5), None, random(0, 5)]
+    before = gradients[0].clone()
+    linear.scale(gradients, torch.tensor(1.0))
+    assert torch.equal(gradients[0], before)
+    linear.scale(gradients, torch.tensor(0.25))
+    assert torch.equal(gradients[0], before / 4)
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("workspace", ["1MB", 784], ids=["whole", "chunks"])
+def test_the_linear_loss_of_the_front_is_that_of_the_cpu(reduction, workspace):
+    """Values and gradients for an upstream gradient other than 1, and for 1; in float64, beside the CPU's."""
+    x, weight, bias = (random(*s, seed=i) / 4 for i, s in enumerate([(7, 5), (6, 5), (6,)]))
+    labels = torch.tensor([0, 5, 2, -100, 1, 4, 3])
+    options = {**EVERYTHING, "weight": torch.tensor(WEIGHT), "linear_bias": bias, "reduction": reduction}
+    for factor in (1.0, -1.5):
+        found = []
+        for triton in (True, False):
+            backends.interpret(triton)
+            try:
+                variables = [tensor.clone().requires_grad_() for tensor in (x, weight, bias)]
+                given = {**options, "linear_bias": variables[2], "workspace": workspace}
+                loss = xent.torch.linear_cross_entropy(*variables[:2], labels, **given)
+                above = torch.linspace(1.0, 2.0, loss.numel()).double().reshape(loss.shape) * factor
+                found.append((loss.detach(), *torch.autograd.grad(loss, variables, above)))
+            finally:
+                backends.interpret(True)
+        for ours, theirs in zip(*found, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=64 * eps("float64") * 20)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_the_linear_loss_of_frozen_and_of_no_rows(dtype):
+    weight = random(6, 5, dtype=dtype)
+    for rows in (0, 4):
+        x = random(rows, 5, dtype=dtype).requires_grad_()
+        loss = xent.torch.linear_cross_entropy(x, weight, labels_for(rows, 6), reduction="sum", workspace=664)
+        (gradient,) = torch.autograd.grad(loss, x)
+        assert loss.dtype == torch.float32
+        assert gradient.shape == (rows, 5)
+        assert gradient.dtype == dtype
+        head = weight.clone().requires_grad_()
+        loss = xent.torch.linear_cross_entropy(x.detach(), head, labels_for(rows, 6), reduction="sum", workspace=664)
+        (gradient,) = torch.autograd.grad(loss, head)
+        assert gradient.isfinite().all()
+        assert bool(gradient.any()) == (rows > 0)
+
+
+def test_second_derivatives_of_the_linear_loss():
+    x, weight = random(2, 2).requires_grad_(), random(3, 2).requires_grad_()
+    labels = torch.tensor([0, 2])
+    assert torch.autograd.gradgradcheck(lambda x, w: xent.torch.linear_cross_entropy(x, w, labels), (x, weight))
+
+
+def test_the_interpreter_runs_what_this_file_is_about():
+    """The front sends CPU tensors to Triton here, or all of the above would have been about something else."""
+    assert xent.torch.functional._implementation(random(1, 2), torch.zeros(1), None) is gpu_autograd

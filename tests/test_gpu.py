@@ -1,0 +1,138 @@
+"""The GPU's kernels: the shared tests and their own under Triton's interpreter, and compiled for GPUs not here.
+
+Triton decides at import whether it interprets, so that each of these runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from xent.benchmark.tables import gpu
+
+pytest.importorskip("triton")
+
+HERE = Path(__file__).parent
+SOURCE = HERE.parent / "src"
+
+# The tests of an implementation, on both; those of small tiles where blocks of classes are what matters. Left out are
+# comparisons with torch, whose cases the oracle has too, and the repetition of 300 rows, which NumPy cannot fail.
+SELECTED = (
+    "gpu and not agrees_with_torch and not bit_for_bit"
+    " and (not small or rows_agree or any_number or not_a_number or no_block_divides)"
+)
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join([str(SOURCE), *filter(None, [os.environ.get("PYTHONPATH")])])
+    variables = {**os.environ, "PYTHONPATH": path, **environment}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=HERE.parent, env=variables, capture_output=True, text=True, check=False
+    )
+
+
+def pytest_in_the_interpreter(*arguments: str) -> str:
+    """Run pytest with the GPU's implementations; return its last line. NumPy warns of inf - inf, which is legal."""
+    found = run(
+        *("-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "ignore::RuntimeWarning", "-n", "0"),
+        *arguments,
+        TRITON_INTERPRET="1",
+        XENT_TEST_IMPLEMENTATIONS="gpu",
+    )
+    assert found.returncode == 0, found.stdout[-6000:] + found.stderr[-2000:]
+    return found.stdout.strip().splitlines()[-1]
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("file", "at_least"), [("test_value", 120), ("test_gradient", 90), ("test_edges", 110), ("test_known_failures", 40)]
+)
+def test_the_shared_tests_pass(file, at_least):
+    passed = pytest_in_the_interpreter(f"tests/{file}.py", "-k", SELECTED)
+    assert int(passed.split(" passed")[0].split()[-1]) >= at_least, passed
+
+
+@pytest.mark.timeout(900)
+def test_what_only_the_gpu_has_passes():
+    passed = pytest_in_the_interpreter("tests/interpreted.py")
+    assert int(passed.split(" passed")[0].split()[-1]) >= 100, passed
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("target", [("cuda", "90", "32"), ("hip", "gfx942", "64")], ids="-".join)
+def test_every_kernel_compiles(target):
+    """To machine code; rows of 32000 classes, which 16 divides, are read and written 128 bits at a time."""
+    found = run(str(HERE / "compiled.py"), *target)
+    assert found.returncode == 0, found.stderr[-3000:]
+    kernels = json.loads(found.stdout.splitlines()[-1])
+    assert {name: len(codes) for name, codes in kernels.items()} == {
+        "forward": 4,
+        "backward": 4,
+        "forward_backward": 6,
+        "statistics": 2,
+        "scale": 1,
+    }
+    for name in ("forward", "forward_backward"):
+        assert kernels[name][0].split()[0] == "128", (name, kernels[name])
+    assert kernels["forward_backward"][0].split()[1] == "128"
+
+
+def test_the_front_sends_cpu_tensors_to_numba_unless_told_otherwise():
+    code = (
+        "import torch, xent.torch.functional as f\n"
+        "from xent.torch import autograd, backends\n"
+        "x = torch.zeros(1, 2)\n"
+        "assert f._implementation(x, x, None) is autograd\n"
+        "try:\n"
+        "    backends.interpret(True)\n"
+        "except RuntimeError as error:\n"
+        "    assert 'TRITON_INTERPRET=1' in str(error)\n"
+        "else:\n"
+        "    raise AssertionError('compiled kernels were sent CPU tensors')\n"
+    )
+    found = run("-c", code, TRITON_INTERPRET="0")
+    assert found.returncode == 0, found.stderr
+
+
+def test_importing_the_torch_front_does_not_load_triton():
+    code = "import sys, xent.torch; assert 'xent.gpu' not in sys.modules, 'xent.gpu is loaded'"
+    found = run("-c", code)
+    assert found.returncode == 0, found.stderr
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("part", ["logits", "linear"])
+def test_the_benchmark_runs_to_its_end(part, tmp_path):
+    """On a tiny shape under the interpreter: everything but the figures of speed and memory."""
+    out = tmp_path / f"{part}.json"
+    arguments = (part, "--device", "cuda", "--shape", "tiny", "--quick", "--out", str(out))
+    found = run("-W", "ignore::RuntimeWarning", "benchmarks/run.py", *arguments, TRITON_INTERPRET="1")
+    assert found.returncode == 0, found.stderr[-3000:]
+    record = json.loads(out.read_text())
+    assert record["device"].startswith("interpreted")
+    assert [case["dtype"] for case in record["cases"]] == ["bfloat16", "float32"]
+    for case in record["cases"]:
+        contestants = {contestant["name"]: contestant for contestant in case["contestants"]}
+        assert {"xent.torch", "F.cross_entropy", "Liger"} <= set(contestants)
+        # Rounding to bfloat16, which the interpreter does by truncation, and for a linear layer that of the logits too.
+        unit = {"bfloat16": 2.0**-7, "float32": 2.0**-23}[case["dtype"]]
+        for contestant in contestants.values():
+            if contestant["not_available"] is None and contestant["role"] != "limit":
+                assert contestant["seconds"]["forward_backward"]["median"] > 0
+                assert contestant["loss_error"] <= 4 * unit
+                assert max(contestant["gradient_errors"]) <= 8 * unit
+    assert "| `xent.torch` |" in gpu(record)
+
+
+def test_the_benchmark_refuses_a_machine_without_gpu():
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    found = run("benchmarks/run.py", "logits", "--device", "cuda", TRITON_INTERPRET="0")
+    assert found.returncode == 2
+    assert "torch finds no GPU here" in found.stderr
