@@ -1,9 +1,10 @@
-"""A score as a sum: any division of the rows, in any order, gives the same answer; the figures are those of definitions."""
+"""A score as a sum: any division of the rows, in any order, gives the same answer; its figures are those of definitions."""
 
 from __future__ import annotations
 
 import json
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -49,7 +50,7 @@ def close(a, b, ulps=4):
 @given(cuts=st.lists(st.integers(0, len(LABELS)), max_size=12), order=st.randoms(use_true_random=False))
 def test_any_division_in_any_order_gives_the_same_score(cuts, order):
     edges = [0, *sorted(cuts), len(LABELS)]
-    parts = [state(slice(a, b)) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    parts = [state(slice(a, b)) for a, b in pairwise(edges)]
     order.shuffle(parts)
     total = parts[0]
     for part in parts[1:]:
@@ -108,7 +109,7 @@ def test_what_is_no_state_is_refused(text):
 
 
 def test_states_of_different_forms_do_not_add():
-    with pytest.raises(ArgumentError, match="clip None and 0.1"):
+    with pytest.raises(ArgumentError, match=r"clip None and 0\.1"):
         state() + state(clip=0.1)
 
 

@@ -1,11 +1,12 @@
 """How good predictions are, in which units, and which rows are to blame.
 
-A batch of rows becomes a `ScoreState` (batch.py, with the loops of kernels.py), states are added, and their sum says all
-that a `Score` reports (score.py, calibration.py). frames.py and files.py find the batches: in files, in frames of many
-libraries, and in the partitions of a cluster.
+A batch of rows becomes a `ScoreState` (batch.py, with the loops of kernels.py), states are added, and their sum says
+all that a `Score` reports (score.py, calibration.py). frames.py finds the batches: in files (files.py), in frames of many
+libraries (columns.py knows which column is what), in arrays (arrays.py) and in the partitions of clusters (clusters.py).
 """
 
+from xent.scoring.frames import score
 from xent.scoring.score import Score
 from xent.scoring.state import ScoreState
 
-__all__ = ["Score", "ScoreState"]
+__all__ = ["Score", "ScoreState", "score"]

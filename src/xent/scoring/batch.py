@@ -26,10 +26,6 @@ SAMPLE_NUMBERS = 500_000
 NONE, NO_INDEX, NO_MATRIX = np.empty(0), np.empty(0, np.int64), np.empty((0, 0))
 
 
-def _nothing(array: Array) -> Any:
-    return field(default_factory=lambda: array)
-
-
 @dataclass
 class Rows:
     """What each row of a batch scored. Arrays are empty where there is nothing to know."""
@@ -38,13 +34,13 @@ class Rows:
     status: Array
     label: Array
     weight: Array
-    entropy: Array = _nothing(NONE)
-    p: Array = _nothing(NO_MATRIX)
-    target: Array = _nothing(NO_MATRIX)
-    brier: Array = _nothing(NONE)
-    confidence: Array = _nothing(NONE)
-    predicted: Array = _nothing(NO_INDEX)
-    correct: Array = _nothing(NONE)
+    entropy: Array = field(default_factory=lambda: NONE)
+    p: Array = field(default_factory=lambda: NO_MATRIX)
+    target: Array = field(default_factory=lambda: NO_MATRIX)
+    brier: Array = field(default_factory=lambda: NONE)
+    confidence: Array = field(default_factory=lambda: NONE)
+    predicted: Array = field(default_factory=lambda: NO_INDEX)
+    correct: Array = field(default_factory=lambda: NONE)
 
 
 def state_of(
@@ -249,6 +245,7 @@ def _with_kept(state: ScoreState, rows: Rows, ids: Array | None, first_row: int)
     worst = valid[largest_losses(loss, key, state.form.worst)]
     sample = valid[smallest_keys(key, state.form.sample)]
     bad = wrong[smallest_keys(keys[wrong], MOST_INVALID)]
+    total = rows.p[bad].sum(axis=1, dtype=np.float64) if rows.p.shape[1] else np.full(len(bad), np.nan)
 
     def named(places: Array) -> dict[str, Array]:
         names = np.full(len(places), None, object)
@@ -260,7 +257,7 @@ def _with_kept(state: ScoreState, rows: Rows, ids: Array | None, first_row: int)
         state,
         surprising=Kept({**named(worst), **_details(rows, worst)}),
         sample=Kept({**named(sample), **_whole(rows, sample)}),
-        invalid=Kept({**named(bad), "reason": rows.status[bad]}),
+        invalid=Kept({**named(bad), "reason": rows.status[bad], "total": total}),
         invalid_rows=len(wrong),
     )
 

@@ -2,7 +2,7 @@
 
     reliability         the share of correct rows against the probability that was claimed, in bins
     ECE                 sum over bins of share of rows * |claimed - correct|
-    loss                = miscalibration - discrimination + uncertainty       (CORP: Dimitriadis, Gneiting and Jordan 2021)
+    loss                = miscalibration - discrimination + uncertainty   (CORP: Dimitriadis, Gneiting, Jordan 2021)
       uncertainty       the loss of the base rate
       miscalibration    what the best non-decreasing correction of the probabilities (isotonic regression) would win
       discrimination    what the corrected probabilities win over the base rate
@@ -109,41 +109,63 @@ def temperature(sample: Kept) -> Temperature | None:
     p, weight, fold = sample["p"][usable], sample["weight"][usable], (sample["key"] % np.uint64(FOLDS))[usable]
     if len(p) < FEWEST_ROWS or p.shape[1] < 2:
         return None
-    target = sample["target"][usable] if "target" in sample.columns else np.eye(p.shape[1])[sample["label"][usable]]
     possible = p > 0
     z = np.log(np.where(possible, p, 1.0))
-    wanted = (target * z).sum(axis=1)
+    if "target" in sample.columns:
+        wanted = (sample["target"][usable] * z).sum(axis=1)
+    else:
+        wanted = z[np.arange(len(z)), sample["label"][usable]]
+    rows = _Rows(z, possible, wanted, weight)
+    best = rows.best(1.0)
     gain = np.empty(len(p))
     for k in range(FOLDS):
         inside = fold == k
-        beta = _best(z[~inside], possible[~inside], wanted[~inside], weight[~inside])
-        before, after = (_losses(z[inside], possible[inside], wanted[inside], b) for b in (1.0, beta))
-        gain[inside] = before - after
+        judged = rows.take(inside)
+        gain[inside] = judged.losses(1.0) - judged.losses(rows.take(~inside).best(best))
     mean = float(np.average(gain, weights=weight))
-    error = math.sqrt(float((weight**2 * (gain - mean) ** 2).sum()) / weight.sum() ** 2)
+    error = math.sqrt(float((weight**2 * (gain - mean) ** 2).sum())) / float(weight.sum())
     reach = float(stats.t.ppf(0.975, len(p) - 1)) * error
-    return Temperature(1 / _best(z, possible, wanted, weight), mean, mean - reach, mean + reach, len(p))
+    return Temperature(1 / best, mean, mean - reach, mean + reach, len(p))
 
 
-def _losses(z: Array, possible: Array, wanted: Array, beta: float) -> Array:
-    powers = np.where(possible, np.exp(beta * z), 0.0)
-    return np.asarray(np.log(powers.sum(axis=1)) - beta * wanted)
+@dataclass(frozen=True)
+class _Rows:
+    """Logarithms of probabilities, which of these were positive, that of the label, and weights."""
 
+    z: Array
+    possible: Array
+    wanted: Array
+    weight: Array
 
-def _best(z: Array, possible: Array, wanted: Array, weight: Array) -> float:
-    """The inverse temperature where the slope of the loss, which only rises, is 0; or the end of the range."""
+    def take(self, chosen: Array) -> _Rows:
+        return _Rows(self.z[chosen], self.possible[chosen], self.wanted[chosen], self.weight[chosen])
 
-    def slope(log_beta: float) -> float:
-        powers = np.where(possible, np.exp(math.exp(log_beta) * z), 0.0)
-        expected = (powers * z).sum(axis=1) / powers.sum(axis=1)
-        return float(weight @ (expected - wanted))
+    def losses(self, beta: float) -> Array:
+        """Losses at an inverse temperature."""
+        return np.asarray(np.log(self._powers(beta).sum(axis=1)) - beta * self.wanted)
 
-    ends = math.log(1 / HOTTEST), math.log(1 / COLDEST)
-    if slope(ends[0]) >= 0:
-        return 1 / HOTTEST
-    if slope(ends[1]) <= 0:
-        return 1 / COLDEST
-    return math.exp(optimize.brentq(slope, *ends, xtol=1e-9))
+    def slope(self, log_beta: float) -> float:
+        """How the summed loss changes with the inverse temperature; it only rises."""
+        powers = self._powers(math.exp(log_beta))
+        expected = np.einsum("ij,ij->i", powers, self.z) / powers.sum(axis=1)
+        return float(self.weight @ (expected - self.wanted))
+
+    def best(self, near: float) -> float:
+        """The inverse temperature where the slope is 0, or the end of the range that it points to."""
+        lowest, highest = math.log(1 / HOTTEST), math.log(1 / COLDEST)
+        low, high = max(lowest, math.log(near) - 0.1), min(highest, math.log(near) + 0.1)
+        while low > lowest and self.slope(low) > 0:
+            low, high = max(lowest, low - 2.0), low
+        while high < highest and self.slope(high) < 0:
+            low, high = high, min(highest, high + 2.0)
+        if self.slope(low) >= 0:
+            return math.exp(low)
+        if self.slope(high) <= 0:
+            return math.exp(high)
+        return math.exp(optimize.brentq(self.slope, low, high, xtol=1e-9))
+
+    def _powers(self, beta: float) -> Array:
+        return np.where(self.possible, np.exp(beta * self.z), 0.0)
 
 
 def _wilson(share: float, rows: float) -> tuple[float, float]:

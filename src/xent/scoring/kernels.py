@@ -3,9 +3,9 @@
     loss      -log q[label], or -sum(t * log q) for a soft label t; +inf for an impossible label (nats)
     Brier     sum((q - t)**2) over the classes, 0 to 2
 
-Sums come as flat arrays of pairs. A pair is (high, low): `high` is the running float64 sum and `low` adds up what each addition rounded away (Knuth's
-two-sum), so that n additions leave an error of about n**2 * 2**-106. That is why the order of the rows, and how they were
-divided, does not show in a score.
+Sums come as flat arrays of pairs (high, low): `high` is the running float64 sum and `low` adds up what each addition
+rounded away (Knuth's two-sum), so that n additions leave an error of about n**2 * 2**-106. That is why the order of the
+rows, and how they were divided, does not show in a score.
 
 Histograms have fixed bins, so that those of two parts can be added. Bins of a probability are by octaves, four to each,
 counted from 0 up to 1/2 and from 1 down to 1/2: a logarithmic loss needs resolution where it is steep.
@@ -48,8 +48,8 @@ TOTALS = (
     "correct",
     "entropy",
 )
-"""Sums over rows. All but the first three are weighted; `weighted_loss` is sum(weight**2 * loss). Losses that are infinite
-are in `impossible_weight` and not in the sums."""
+"""Sums over rows. All but the first three are weighted; `weighted_loss` is sum(weight**2 * loss). Losses that are
+infinite are in `impossible_weight` and not in the sums."""
 (
     ROWS,
     IMPOSSIBLE_ROWS,
@@ -78,7 +78,7 @@ LOSS_STEPS, LOSS_LOWEST, LOSS_HIGHEST = 8, -24, 10
 LOSS_BINS = (LOSS_HIGHEST - LOSS_LOWEST) * LOSS_STEPS
 """Bins of the loss: eight to each octave from 2**-24 to 2**10 nats; what lies outside is in the first or last."""
 CLIPS = np.array([1e-3, 2.0**-10, 1e-6, 2.0**-23, 1e-12, 1e-15, 2.0**-52])
-"""Smallest probabilities whose effect is shown: 2**-10, 2**-23 and 2**-52 are the eps of float16, float32 and float64."""
+"""Smallest probabilities whose effect is shown; 2**-10, 2**-23 and 2**-52 are the eps of float16, float32, float64."""
 
 
 @device

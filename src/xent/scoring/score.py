@@ -29,7 +29,6 @@ from xent.scoring.sums import Array, exactly, values
 __all__ = ["ClassScore", "Estimate", "Information", "Score", "SegmentScore", "SurprisingRow"]
 
 TOP_SHARES = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5)
-FEW_ROWS = 30
 
 
 @dataclass(frozen=True)
@@ -137,6 +136,8 @@ class Score:
     """(from, to, weight, loss) of each bin of finite losses that has rows."""
     sample: Kept = dataclasses.field(repr=False)
     invalid: Kept = dataclasses.field(repr=False)
+    notes: tuple[str, ...] = ()
+    """What was found out about the data on the way to the state."""
 
     @property
     def perplexity(self) -> float:

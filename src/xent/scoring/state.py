@@ -1,7 +1,7 @@
 """`ScoreState`: what has to be known about some rows to score them together with others.
 
-A state is made from a batch of rows, states are added, and the sum of all is turned into a `Score`. However the rows were
-divided, the sum is the same: sums are compensated (sums.py), histograms have fixed bins, and which rows are kept whole
+A state is made from a batch of rows, states are added, and the sum of all is turned into a `Score`. However the rows
+were divided, the sum is the same: sums are compensated (sums.py), histograms have fixed bins, and which rows are kept whole
 depends on the rows alone (kept.py).
 """
 
@@ -159,11 +159,11 @@ class ScoreState:
             found = f"found states of different forms: {_difference(self.form, other.form)}"
             raise ArgumentError(message("ScoreState.__add__", "", found, "Make all batches with the same options"))
         form = self.form
-        segments = {name: _segments(name, self.segments[name], other.segments[name]) for name in form.by}
+        sums: dict[str, Any] = {name: merged(getattr(self, name), getattr(other, name)) for name in ARRAYS}
         return ScoreState(
-            form,
-            *(merged(getattr(self, name), getattr(other, name)) for name in ARRAYS),
-            segments=segments,
+            form=form,
+            **sums,
+            segments={name: _segments(name, self.segments[name], other.segments[name]) for name in form.by},
             surprising=(self.surprising + other.surprising).most_surprising(form.worst),
             sample=(self.sample + other.sample).sampled(form.sample),
             invalid_rows=self.invalid_rows + other.invalid_rows,
@@ -203,15 +203,18 @@ class ScoreState:
             written = json.loads(text)
             if (written["state"], written["schema"]) != ("xent score", SCHEMA):
                 raise ValueError(f"schema {written['schema']}")
-            form = {name: tuple(v) if isinstance(v, list) else v for name, v in written["form"].items()}
+            form: dict[str, Any] = {
+                name: tuple(v) if isinstance(v, list) else v for name, v in written["form"].items()
+            }
+            stored: dict[str, Any] = {name: from_json(written[name]) for name in ARRAYS}
+            stored |= {name: Kept.from_json(written[name]) for name in KEPT}
             return cls(
                 form=Form(**form),
-                **{name: from_json(written[name]) for name in ARRAYS},
+                **stored,
                 segments={
                     name: {value: from_json(sums) for value, sums in found.items()}
                     for name, found in written["segments"].items()
                 },
-                **{name: Kept.from_json(written[name]) for name in KEPT},
                 invalid_rows=written["invalid_rows"],
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:

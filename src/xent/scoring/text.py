@@ -123,7 +123,7 @@ def record(score: Score) -> dict[str, Any]:
 
 def warnings(score: Score) -> tuple[str, ...]:
     """What a reader should know before trusting the figures."""
-    found = []
+    found = list(score.notes)
     if score.impossible_rows and score.form.clip is None:
         found.append(
             f"{_rows(score.impossible_rows)} had a label that the prediction called impossible (probability 0): the "

@@ -1,0 +1,85 @@
+"""Arrays in memory or memory-mapped, in pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from xent.errors import ArgumentError, DataError, ShapeError, message
+from xent.scoring.batch import state_of
+from xent.scoring.columns import class_indices
+from xent.scoring.kept import keys_of_ids
+from xent.scoring.state import ScoreState
+from xent.scoring.sums import Array
+
+CALL = "score"
+PIECE_NUMBERS = 2**20
+
+Piece = tuple[int, Array | None, Callable[[], ScoreState]]
+
+
+def array_pieces(
+    data: Mapping[str, Any], classes: tuple[str, ...] | None, given: Mapping[str, Any], by: Any
+) -> Iterator[Piece]:
+    """Pieces of (rows, id keys, job) of arrays of predictions, labels, weights, ids and segments."""
+    if len(data) != 1:
+        text = f"found {' and '.join(data) or 'none of them'}"
+        raise ArgumentError(message(CALL, "proba, logits, log_prob", text, "Name exactly one array of predictions"))
+    ((kind, values),) = data.items()
+    predictions = _array(values)
+    rows = predictions.shape[0] if predictions.ndim else 0
+    if not rows:
+        raise DataError(message(CALL, "data", "there are no rows", "Pass at least one"))
+    if kind != "log_prob" and given["label"] is None:
+        raise ArgumentError(message(CALL, "label", "there are no labels", "Pass an array of class indices or names"))
+    columns = {name: _column(name, given.get(name), rows) for name in ("label", "weight", "id", "entropy")}
+    if by is not None and not isinstance(by, Mapping) and len(by):
+        text = f"found a {type(by).__name__}"
+        raise ArgumentError(message(CALL, "by", text, "With arrays, pass a mapping from a name to an array"))
+    segments = {name: _column(f"by[{name!r}]", of, rows) for name, of in dict(by or {}).items()}
+    options = {name: given[name] for name in ("clip", "tolerance", "worst")}
+    number = 2 if predictions.ndim == 1 else predictions.shape[1]
+    names = classes or tuple(map(str, range(number)))
+    size = max(64, PIECE_NUMBERS // number)
+    for first in range(0, rows, size):
+        last = min(first + size, rows)
+        part = {name: None if column is None else column[first:last] for name, column in columns.items()}
+
+        def job(
+            part: Mapping[str, Any] = part, first: int = first, last: int = last
+        ) -> ScoreState:
+            labels = part["label"]
+            if kind != "log_prob" and labels.ndim == 1:
+                labels = class_indices(pl.Series(labels), names, first)
+            return state_of(
+                None if kind == "log_prob" else labels,
+                **{kind: predictions[first:last]},
+                entropy=part["entropy"],
+                weight=part["weight"],
+                ids=part["id"],
+                by={name: of[first:last] for name, of in segments.items()},
+                classes=None if kind == "log_prob" else names,
+                first_row=first,
+                **options,
+            )
+
+        yield last - first, None if part["id"] is None else keys_of_ids(part["id"]), job
+
+
+def _array(values: Any) -> Array:
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+    return np.asarray(values)
+
+
+def _column(name: str, values: Any, rows: int) -> Array | None:
+    if values is None:
+        return None
+    column = _array(values)
+    if column.shape[:1] != (rows,):
+        text = f"found shape {column.shape} for {rows} rows"
+        raise ShapeError(message(CALL, name, text, "Pass one value for each row"))
+    return column
