@@ -3,10 +3,12 @@
 A batch of rows becomes a `ScoreState` (batch.py, with the loops of kernels.py), states are added, and their sum says
 all that a `Score` reports (score.py, calibration.py). frames.py finds the batches: in files (files.py), in frames of many
 libraries (columns.py knows which column is what), in arrays (arrays.py) and in the partitions of clusters (clusters.py).
+compare.py pairs two tables row by row.
 """
 
+from xent.scoring.compare import Comparison, compare
 from xent.scoring.frames import score
 from xent.scoring.score import Score
 from xent.scoring.state import ScoreState
 
-__all__ = ["Score", "ScoreState", "score"]
+__all__ = ["Comparison", "Score", "ScoreState", "compare", "score"]

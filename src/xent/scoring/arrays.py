@@ -43,7 +43,7 @@ def array_pieces(
     options = {name: given[name] for name in ("clip", "tolerance", "worst")}
     number = 2 if predictions.ndim == 1 else predictions.shape[1]
     names = classes or tuple(map(str, range(number)))
-    size = max(64, PIECE_NUMBERS // number)
+    size = max(1024, PIECE_NUMBERS // number)
     for first in range(0, rows, size):
         last = min(first + size, rows)
         part = {name: None if column is None else column[first:last] for name, column in columns.items()}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import polars as pl
 
+from xent import errors
 from xent.errors import DataError, message
 from xent.scoring.columns import Plan, Request
 from xent.scoring.frames import ONE_ROW_PER_ID, PARTITION, add_partitions
@@ -24,16 +26,14 @@ def dask_state(frame: Any, request: Request) -> ScoreState:
         dask.delayed(_of_pandas)(part, plan, number) for number, part in enumerate(frame[plan.needed].to_delayed())
     ]
     if request.id is not None:
-        counts = frame[request.id].value_counts()
-        repeated, parts = dask.compute((counts > 1).sum(), tasks)
-        _refuse_repeated(int(repeated))
-    else:
-        (parts,) = dask.compute(tasks)
+        _refuse_repeated(int((frame[request.id].value_counts() > 1).sum().compute()))
+    (parts,) = dask.compute(tasks)
     return add_partitions([part for part in parts if part is not None])
 
 
 def spark_state(frame: Any, request: Request) -> ScoreState:
     """The state of a Spark frame: `mapInArrow` over its partitions."""
+    from pyspark.errors import PySparkException
     from pyspark.sql import functions
 
     plan = request.plan(frame.columns, _dtypes_of_spark(frame))
@@ -41,7 +41,18 @@ def spark_state(frame: Any, request: Request) -> ScoreState:
         counts = frame.groupBy(request.id).count()
         _refuse_repeated(counts.filter(functions.col("count") > 1).count())
     states = frame.select(*plan.needed).mapInArrow(_of_arrow(plan), "number long, state string")
-    return add_partitions([(row["number"], row["state"]) for row in states.collect()])
+    try:
+        collected = states.collect()
+    except PySparkException as error:
+        raise _own_error(error) from None
+    return add_partitions([(row["number"], row["state"]) for row in collected])
+
+
+def _own_error(error: Exception) -> Exception:
+    """The error of ours that a worker raised, which Spark brings back as text; else Spark's own."""
+    found = re.search(r"^xent\.errors\.(\w+): (.*)$", str(error), re.MULTILINE)
+    kind = getattr(errors, found[1], None) if found else None
+    return kind(found[2]) if found and kind else error
 
 
 def _of_pandas(part: Any, plan: Plan, number: int) -> tuple[int, str] | None:

@@ -93,6 +93,10 @@ class Plan:
         proba, logits, log_prob = (given.get(kind) for kind in ("proba", "logits", "log_prob"))
         return row_scores(arrays["labels"], proba, logits, log_prob, arrays["entropy"], arrays["weight"], tolerance)
 
+    def names(self, frame: pl.DataFrame) -> tuple[str, ...]:
+        """The names of the classes, as this batch tells them."""
+        return self._classes(self._predictions(frame.head(1))) or ()
+
     def _arrays(self, frame: pl.DataFrame, first_row: int) -> dict[str, Any]:
         r = self.request
         given = self._predictions(frame)

@@ -133,6 +133,24 @@ def score(
     return driver.table(data, request)
 
 
+def batches_of(data: Any, request: Request) -> tuple[Plan, Iterable[pl.DataFrame]]:
+    """The plan of a file or local frame, and its batches."""
+    if _is_path(data):
+        data = files.scan(files.find(data))
+    engine = _engine(data)
+    if engine in ("dask", "pyspark"):
+        text = f"found a frame of {engine}"
+        raise DTypeError(message("compare", "a, b", text, "Write the predictions to Parquet and pass the path"))
+    if engine == "polars lazy":
+        schema = data.collect_schema()
+        plan = request.plan(schema.names(), schema)
+        rows = _batch_rows(len(plan.columns))
+        return plan, data.select(plan.needed).collect_batches(chunk_size=rows, maintain_order=True)
+    columns, batches = local_batches(data, engine)
+    plan = request.plan(columns, _dtypes(batches(columns, 1)))
+    return plan, batches(plan.needed, _batch_rows(len(plan.columns)))
+
+
 class Driver:
     """Turns batches or partitions into one state, and the state into a score."""
 
@@ -142,31 +160,14 @@ class Driver:
 
     def table(self, data: Any, request: Request) -> Score:
         """Score a file or frame."""
-        if _is_path(data):
-            with files.reading(data):
-                return self.finished(self.lazy(files.scan(files.find(data)), request))
-        engine = _engine(data)
-        if engine == "dask":
-            from xent.scoring.clusters import dask_state
+        engine = "file" if _is_path(data) else _engine(data)
+        if engine in ("dask", "pyspark"):
+            from xent.scoring import clusters
 
-            return self.finished(self.checked(dask_state(data, request)))
-        if engine == "pyspark":
-            from xent.scoring.clusters import spark_state
-
-            return self.finished(self.checked(spark_state(data, request)))
-        if engine == "polars lazy":
-            with files.reading("the lazy frame"):
-                return self.finished(self.lazy(data, request))
-        columns, batches = local_batches(data, engine)
-        plan = request.plan(columns, _dtypes(batches(columns, 1)))
-        return self.finished(self.folded(plan, batches(plan.needed, _batch_rows(len(plan.columns)))))
-
-    def lazy(self, frame: pl.LazyFrame, request: Request) -> ScoreState:
-        """Stream a lazy frame."""
-        schema = frame.collect_schema()
-        plan = request.plan(schema.names(), schema)
-        rows = _batch_rows(len(plan.columns))
-        return self.folded(plan, frame.select(plan.needed).collect_batches(chunk_size=rows, maintain_order=True))
+            state_of = clusters.dask_state if engine == "dask" else clusters.spark_state
+            return self.finished(self.checked(state_of(data, request)))
+        with files.reading(data if engine == "file" else f"the {engine} frame"):
+            return self.finished(self.folded(*batches_of(data, request)))
 
     def arrays(self, data: dict[str, Any], classes: Any, given: dict[str, Any], by: Any) -> Score:
         """Score arrays, in pieces."""

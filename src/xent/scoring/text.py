@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from xent.scoring import kernels
@@ -94,8 +95,8 @@ def flat(score: Score) -> dict[str, float]:
 
 def record(score: Score) -> dict[str, Any]:
     """Everything that the score says, as plain JSON."""
-    plain = {
-        field.name: _plain(getattr(score, field.name))
+    parts = {
+        field.name: plain(getattr(score, field.name))
         for field in dataclasses.fields(score)
         if field.name in ("reliability", "classes", "segments", "temperature", "concentration", "clip_sensitivity")
     }
@@ -103,18 +104,18 @@ def record(score: Score) -> dict[str, Any]:
     return {
         "record": "xent score",
         "schema": SCHEMA,
-        "form": _plain(score.form),
-        "figures": {name: {"value": _plain(value), "unit": UNITS[name]} for name, value in figures.items()},
+        "form": plain(score.form),
+        "figures": {name: {"value": plain(value), "unit": UNITS[name]} for name, value in figures.items()},
         "likelihood": str(score.likelihood),
-        **plain,
-        "surprising": [{**_plain(row), "bits": _plain(row.bits)} for row in score.surprising],
-        "losses": _plain(score.losses),
+        **parts,
+        "surprising": [{**plain(row), "bits": plain(row.bits)} for row in score.surprising],
+        "losses": plain(score.losses),
         "invalid": [
             {"row": int(row), "id": name, "reason": kernels.REASONS[int(reason)]}
             for row, name, reason in _columns(score.invalid, "row", "id", "reason")
         ],
         "sample": [
-            {"label": int(label), "loss": _plain(float(loss)), "brier": float(brier)}
+            {"label": int(label), "loss": plain(float(loss)), "brier": float(brier)}
             for label, loss, brier in _columns(score.sample, "label", "loss", "brier")
         ],
         "warnings": list(score.warnings),
@@ -161,14 +162,14 @@ def _columns(kept: Any, *names: str) -> Any:
     return zip(*(kept[name].tolist() for name in names), strict=True)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """As JSON holds it: NaN as null, infinities as text."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {name: plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else ("inf" if value > 0 else "-inf")
     return value
