@@ -150,7 +150,12 @@ BAD_INPUT = {
     "a truncated Parquet file": ("a.parquet", "truncated", ["a.parquet"], ["a.parquet", "cannot be read"]),
     "no Parquet inside": ("a.parquet", GOOD.encode(), ["a.parquet"], ["a.parquet", "cannot be read"]),
     "mixed types": ("a.csv", GOOD + "3,1,many,0.5\n", [], ["p_0", "not numbers"]),
-    "mixed types, far down": ("a.csv", GOOD + "3,1,0.5,0.5\n" * 20_000 + "4,1,many,0.5\n", ["--id="], ["a.csv", "many"]),
+    "mixed types, far down": (
+        "a.csv",
+        GOOD + "3,1,0.5,0.5\n" * 20_000 + "4,1,many,0.5\n",
+        ["--id="],
+        ["a.csv", "many"],
+    ),
     "ragged lines": ("a.csv", GOOD + "1,0,0.5,0.5,9\n", [], ["a.csv", "cannot be read"]),
     "NaN": ("a.csv", GOOD + "3,1,NaN,0.5\n", [], ["row 2 (id 3)", "no probability"]),
     "a sum of 1.1": ("a.csv", GOOD + "3,1,0.6,0.5\n", [], ["row 2 (id 3)", "a sum of 1.1", "--skip-invalid"]),

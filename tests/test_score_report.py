@@ -58,7 +58,9 @@ OTHERS = {
     "soft": lambda: ScoreState.from_batch(np.full((40, 2), 0.5), np.full((40, 2), 0.5)).finalize(),
     "many classes": lambda: xent.score(predictions(500, 300)[1], predictions(500, 300)[0]),
     "clipped": lambda: xent.score(predictions(60)[1], predictions(60)[0], clip=1e-3),
-    "skipped": lambda: xent.score(predictions(60)[1] * np.r_[1.2, np.ones(59)][:, None], predictions(60)[0], invalid="skip"),
+    "skipped": lambda: xent.score(
+        predictions(60)[1] * np.r_[1.2, np.ones(59)][:, None], predictions(60)[0], invalid="skip"
+    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""A score as a sum: any division of the rows, in any order, gives the same answer; its figures are those of definitions."""
+"""A score as a sum: any division of the rows gives the same answer, and its figures are those of the definitions."""
 
 from __future__ import annotations
 

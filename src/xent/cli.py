@@ -1,4 +1,4 @@
-"""The command line: `xent score`, `xent compare`, `xent why`, `xent bench`, `xent doctor`. `main` is what the `xent` script calls."""
+"""The command line: `xent score`, `compare`, `why`, `bench` and `doctor`. `main` is what the `xent` script calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`xent score` and `xent compare`, on Typer and Rich: arguments, progress, tables. The figures are those of xent.scoring."""
+"""`xent score` and `xent compare`, on Typer and Rich: arguments, progress, tables. xent.scoring has the figures."""
 
 from __future__ import annotations
 
@@ -22,13 +22,15 @@ from xent.errors import DataError
 if TYPE_CHECKING:
     from xent.scoring import Comparison, Score
 
+__all__ = ["app"]
+
 Path_ = Annotated[str, typer.Argument(help="File, folder or pattern: Parquet, CSV, Arrow, npz or npy.")]
-Label = Annotated[
-    str | None, typer.Option(help="Column of the labels; a pattern such as 't_*' for soft labels.")
-]
+Label = Annotated[str | None, typer.Option(help="Column of the labels; a pattern such as 't_*' for soft labels.")]
 Proba = Annotated[
     list[str] | None,
-    typer.Option(help="Probabilities: a pattern such as 'p_*', a column of lists, one column (of class 1), or repeated."),
+    typer.Option(
+        help="Probabilities: a pattern such as 'p_*', a column of lists, one column (of class 1), or repeated."
+    ),
 ]
 Logits = Annotated[list[str] | None, typer.Option(help="The same, of logits.")]
 LogProb = Annotated[str | None, typer.Option(help="Column with log q[label] (nats), for large vocabularies.")]

@@ -10,7 +10,20 @@ import altair as alt
 
 from xent.report.numbers import rounded, significant
 from xent.report.score_text import clip_matters, figure, number
-from xent.report.theme import CROSS_ENTROPY, FAINT, INK, MUTED, RULE, Layers, finished, label, layered, power, rows, ticks
+from xent.report.theme import (
+    CROSS_ENTROPY,
+    FAINT,
+    INK,
+    MUTED,
+    RULE,
+    Layers,
+    finished,
+    label,
+    layered,
+    power,
+    rows,
+    ticks,
+)
 
 MOST_POINTS = 1500
 LN2 = math.log(2)
@@ -48,7 +61,10 @@ def _scale(record: Mapping[str, Any]) -> Layers:
     x = alt.X("nats:Q", scale=alt.Scale(domain=[0, 1.02 * top]), axis=alt.Axis(title="nats per row", tickCount=6))
     base = rows(
         nats=rounded((p[1] for p in known), 5),
-        text=[f"{name}: {significant(value or 0.0)} nats, {significant((value or 0.0) / LN2)} bits" for name, value, _ in known],
+        text=[
+            f"{name}: {significant(value or 0.0)} nats, {significant((value or 0.0) / LN2)} bits"
+            for name, value, _ in known
+        ],
         color=[color for *_, color in known],
         level=list(range(len(known))),
         side=["left" if (value or 0.0) < 0.55 * top else "right" for _, value, _ in known],
@@ -61,7 +77,9 @@ def _scale(record: Mapping[str, Any]) -> Layers:
     for side, dx in (("left", 11), ("right", -11)):
         placed = base.transform_filter(f"datum.side == '{side}'").encode(x=x, y=y, text="text:N")
         texts.append(label(placed, align=side, dx=dx, color=INK, baseline="middle"))
-    description = "Cross-entropy of the predictions among certainty, the base rate and knowing nothing, in nats per row."
+    description = (
+        "Cross-entropy of the predictions among certainty, the base rate and knowing nothing, in nats per row."
+    )
     return finished(layered(drops, points, texts), "scale", description, 60 + 34 * len(known))
 
 
@@ -115,7 +133,10 @@ def _concentration(record: Mapping[str, Any]) -> Layers:
     x = alt.X("rows:Q", axis=alt.Axis(title="worst rows, share", format="%", tickCount=5))
     y = alt.Y("loss:Q", axis=alt.Axis(title="share of the loss", format="%", tickCount=5))
     even = rows(rows=[0, 1], loss=[0, 1]).mark_line(color=MUTED, strokeDash=[2, 3]).encode(x=x, y=y)
-    tooltip = [alt.Tooltip("rows:Q", title="worst rows", format=".1%"), alt.Tooltip("loss:Q", title="of the loss", format=".1%")]
+    tooltip = [
+        alt.Tooltip("rows:Q", title="worst rows", format=".1%"),
+        alt.Tooltip("loss:Q", title="of the loss", format=".1%"),
+    ]
     line = data.mark_line(color=CROSS_ENTROPY, strokeWidth=2.5, point=alt.OverlayMarkDef(color=CROSS_ENTROPY, size=50))
     description = "The share of the loss that the worst rows carry, against their share of the rows."
     return finished(layered(even, line.encode(x=x, y=y, tooltip=tooltip)), "concentration", description)
@@ -131,7 +152,9 @@ def _reliability(record: Mapping[str, Any]) -> Layers:
         rows=rounded((b["weight"] for b in bins), 4),
     )
     scale = alt.Scale(domain=[0, 1])
-    x = alt.X("claimed:Q", scale=scale, axis=alt.Axis(title="probability of the predicted class", format="%", tickCount=5))
+    x = alt.X(
+        "claimed:Q", scale=scale, axis=alt.Axis(title="probability of the predicted class", format="%", tickCount=5)
+    )
     y = alt.Y("correct:Q", scale=scale, axis=alt.Axis(title="share correct", format="%", tickCount=5))
     diagonal = rows(claimed=[0, 1], correct=[0, 1]).mark_line(color=MUTED, strokeDash=[2, 3]).encode(x=x, y=y)
     tooltip = [
@@ -142,7 +165,9 @@ def _reliability(record: Mapping[str, Any]) -> Layers:
     band = data.mark_area(color=CROSS_ENTROPY, opacity=0.18).encode(x=x, y=alt.Y("low:Q", scale=scale), y2="high:Q")
     line = data.mark_line(color=CROSS_ENTROPY, strokeWidth=2.5).encode(x=x, y=y)
     points = data.mark_circle(color=CROSS_ENTROPY, size=55, opacity=1).encode(x=x, y=y, tooltip=tooltip)
-    description = "The share of correct rows against the probability that the predicted class was given, with its 95% band."
+    description = (
+        "The share of correct rows against the probability that the predicted class was given, with its 95% band."
+    )
     return finished(layered(diagonal, band, line, points), "reliability", description, 300)
 
 
@@ -191,20 +216,35 @@ def _rows(record: Mapping[str, Any]) -> Layers:
         brier=rounded((s["brier"] for s in finite), 4),
         loss=rounded((max(number(s["loss"]) or 0.0, 2.0**-24) / LN2 for s in finite), 4),
     )
-    x = alt.X("brier:Q", scale=alt.Scale(domain=[0, 2]), axis=alt.Axis(title="Brier score of the row, at most 2", tickCount=5))
+    x = alt.X(
+        "brier:Q", scale=alt.Scale(domain=[0, 2]), axis=alt.Axis(title="Brier score of the row, at most 2", tickCount=5)
+    )
     y = alt.Y("loss:Q", axis=alt.Axis(title="bits", tickCount=5))
     points = data.mark_circle(color=CROSS_ENTROPY, opacity=0.35, size=22).encode(x=x, y=y)
-    description = "Sampled rows: the logarithmic loss against the Brier score, which ends at 2 where the logarithm goes on."
+    description = (
+        "Sampled rows: the logarithmic loss against the Brier score, which ends at 2 where the logarithm goes on."
+    )
     return finished(layered(points), "log-loss-brier", description)
 
 
 def _clip(record: Mapping[str, Any]) -> Layers:
     found = sorted((math.log10(eps), number(value)) for eps, value in record["clip_sensitivity"])
     data = rows(eps=rounded((a for a, _ in found), 5), nats=rounded((b for _, b in found), 5))
-    names = {-3.0: "0.001", math.log10(2.0**-23): "float32", math.log10(2.0**-52): "float64", -6.0: power(-6), -12.0: power(-12)}
+    names = {
+        -3.0: "0.001",
+        math.log10(2.0**-23): "float32",
+        math.log10(2.0**-52): "float64",
+        -6.0: power(-6),
+        -12.0: power(-12),
+    }
     x = alt.X("eps:Q", axis=ticks(names, title="smallest probability that a label would be scored with"))
     y = alt.Y("nats:Q", scale=alt.Scale(zero=False), axis=alt.Axis(title="mean, nats per row", tickCount=4))
-    tooltip = [alt.Tooltip("eps:Q", title="log10 of the floor", format=".2f"), alt.Tooltip("nats:Q", title="nats", format=".5g")]
+    tooltip = [
+        alt.Tooltip("eps:Q", title="log10 of the floor", format=".2f"),
+        alt.Tooltip("nats:Q", title="nats", format=".5g"),
+    ]
     line = data.mark_line(color=CROSS_ENTROPY, strokeWidth=2.5).encode(x=x, y=y)
     points = data.mark_circle(color=CROSS_ENTROPY, size=60, opacity=1).encode(x=x, y=y, tooltip=tooltip)
-    return finished(layered(line, points), "clip", "The mean cross-entropy against the floor of the probabilities.", 220)
+    return finished(
+        layered(line, points), "clip", "The mean cross-entropy against the floor of the probabilities.", 220
+    )

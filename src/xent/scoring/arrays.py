@@ -39,7 +39,7 @@ def array_pieces(
     if by is not None and not isinstance(by, Mapping) and len(by):
         text = f"found a {type(by).__name__}"
         raise ArgumentError(message(CALL, "by", text, "With arrays, pass a mapping from a name to an array"))
-    segments = {name: _column(f"by[{name!r}]", of, rows) for name, of in dict(by or {}).items()}
+    segments: dict[str, Any] = {name: _column(f"by[{name!r}]", of, rows) for name, of in dict(by or {}).items()}
     options = {name: given[name] for name in ("clip", "tolerance", "worst")}
     number = 2 if predictions.ndim == 1 else predictions.shape[1]
     names = classes or tuple(map(str, range(number)))
@@ -48,15 +48,14 @@ def array_pieces(
         last = min(first + size, rows)
         part = {name: None if column is None else column[first:last] for name, column in columns.items()}
 
-        def job(
-            part: Mapping[str, Any] = part, first: int = first, last: int = last
-        ) -> ScoreState:
-            labels = part["label"]
-            if kind != "log_prob" and labels.ndim == 1:
+        def job(part: Mapping[str, Any] = part, first: int = first, last: int = last) -> ScoreState:
+            labels = None if kind == "log_prob" else part["label"]
+            if labels is not None and labels.ndim == 1:
                 labels = class_indices(pl.Series(labels), names, first)
+            predicted: dict[str, Any] = {kind: predictions[first:last]}
             return state_of(
-                None if kind == "log_prob" else labels,
-                **{kind: predictions[first:last]},
+                labels,
+                **predicted,
                 entropy=part["entropy"],
                 weight=part["weight"],
                 ids=part["id"],

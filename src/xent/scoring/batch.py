@@ -274,8 +274,12 @@ def _details(rows: Rows, places: Array) -> dict[str, Array]:
     if rows.p.shape[1]:
         p = rows.p[places].astype(np.float64)
         few = min(LIKELIEST, p.shape[1])
-        order = np.argpartition(-p, few - 1, axis=1)[:, :few] if few < p.shape[1] else np.tile(np.arange(few), (len(p), 1))
-        order = np.take_along_axis(order, np.argsort(-np.take_along_axis(p, order, axis=1), axis=1, kind="stable"), axis=1)
+        order = (
+            np.argpartition(-p, few - 1, axis=1)[:, :few] if few < p.shape[1] else np.tile(np.arange(few), (len(p), 1))
+        )
+        order = np.take_along_axis(
+            order, np.argsort(-np.take_along_axis(p, order, axis=1), axis=1, kind="stable"), axis=1
+        )
         found |= {"predicted": rows.predicted[places], "likeliest": order}
         found["probabilities"] = np.take_along_axis(p, order, axis=1)
     return found

@@ -19,15 +19,14 @@ CALL = "score"
 
 def dask_state(frame: Any, request: Request) -> ScoreState:
     """The state of a Dask frame: one task for each partition."""
-    import dask
+    from dask.base import compute
+    from dask.delayed import delayed
 
     plan = request.plan(list(map(str, frame.columns)), _dtypes_of_pandas(frame._meta))
-    tasks = [
-        dask.delayed(_of_pandas)(part, plan, number) for number, part in enumerate(frame[plan.needed].to_delayed())
-    ]
+    tasks = [delayed(_of_pandas)(part, plan, number) for number, part in enumerate(frame[plan.needed].to_delayed())]
     if request.id is not None:
         _refuse_repeated(int((frame[request.id].value_counts() > 1).sum().compute()))
-    (parts,) = dask.compute(tasks)
+    (parts,) = compute(tasks)  # type: ignore[no-untyped-call]
     return add_partitions([part for part in parts if part is not None])
 
 
@@ -92,7 +91,7 @@ def _dtypes_of_pandas(meta: Any) -> dict[str, Any]:
     """Enough to know a column of lists, which pandas calls objects, from one of numbers."""
     found = {}
     for name, dtype in meta.dtypes.items():
-        if "list" in str(dtype) or dtype == object:
+        if "list" in str(dtype) or dtype.kind == "O":
             found[str(name)] = pl.List(pl.Float64)
     return found
 

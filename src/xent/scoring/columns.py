@@ -1,8 +1,8 @@
 """Which column of a table is what: the user's words become a `Plan`, and a plan makes a state of a batch of the table.
 
-Classes are matched by name. A wide table names them in its columns: the columns 'p_cat' and 'p_dog' of the pattern 'p_*'
-are the classes 'cat' and 'dog'. `classes=` names them where columns do not (a list column, explicit columns), and sets
-their order, which is only the order in which they are shown: a label finds its column by its name.
+Classes are matched by name. A wide table names them in its columns: the columns 'p_cat' and 'p_dog' of the pattern
+'p_*' are the classes 'cat' and 'dog'. `classes=` names them where columns do not (a list column, explicit columns), and
+sets their order, which is only the order in which they are shown: a label finds its column by its name.
 """
 
 from __future__ import annotations
@@ -172,7 +172,9 @@ class _Planner:
             classes = columns if given is None else given
             if len(classes) != len(columns):
                 found_text = f"found {len(classes)} names for {len(columns)} columns"
-                raise ArgumentError(message(CALL, "classes", found_text, "Name the classes in the order of the columns"))
+                raise ArgumentError(
+                    message(CALL, "classes", found_text, "Name the classes in the order of the columns")
+                )
             return columns, classes
         is_list = isinstance(self.dtypes.get(columns[0]), pl.List | pl.Array)
         return columns, given if given is not None or is_list else ("0", "1")
@@ -263,7 +265,7 @@ def _numbers(frame: pl.DataFrame, columns: list[str]) -> Array:
             text = f"column {name!r} holds {dtype}, not numbers"
             raise DataError(message(CALL, "data", text, "Convert the column, or leave it out of the pattern"))
     chosen = frame.select(columns)
-    kinds = {dtype for dtype in chosen.dtypes}
+    kinds = set(chosen.dtypes)
     if kinds != {pl.Float32}:
         chosen = chosen.cast(pl.Float64)
     matrix = chosen.to_numpy(order="c")

@@ -1,8 +1,8 @@
 """`xent.compare`: two sets of predictions of the same rows, paired by id.
 
-    difference   d = loss of a - loss of b, for each row; below 0 a is better; nats
-    interval     mean(d) +- t * s / sqrt(n): the rows' common difficulty drops out, which two separate intervals keep
-    cluster      rows of one cluster (a user, a document) are not independent: s from the clusters' sums (CR1)
+difference   d = loss of a - loss of b, for each row; below 0 a is better; nats
+interval     mean(d) +- t * s / sqrt(n): the rows' common difficulty drops out, which two separate intervals keep
+cluster      rows of one cluster (a user, a document) are not independent: s from the clusters' sums (CR1)
 """
 
 from __future__ import annotations
@@ -271,9 +271,7 @@ def _compared(
         only_in_b=only_b.height,
         missing={side: tuple(t["id"].head(MOST_MISSING)) for side, t in (("a", only_a), ("b", only_b))},
         segments=_segments(both, difference, weight, groups, by),
-        drivers=tuple(
-            RowDifference(ids[i], float(loss_a[i]), float(loss_b[i]), float(difference[i])) for i in order
-        ),
+        drivers=tuple(RowDifference(ids[i], float(loss_a[i]), float(loss_b[i]), float(difference[i])) for i in order),
         clip=clip,
     )
 
@@ -287,7 +285,7 @@ def mean_difference(difference: Array, weight: Array, groups: Array | None = Non
     mean = float(difference @ weight / total)
     residual = weight * (difference - mean)
     if groups is not None:
-        residual = np.bincount(groups.astype(np.int64), weights=residual)
+        residual = np.asarray(np.bincount(groups.astype(np.int64), weights=residual), np.float64)
     units = len(residual)
     if units < 2:
         return Estimate(mean, math.nan, math.nan, math.nan), math.nan
@@ -309,14 +307,17 @@ def _segments(
         values = both[f"by {column}"]
         for value in values.unique().to_list():
             rows = (values == value).to_numpy()
-            inside = None
-            if groups is not None:
-                inside = np.unique(groups[rows], return_inverse=True)[1]
+            inside = None if groups is None else _renumbered(groups[rows])
             estimate, _ = mean_difference(difference[rows], weight[rows], inside)
             part = float(difference[rows] @ weight[rows])
             share = part / total if total and math.isfinite(total) else math.nan
             found.append(SegmentDifference(column, value, int(rows.sum()), estimate, share))
     return tuple(sorted(found, key=lambda s: (-abs(s.share) if not math.isnan(s.share) else 0.0, s.column, s.value)))
+
+
+def _renumbered(groups: Array) -> Array:
+    """The same groups, numbered from 0 without gaps."""
+    return np.unique(groups, return_inverse=True)[1]
 
 
 def _checked_clip(clip: float) -> float:

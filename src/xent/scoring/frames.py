@@ -20,7 +20,7 @@ import polars as pl
 from xent.cpu.threads import get_num_threads
 from xent.errors import ArgumentError, DataError, DistributionError, DTypeError, message
 from xent.scoring import files, kernels
-from xent.scoring.columns import Names, Plan, Request
+from xent.scoring.columns import Plan, Request
 from xent.scoring.kept import keys_of_ids
 from xent.scoring.score import Score
 from xent.scoring.state import ScoreState, add_all

@@ -1,8 +1,8 @@
 """`ScoreState`: what has to be known about some rows to score them together with others.
 
 A state is made from a batch of rows, states are added, and the sum of all is turned into a `Score`. However the rows
-were divided, the sum is the same: sums are compensated (sums.py), histograms have fixed bins, and which rows are kept whole
-depends on the rows alone (kept.py).
+were divided, the sum is the same: sums are compensated (sums.py), histograms have fixed bins, and which rows are kept
+whole depends on the rows alone (kept.py).
 """
 
 from __future__ import annotations
@@ -203,9 +203,7 @@ class ScoreState:
             written = json.loads(text)
             if (written["state"], written["schema"]) != ("xent score", SCHEMA):
                 raise ValueError(f"schema {written['schema']}")
-            form: dict[str, Any] = {
-                name: tuple(v) if isinstance(v, list) else v for name, v in written["form"].items()
-            }
+            form: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in written["form"].items()}
             stored: dict[str, Any] = {name: from_json(written[name]) for name in ARRAYS}
             stored |= {name: Kept.from_json(written[name]) for name in KEPT}
             return cls(
