@@ -18,8 +18,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import optimize, special, stats
-from sklearn.isotonic import IsotonicRegression
+from scipy import optimize, special
 
 from xent.scoring.kept import Kept
 from xent.scoring.sums import Array, values
@@ -71,7 +70,8 @@ def decomposition(histogram: Array) -> Decomposition:
     filled = weight > 0
     weight, probability, label = weight[filled], probability[filled], label[filled]
     claimed, share = np.minimum(probability / weight, 1.0), np.minimum(label / weight, 1.0)
-    corrected = IsotonicRegression(y_min=0.0, y_max=1.0).fit_transform(claimed, share, sample_weight=weight)
+    # Bins come in the order of their probabilities, and so do the means in them.
+    corrected = optimize.isotonic_regression(share, weights=weight).x.clip(0.0, 1.0)
     base = label.sum() / weight.sum()
 
     def mean_loss(q: Array) -> float:
@@ -124,7 +124,7 @@ def temperature(sample: Kept) -> Temperature | None:
         gain[inside] = judged.losses(1.0) - judged.losses(rows.take(~inside).best(best))
     mean = float(np.average(gain, weights=weight))
     error = math.sqrt(float((weight**2 * (gain - mean) ** 2).sum())) / float(weight.sum())
-    reach = float(stats.t.ppf(0.975, len(p) - 1)) * error
+    reach = float(special.stdtrit(len(p) - 1, 0.975)) * error
     return Temperature(1 / best, mean, mean - reach, mean + reach, len(p))
 
 

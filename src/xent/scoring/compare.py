@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from scipy import stats
+from scipy import special
 
 from xent.errors import ArgumentError, DataError, DistributionError, message
 from xent.scoring import files, frames, kernels
@@ -290,9 +290,9 @@ def mean_difference(difference: Array, weight: Array, groups: Array | None = Non
     if units < 2:
         return Estimate(mean, math.nan, math.nan, math.nan), math.nan
     error = math.sqrt(float(residual @ residual) * units / (units - 1)) / float(total)
-    reach = float(stats.t.ppf(0.975, units - 1)) * error
+    reach = float(special.stdtrit(units - 1, 0.975)) * error
     if error:
-        p_value = float(2 * stats.t.sf(abs(mean) / error, units - 1))
+        p_value = float(2 * special.stdtr(units - 1, -abs(mean) / error))
     else:
         p_value = 1.0 if mean == 0 else 0.0
     return Estimate(mean, error, mean - reach, mean + reach), p_value

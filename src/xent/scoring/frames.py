@@ -27,8 +27,8 @@ from xent.scoring.state import ScoreState, add_all
 from xent.scoring.sums import Array
 
 CALL = "score"
-BATCH_ROWS = 2**17
-BATCH_NUMBERS = 2**21
+BATCH_ROWS = 2**16
+BATCH_NUMBERS = 2**20
 """Probabilities in a batch: with many classes it has fewer rows."""
 MOST_CHECKED_IDS = 2**24
 PARTITION = 2**40

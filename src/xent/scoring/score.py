@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
 
 from xent.likelihood import Likelihood
 from xent.scoring import kernels
@@ -239,7 +239,7 @@ def estimate(totals: Array) -> Estimate:
         + mean * mean * exactly(totals[kernels.WEIGHT_SQUARED])
     )
     error = math.sqrt(max(Fraction(0), spread) / weight**2 * Fraction(rows, rows - 1))
-    reach = float(stats.t.ppf(0.975, rows - 1)) * error
+    reach = float(special.stdtrit(rows - 1, 0.975)) * error
     return Estimate(float(mean), error, float(mean) - reach, float(mean) + reach)
 
 
