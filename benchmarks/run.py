@@ -24,13 +24,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from xent.benchmark import DEVICES, run
 from xent.benchmark.accuracy import run_accuracy
 from xent.benchmark.scaling import run_scaling
+from xent.benchmark.scoring import missed as missed_scores
+from xent.benchmark.scoring import run_scoring
 from xent.benchmark.shapes import checked_device
 from xent.benchmark.show import disturbed, missed, tables
 from xent.errors import XentError
 
 HERE = Path(__file__).parent
-Part = Literal["logits", "logits_huge_pages", "scaling", "accuracy"]
-PARTS: tuple[Part, ...] = ("logits", "logits_huge_pages", "scaling", "accuracy")
+Part = Literal["logits", "logits_huge_pages", "scaling", "accuracy", "scoring"]
+PARTS: tuple[Part, ...] = ("logits", "logits_huge_pages", "scaling", "accuracy", "scoring")
 LARGE = ("gpt2", "segmentation")
 messages = Console(stderr=True)
 
@@ -58,6 +60,9 @@ def main(
         raise typer.Exit(2) from None
     if part.startswith("logits"):
         _show(record)
+    if part == "scoring":
+        for sentence in missed_scores(record):
+            messages.print(f"[red]missed[/] {sentence}", soft_wrap=True)
     if out is not None or not quick:
         path = out or documents.results(device) / f"{part}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,11 +84,13 @@ def _measured(
     part: Part, shapes: tuple[str, ...], quick: bool, threads: int, device: str, memory: bool
 ) -> dict[str, Any]:
     command = " ".join(["python", "benchmarks/run.py", *sys.argv[1:]])
-    if part in ("scaling", "accuracy") and (shapes or quick):
+    if part in ("scaling", "accuracy", "scoring") and (shapes or quick):
         raise typer.BadParameter(f"{part} has sizes of its own: leave out --shape and --quick.")
     with _progress() as progress:
         if part == "accuracy":
             return run_accuracy(command=command, progress=progress)
+        if part == "scoring":
+            return run_scoring(threads=threads, command=command, progress=progress)
         if part == "scaling":
             return run_scaling(threads=threads, device=device, command=command, progress=progress)
         huge = part == "logits_huge_pages"

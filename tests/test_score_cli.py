@@ -218,3 +218,34 @@ def test_narrow_rows_from_the_command_line():
 def test_help_teaches_with_examples():
     assert "xent score predictions.parquet --label y --proba 'p_*'" in invoke("score", "--help").stdout
     assert "xent compare old.parquet new.parquet" in invoke("compare", "--help").stdout
+
+
+def test_why_replays_both_gradients_on_own_predictions(digits):
+    labels, p = digits
+    p = p.copy()
+    wrong = np.arange(20)
+    p[wrong] = 1e-4 / 9
+    p[wrong, (labels[wrong] + 1) % 10] = 1 - 1e-4
+    wide(labels, p).write_parquet("a.parquet")
+    arguments = ["why", "--predictions", "a.parquet", "--label", "y", "--proba", "p_*", "--out", "out"]
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.stderr
+    assert "0% to 1%" in result.stdout
+    record = json.loads(Path("out/predictions.json").read_text())
+    worst = record["bands"][0]
+    one_hot = np.eye(10)[labels[wrong]]
+    residual = p[wrong] - one_hot
+    inner = (p[wrong] * residual).sum(axis=1, keepdims=True)
+    assert worst["rows"] == 20
+    assert worst["cross_entropy"] == pytest.approx(np.linalg.norm(residual, axis=1).mean(), rel=1e-9)
+    squared = np.linalg.norm(2 * p[wrong] * (residual - inner), axis=1).mean()
+    assert worst["squared_error"] == pytest.approx(squared, rel=1e-6)
+    assert sum(band["rows"] for band in record["bands"]) == record["rows"] == len(labels)
+    assert Path("out/predictions.html").stat().st_size < 1_500_000
+    assert json.loads(invoke(*arguments, "--json").stdout)["bands"] == record["bands"]
+
+
+def test_why_with_columns_and_no_predictions_is_refused():
+    result = invoke("why", "iris", "--proba", "p_*")
+    assert result.exit_code == 2
+    assert "--predictions" in result.stderr

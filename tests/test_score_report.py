@@ -153,3 +153,16 @@ def test_nothing_is_left_of_a_report_that_fails(tmp_path, record):
     with pytest.raises(KeyError):
         write_score({**record, "reliability": [{}]}, tmp_path / "score.html")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_page_of_replayed_gradients_is_drawn(tmp_path, open_page):
+    from xent.report import write_replay
+    from xent.why.predictions import replay
+
+    labels, p = predictions()
+    path = write_replay(replay(xent.score(p, labels)).to_dict(), tmp_path)
+    page = open_page(path)
+    assert page.messages == []
+    assert page.requests == [path.as_uri()]
+    assert page.page.eval_on_selector("#chart-gradients svg", "svg => svg.getBBox().width") > 200
+    assert len(page.page.query_selector_all("#gradients .figures tbody tr")) == 6

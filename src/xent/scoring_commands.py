@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from xent.commands import _escaped, _refusing, app, errors
+from xent.commands import _escaped, _refusing, _usable_folder, app, errors
 from xent.errors import DataError
 
 if TYPE_CHECKING:
@@ -152,6 +152,34 @@ def compare(
         if as_json != "-":
             _print_comparison(found, a, b)
             _print_written(written)
+
+
+def replay_predictions(
+    data: str, label: str | None, proba: list[str] | None, logits: list[str] | None, out: Path, as_json: bool
+) -> None:
+    """`xent why --predictions`: both gradients on the rows of a table of predictions."""
+    with _refusing():
+        from xent.report import write_replay
+        from xent.report.replay_page import bands
+        from xent.scoring import score as scored
+        from xent.why.predictions import replay
+
+        _usable_folder(out)
+        with _progress(data) as told:
+            found = replay(scored(data, label, proba=_columns(proba), logits=_columns(logits), progress=told))
+        record = {**found.to_dict(), "source": _source(data)}
+        page = write_replay(record, out)
+        if as_json:
+            print(json.dumps(record))
+            return
+        table = _table(
+            "mean length of the gradient by the logits", "probability of the label", "rows", "cross-entropy",
+            "squared error", "part of CE's", "part of SE's",
+        )  # fmt: skip
+        for row in bands(record):
+            table.add_row(*row)
+        Console().print(table)
+        _print_written([page, page.with_suffix(".json")])
 
 
 def _columns(given: list[str] | None) -> str | list[str] | None:

@@ -46,7 +46,8 @@ def run_scoring(
 ) -> dict[str, Any]:
     """Measure all cases; `scale` below 1 makes them smaller, for tests."""
     start = time.perf_counter()
-    settings = Settings(rounds=5, least_rounds=3, seconds_per_case=30.0)
+    # The first calls, which compare the losses, are the warm-up.
+    settings = Settings(rounds=5, least_rounds=3, seconds_per_case=15.0, warm_ups=0)
     with tempfile.TemporaryDirectory() as folder, limited(threads):
         rows = int(ROWS * scale)
         path = Path(folder) / "predictions.parquet"
@@ -96,8 +97,11 @@ def _case(
         raise RuntimeError(f"the contestants disagree: {losses}")
     others = Others()
     seconds = interleaved(dict(calls), settings)
-    against = {name: ratios(seconds[OURS], seconds[name]) if name == POLARS else ratios(seconds[name], seconds[OURS])
-               for name in calls if name != OURS}
+    against = {
+        name: ratios(seconds[OURS], seconds[name]) if name == POLARS else ratios(seconds[name], seconds[OURS])
+        for name in calls
+        if name != OURS
+    }
     return {
         "kind": kind,
         "rows": rows,
@@ -118,7 +122,7 @@ def _of_file(path: Path) -> dict[str, Callable[[], float]]:
     columns = [f"p_{k}" for k in range(CLASSES)]
 
     def polars() -> float:
-        picked = pl.when(pl.col("y") == 0).then(pl.col(columns[0]))
+        picked: Any = pl.when(pl.col("y") == 0).then(pl.col(columns[0]))
         for k, name in enumerate(columns[1:], 1):
             picked = picked.when(pl.col("y") == k).then(pl.col(name))
         mean = pl.scan_parquet(path).select((0.0 - picked.log()).mean()).collect(engine="streaming")
