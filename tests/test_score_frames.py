@@ -133,6 +133,14 @@ def test_duckdb_scores_as_arrays(expected):
     same(xent.score(relation.filter("true"), **ROLES), expected)
 
 
+def test_an_iterator_of_frames_scores_as_arrays(expected):
+    same(xent.score((part for part in PLAIN.iter_slices(90)), **ROLES), expected)
+    same(xent.score(iter(PLAIN.to_arrow().to_batches(90)), **ROLES), expected)
+    same(xent.score((part.to_pandas() for part in PLAIN.iter_slices(90)), **ROLES), expected)
+    with pytest.raises(DataError, match="no batches"):
+        xent.score(iter([]), **ROLES)
+
+
 @pytest.mark.parametrize("partitions", [1, 7])
 def test_dask_scores_as_arrays(partitions, expected):
     frame = in_dask(PLAIN, partitions)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from xent.benchmark import scoring as scores
 from xent.benchmark.machine import HUGE_PAGES
 from xent.benchmark.peers import EAGER, OURS, REUSED
 from xent.errors import DataError
@@ -159,6 +160,31 @@ def machine(record: Record) -> str:
     )
 
 
+def scoring(record: Record) -> str:
+    """`xent.score` beside the mean of Polars and of scikit-learn, and what was required."""
+    rows = []
+    for case in record["cases"]:
+        for name, ratio in case["ratios"].items():
+            direction, bar = scores.BARS[case["kind"]][name]
+            seconds = [number(case["seconds"][who]["median"]) for who in (scores.OURS, name)]
+            what = "times its time" if direction == "at most" else "times as fast"
+            met = ratio["median"] <= bar if direction == "at most" else ratio["median"] >= bar
+            size = f"{case['kind']} {case['rows']:,} x {case['classes']:,}"
+            measured = f"{number(ratio['median'])} ({number(ratio['low'])}–{number(ratio['high'])}) {what}"
+            rows.append([size, name, *seconds, measured, f"{direction} {bar:g}", "yes" if met else "no"])
+    head = ["rows x classes", "against", "`xent.score`, s", "it, s", "`xent.score` is", "required", "met"]
+    return table(head, rows, left=2)
+
+
+def scoring_memory(record: Record) -> str:
+    """Peak memory of a process that scores a file, everything included."""
+    wide = [(f"parquet {c['rows']:,} x {c['classes']}", c["peak_bytes"]) for c in record["cases"] if "peak_bytes" in c]
+    narrow = [(f"narrow {n['rows']:,}", n["peak_bytes"], n["seconds"]) for n in record["narrow"]]
+    rows = [[name, megabytes(peak), ""] for name, peak in wide]
+    rows += [[name, megabytes(peak), number(seconds)] for name, peak, seconds in narrow]
+    return table(["file", "peak memory of the process, MB", "first call in it, s"], rows, left=1)
+
+
 TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
     "summary": ("logits", summary),
     "bars": ("logits", bars),
@@ -169,6 +195,9 @@ TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
     "huge pages": ("logits_huge_pages", contestants),
     "scaling": ("scaling", scaling),
     "accuracy": ("accuracy", accuracy),
+    "scoring": ("scoring", scoring),
+    "scoring memory": ("scoring", scoring_memory),
+    "scoring machine": ("scoring", machine),
 }
 """Each name that a marker can have, the record that it needs, and what makes it."""
 

@@ -10,6 +10,7 @@ import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,7 +65,8 @@ def score(
     Parameters
     ----------
     data : path, directory or pattern of Parquet, CSV, Arrow, npz or npy files; a frame of pandas, Polars, PyArrow,
-        DuckDB, Dask or PySpark; or an array (rows, classes) of probabilities, (rows,) of those of class 1 of two
+        DuckDB, Dask or PySpark; an iterator of such frames; or an array (rows, classes) of probabilities, (rows,) of
+        those of class 1 of two
     label : the column of the labels; a list or pattern of columns for soft labels; with an array, an array
     proba : columns of probabilities: a pattern ('p_*'), a list of names, one column of lists, or one column with the
         probability of class 1 of two
@@ -182,6 +184,8 @@ class Driver:
         def pieces() -> Iterator[tuple[int, Array | None, Callable[[], ScoreState]]]:
             first = 0
             for batch in batches:
+                if not batch.height:
+                    continue
                 ids = None if plan.request.id is None else batch[plan.request.id]
                 keys = None if ids is None or ids.null_count() else _keys(ids)
                 yield batch.height, keys, _Job(plan, batch, first)
@@ -312,6 +316,17 @@ def local_batches(data: Any, engine: str) -> tuple[list[str], Callable[[list[str
                 yield _frame(pl.from_arrow(batch))
 
         return list(data.columns), of_duckdb
+    if engine == "batches":
+        every = (_polars(item) for item in data)
+        head = next(every, None)
+        if head is None:
+            raise DataError(message(CALL, "data", "there are no batches", "The iterator may have been used before"))
+
+        def of_iterator(columns: list[str], rows: int) -> Iterator[pl.DataFrame]:
+            # The first look, for the types, takes one row and leaves the rest.
+            yield from (batch.select(columns) for batch in ([head] if rows == 1 else chain([head], every)))
+
+        return head.columns, of_iterator
     frame = nw.from_native(data, eager_only=True)
 
     def of_frame(columns: list[str], rows: int) -> Iterator[pl.DataFrame]:
@@ -320,6 +335,14 @@ def local_batches(data: Any, engine: str) -> tuple[list[str], Callable[[list[str
             yield chosen[first : first + rows].to_polars()
 
     return frame.columns, of_frame
+
+
+def _polars(batch: Any) -> pl.DataFrame:
+    """A frame of any library, or a batch of Arrow."""
+    if type(batch).__name__ == "RecordBatch":
+        return _frame(pl.from_arrow(batch))
+    found: pl.DataFrame = nw.from_native(batch, eager_only=True).to_polars()
+    return found
 
 
 def _frame(found: pl.DataFrame | pl.Series) -> pl.DataFrame:
@@ -356,6 +379,8 @@ def _engine(data: Any) -> str:
     """Whose frame this is."""
     if isinstance(data, pl.LazyFrame):
         return "polars lazy"
+    if isinstance(data, Iterator):
+        return "batches"
     module = type(data).__module__.split(".")[0]
     if module in ("duckdb", "_duckdb"):
         return "duckdb"
