@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import reduce
 from typing import Any
 
 import numpy as np
 import polars as pl
 
+from xent.cpu.threads import get_num_threads
 from xent.errors import ArgumentError, DataError, ShapeError, message
-from xent.scoring.batch import state_of
+from xent.scoring import kernels
+from xent.scoring.batch import NO_INDEX, NONE, row_scores, state_of
 from xent.scoring.columns import class_indices
 from xent.scoring.kept import keys_of_ids
 from xent.scoring.state import ScoreState
-from xent.scoring.sums import Array
+from xent.scoring.sums import Array, merged, zeros
 
 CALL = "score"
 PIECE_NUMBERS = 2**20
@@ -82,3 +87,21 @@ def _column(name: str, values: Any, rows: int) -> Array | None:
         text = f"found shape {column.shape} for {rows} rows"
         raise ShapeError(message(CALL, name, text, "Pass one value for each row"))
     return column
+
+
+def mean_totals(proba: Array, labels: Array, weight: Array | None) -> Array | None:
+    """kernels.TOTALS of the rows alone, without histograms and kept rows; None if a row cannot be scored."""
+    size = max(1024, PIECE_NUMBERS // (proba.shape[1] if proba.ndim == 2 else 2))
+
+    def totals(first: int) -> Array | None:
+        part = slice(first, first + size)
+        rows = row_scores(labels[part], proba[part], weight=None if weight is None else weight[part])
+        if (rows.status != kernels.VALID).any():
+            return None
+        found = zeros(kernels.FIELDS)
+        kernels.add_rows(rows.loss, NONE, NONE, NONE, rows.weight, NO_INDEX, rows.status, math.inf, found.reshape(-1))
+        return found
+
+    with ThreadPoolExecutor(get_num_threads(), thread_name_prefix="xent-score") as pool:
+        parts = list(pool.map(totals, range(0, len(proba), size)))
+    return None if any(part is None for part in parts) else reduce(merged, (p for p in parts if p is not None))

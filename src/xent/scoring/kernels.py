@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xent.cpu.compilation import device, kernel
-from xent.cpu.primitives import float_bits
+from xent.cpu.primitives import add_in_any_order, float_bits, log, maximum
 
 Array = NDArray[Any]
 
@@ -71,6 +71,8 @@ CLASS_TOTALS = ("weight", "loss", "impossible_weight", "correct", "predicted")
 
 FIELDS, CLASS_FIELDS = len(TOTALS), len(CLASS_TOTALS)
 
+SMALLEST_NORMAL = 2.0**-1022
+LONG_ROW, BLOCK = 64, 256
 OCTAVES, STEPS = 20, 4
 PROBABILITY_BINS = 2 * OCTAVES * STEPS
 CONFIDENCE_BINS = 20
@@ -111,6 +113,75 @@ def loss_bin(loss: float) -> int:
     return min(max(octave, np.int64(0)), np.int64(LOSS_BINS - 1))
 
 
+@device
+def short_row(p: Any, y: int) -> tuple[float, float, float, int, bool]:
+    """Sum, Brier score, largest probability and its first class, and whether all are 0 or more: of few classes."""
+    total, squares, best, place, possible = 0.0, 0.0, -1.0, 0, True
+    for j in range(p.shape[0]):
+        value = float(p[j])
+        possible &= value >= 0.0
+        total += value
+        if value > best:
+            best, place = value, j
+        difference = 1.0 - value if j == y else value
+        squares += difference * difference
+    return total, squares, best, place, possible
+
+
+@device
+def part_of_row(p: Any, first: int, last: int) -> tuple[float, float, float, float]:
+    """Sum, sum of squares, largest and minus smallest of a part of a row; NaN if there is a NaN."""
+    total, squares, largest, smallest = 0.0, 0.0, -np.inf, -np.inf
+    for j in range(first, last):
+        value = float(p[j])
+        total = add_in_any_order(total, value)
+        squares = add_in_any_order(squares, value * value)
+        largest = maximum(largest, value)
+        smallest = maximum(smallest, -value)
+    return total, squares, largest, smallest
+
+
+@device
+def long_row(p: Any, y: int) -> tuple[float, float, float, int, bool]:
+    """The same as `short_row`, in loops that become vector instructions; by blocks, to find the largest again.
+
+    The label's own probability is left out of the sum of squares, and not subtracted, which would cancel.
+    """
+    classes, picked = p.shape[0], float(p[y])
+    total, squares = picked, (1.0 - picked) * (1.0 - picked)
+    best, block, possible = picked, y - y % BLOCK, picked >= 0.0
+    for first in range(0, classes, BLOCK):
+        last = min(first + BLOCK, classes)
+        middle = y if first <= y < last else last
+        for begin, end in ((first, middle), (middle + 1, last)):
+            part, part_squares, largest, smallest = part_of_row(p, begin, end)
+            total += part
+            squares += part_squares
+            possible &= smallest <= 0.0
+            if largest > best or (largest == best and first < block):
+                best, block = largest, first
+    place = block
+    while place < classes - 1 and float(p[place]) != best:
+        place += 1
+    return total, squares, best, place, possible
+
+
+@device
+def status_of(total: float, possible: bool, tolerance: float) -> int:
+    """Whether a row is a distribution, or what is wrong with it."""
+    return (VALID if abs(total - 1.0) <= tolerance else WRONG_SUM) if possible else NOT_A_PROBABILITY
+
+
+@device
+def information(p: float) -> float:
+    """-log p of a probability, +inf for 0. A float32 that rounding left above 1 counts as 1, and wins nothing."""
+    if p >= 1.0:
+        return 0.0
+    if p < SMALLEST_NORMAL:
+        return -math.log(p) if p > 0.0 else np.inf
+    return -log(p)
+
+
 @kernel
 def hard_rows(
     p: Array,
@@ -125,23 +196,15 @@ def hard_rows(
 ) -> None:
     """Score rows of probabilities against class indices. `log_prob` of the label is used where it is given."""
     for i in range(p.shape[0]):
-        total, squares, best, place, wrong = 0.0, 0.0, -1.0, 0, False
-        y = label[i]
-        for j in range(p.shape[1]):
-            value = float(p[i, j])
-            wrong |= not (value >= 0.0)
-            total += value
-            if value > best:
-                best, place = value, j
-            squares += value * value if j != y else (1.0 - value) * (1.0 - value)
-        picked = float(p[i, y])
-        status[i] = NOT_A_PROBABILITY if wrong else (VALID if abs(total - 1.0) <= tolerance else WRONG_SUM)
-        predicted[i], confidence[i], brier[i] = place, best, squares
-        if log_prob.shape[0]:
-            loss[i] = 0.0 - log_prob[i]
-        else:
-            # A float32 that rounded above 1 would otherwise win a little.
-            loss[i] = 0.0 - math.log(min(picked, 1.0)) if picked > 0.0 else np.inf
+        loss[i] = 0.0 - log_prob[i] if log_prob.shape[0] else information(float(p[i, label[i]]))
+    if p.shape[1] >= LONG_ROW:
+        for i in range(p.shape[0]):
+            total, brier[i], confidence[i], predicted[i], possible = long_row(p[i], label[i])
+            status[i] = status_of(total, possible, tolerance)
+    else:
+        for i in range(p.shape[0]):
+            total, brier[i], confidence[i], predicted[i], possible = short_row(p[i], label[i])
+            status[i] = status_of(total, possible, tolerance)
 
 
 @kernel
@@ -309,15 +372,18 @@ def add_soft_classes(p: Array, target: Array, predicted: Array, weight: Array, s
 @kernel
 def add_one_vs_rest(p: Array, label: Array, target: Array, weight: Array, status: Array, histogram: Array) -> None:
     """Add valid rows to each class's histogram of (weight, probability, label) by the probability of that class."""
-    soft = target.shape[0] > 0
+    soft, weighted = target.shape[0] > 0, weight.shape[0] > 0
     for i in range(p.shape[0]):
         if status[i] != VALID:
             continue
-        w = weight[i] if weight.shape[0] else 1.0
+        w = weight[i] if weighted else 1.0
         for j in range(p.shape[1]):
             value = float(p[i, j])
             cell = 3 * (j * PROBABILITY_BINS + probability_bin(value))
-            add(histogram, cell + 0, w)
+            if weighted:
+                add(histogram, cell, w)
+            else:
+                histogram[np.uint64(cell) * np.uint64(2)] += 1.0  # exact
             add(histogram, cell + 1, w * value)
             if soft:
                 add(histogram, cell + 2, w * target[i, j])

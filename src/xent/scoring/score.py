@@ -244,26 +244,26 @@ def estimate(totals: Array) -> Estimate:
 
 
 def _class_scores(state: ScoreState, weight: float) -> tuple[ClassScore, ...]:
-    sums = values(state.classes)
-    all_loss = float(sums[:, 1].sum())
-    found = []
-    for k, name in enumerate(state.form.classes):
-        own, loss, impossible, correct, predicted = map(float, sums[k])
-        histogram = state.one_vs_rest[k] if state.form.one_vs_rest and weight else None
-        found.append(
-            ClassScore(
-                name=name,
-                weight=own,
-                share=_ratio(own, weight),
-                predicted_share=_ratio(predicted, weight),
-                mean_probability=math.nan if histogram is None else _ratio(values(histogram)[:, 1].sum(), weight),
-                loss=math.inf if impossible > 0 else _ratio(loss, own),
-                share_of_loss=_ratio(loss, all_loss),
-                recall=_ratio(correct, own),
-                against_rest=None if histogram is None else decomposition(histogram),
-            )
-        )
-    return tuple(found)
+    own, loss, impossible, correct, predicted = values(state.classes).T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        columns = [
+            own,
+            own / weight,
+            predicted / weight,
+            np.where(impossible > 0, math.inf, loss / own),
+            loss / loss.sum(),
+            correct / own,
+        ]
+    rest: list[Decomposition | None] = [None] * len(own)
+    probability = [math.nan] * len(own)
+    if state.form.one_vs_rest and weight:
+        rest = [decomposition(histogram) for histogram in state.one_vs_rest]
+        probability = (values(state.one_vs_rest)[:, :, 1].sum(axis=1) / weight).tolist()
+    found = zip(state.form.classes, *(column.tolist() for column in columns), probability, rest, strict=True)
+    return tuple(
+        ClassScore(name, w, share, predicted_share, mean_probability, mean, of_loss, recall, against)
+        for name, w, share, predicted_share, mean, of_loss, recall, mean_probability, against in found
+    )
 
 
 def _segment_scores(state: ScoreState, name: str) -> tuple[SegmentScore, ...]:

@@ -7,14 +7,18 @@ An impossible label costs +inf here, where scikit-learn answers 36.04, 15.94 or 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from xent.errors import LabelError, message
+from xent.scoring import kernels
+from xent.scoring.arrays import mean_totals
 from xent.scoring.frames import score
 from xent.scoring.score import Score
+from xent.scoring.sums import Array, exactly, values
 
 __all__ = ["explained_log_loss", "log_loss", "neg_brier_score", "neg_log_loss"]
 
@@ -57,8 +61,18 @@ def log_loss(
     >>> round(log_loss(["dog", "cat"], [[0.8, 0.2], [0.5, 0.5]], labels=["dog", "cat"]), 4)
     0.4581
     """
-    found = _scored("log_loss", y_true, y_proba, sample_weight, labels)
-    return found.cross_entropy.nats if normalize else 0.0 - found.log_likelihood.nats
+    proba, codes = _coded("log_loss", y_true, y_proba, labels)
+    weight = None if sample_weight is None else np.asarray(sample_weight)
+    totals = mean_totals(proba, codes, weight) if len(proba) and proba.shape[:1] == codes.shape else None
+    if totals is None:  # which row, and why, the whole score says
+        return score(proba, codes, weight=weight).cross_entropy.nats
+    if values(totals)[kernels.IMPOSSIBLE_WEIGHT] > 0:
+        return math.inf
+    total = exactly(totals[kernels.LOSS])
+    if not normalize:
+        return float(total)
+    rows = exactly(totals[kernels.WEIGHT])
+    return float(total / rows) if rows else math.nan
 
 
 def neg_log_loss(estimator: Any, X: Any, y: Any, sample_weight: Any = None) -> float:
@@ -128,6 +142,12 @@ def _estimated(call: str, estimator: Any, X: Any, y: Any, sample_weight: Any) ->
 
 
 def _scored(call: str, y_true: Any, y_proba: Any, sample_weight: Any, labels: Sequence[Any] | None) -> Score:
+    proba, codes = _coded(call, y_true, y_proba, labels)
+    return score(proba, codes, weight=sample_weight)
+
+
+def _coded(call: str, y_true: Any, y_proba: Any, labels: Sequence[Any] | None) -> tuple[Array, Array]:
+    """Probabilities, and the labels as indices of their columns."""
     truth, proba = np.asarray(y_true), np.asarray(y_proba)
     classes = np.unique(truth).tolist() if labels is None else list(labels)
     columns = 2 if proba.ndim == 1 else proba.shape[1]
@@ -135,10 +155,11 @@ def _scored(call: str, y_true: Any, y_proba: Any, sample_weight: Any, labels: Se
         whose = "in y_true" if labels is None else "in labels"
         found = f"found {len(classes)} classes {whose} for {columns} columns of probabilities"
         raise LabelError(message(call, "labels", found, "Name the class of each column, in their order"))
-    index = {label: k for k, label in enumerate(classes)}
-    unseen = [label for label in truth.tolist() if label not in index]
-    if unseen:
-        found = f"the label {unseen[0]!r} is none of the classes {classes}"
+    order = np.argsort(np.asarray(classes), kind="stable")
+    ordered = np.asarray(classes)[order]
+    place = np.searchsorted(ordered, truth).clip(0, len(classes) - 1)
+    unseen = ordered[place] != truth
+    if unseen.any():
+        found = f"the label {truth[unseen].tolist()[0]!r} is none of the classes {classes}"
         raise LabelError(message(call, "y_true", found, "Name every class in labels="))
-    codes = np.array([index[label] for label in truth.tolist()], np.int64)
-    return score(proba, codes, weight=sample_weight)
+    return proba, order[place]
