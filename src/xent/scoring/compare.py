@@ -19,6 +19,7 @@ from scipy import special
 
 from xent.errors import ArgumentError, DataError, DistributionError, message
 from xent.scoring import files, frames, kernels
+from xent.scoring.batches import batches_of
 from xent.scoring.columns import Names, Plan, Request
 from xent.scoring.score import Estimate
 from xent.scoring.sums import Array
@@ -196,7 +197,7 @@ def row_table(side: str, data: Any, request: Request) -> pl.DataFrame:
     """The id, loss, correctness, label and further columns of each row."""
     parts = []
     with files.reading(data if isinstance(data, str) else side):
-        plan, batches = frames.batches_of(data, request)
+        plan, batches = batches_of(data, request)
         first = 0
         for batch in batches:
             parts.append(_rows_of(side, plan, batch, first))

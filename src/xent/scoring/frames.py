@@ -10,17 +10,16 @@ import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
-import narwhals as nw
 import numpy as np
 import polars as pl
 
 from xent.cpu.threads import get_num_threads
-from xent.errors import ArgumentError, DataError, DistributionError, DTypeError, message
+from xent.errors import ArgumentError, DataError, DistributionError, message
 from xent.scoring import files, kernels
+from xent.scoring.batches import batches_of, engine_of, is_array, is_path
 from xent.scoring.columns import Plan, Request
 from xent.scoring.kept import keys_of_ids
 from xent.scoring.score import Score
@@ -28,9 +27,6 @@ from xent.scoring.state import ScoreState, add_all
 from xent.scoring.sums import Array
 
 CALL = "score"
-BATCH_ROWS = 2**16
-BATCH_NUMBERS = 2**20
-"""Probabilities in a batch: with many classes it has fewer rows."""
 MOST_CHECKED_IDS = 2**24
 PARTITION = 2**40
 """Numbers of rows that a partition of a cluster's table is given, until all partitions have been counted."""
@@ -118,13 +114,13 @@ def score(
     names = None if classes is None else tuple(map(str, classes))
     options = {"clip": clip, "tolerance": tolerance, "worst": worst}
     driver = Driver(invalid == "skip", progress)
-    if _is_path(data):
+    if is_path(data):
         found = files.find(data)
         if found[0].suffix.lower() in files.ARRAYS:
             roles = {"label": label, "proba": proba, "logits": logits, "log_prob": log_prob, "entropy": entropy}
             data, given = _from_array_file(found, {**roles, "weight": weight, "id": id})
             return driver.arrays(data, names, {**options, **given}, by)
-    if _is_array(data):
+    if is_array(data):
         given = {"label": label, "logits": None, "weight": weight, "id": id, "entropy": entropy}
         if logits is not None or proba is not None or log_prob is not None:
             text = "found it beside an array of probabilities"
@@ -133,24 +129,6 @@ def score(
     segments = (by,) if isinstance(by, str) else tuple(by)
     request = Request(label, proba, logits, log_prob, entropy, weight, id, segments, names, options)
     return driver.table(data, request)
-
-
-def batches_of(data: Any, request: Request) -> tuple[Plan, Iterable[pl.DataFrame]]:
-    """The plan of a file or local frame, and its batches."""
-    if _is_path(data):
-        data = files.scan(files.find(data))
-    engine = _engine(data)
-    if engine in ("dask", "pyspark"):
-        text = f"found a frame of {engine}"
-        raise DTypeError(message("compare", "a, b", text, "Write the predictions to Parquet and pass the path"))
-    if engine == "polars lazy":
-        schema = data.collect_schema()
-        plan = request.plan(schema.names(), schema)
-        rows = _batch_rows(len(plan.columns))
-        return plan, data.select(plan.needed).collect_batches(chunk_size=rows, maintain_order=True)
-    columns, batches = local_batches(data, engine)
-    plan = request.plan(columns, _dtypes(batches(columns, 1)))
-    return plan, batches(plan.needed, _batch_rows(len(plan.columns)))
 
 
 class Driver:
@@ -162,7 +140,7 @@ class Driver:
 
     def table(self, data: Any, request: Request) -> Score:
         """Score a file or frame."""
-        engine = "file" if _is_path(data) else _engine(data)
+        engine = "file" if is_path(data) else engine_of(data)
         if engine in ("dask", "pyspark"):
             from xent.scoring import clusters
 
@@ -306,95 +284,8 @@ def _reason(reason: int, total: float) -> str:
     return f"a sum of {total:.6g}" if reason == kernels.WRONG_SUM else kernels.REASONS[reason]
 
 
-def local_batches(data: Any, engine: str) -> tuple[list[str], Callable[[list[str], int], Iterator[pl.DataFrame]]]:
-    """The columns of a frame in memory or of a stream, and a function that gives batches of chosen columns."""
-    if engine == "duckdb":
-
-        def of_duckdb(columns: list[str], rows: int) -> Iterator[pl.DataFrame]:
-            quoted = ", ".join('"' + name.replace('"', '""') + '"' for name in columns)
-            for batch in data.select(quoted).to_arrow_reader(rows):
-                yield _frame(pl.from_arrow(batch))
-
-        return list(data.columns), of_duckdb
-    if engine == "batches":
-        every = (_polars(item) for item in data)
-        head = next(every, None)
-        if head is None:
-            raise DataError(message(CALL, "data", "there are no batches", "The iterator may have been used before"))
-
-        def of_iterator(columns: list[str], rows: int) -> Iterator[pl.DataFrame]:
-            # The first look, for the types, takes one row and leaves the rest.
-            yield from (batch.select(columns) for batch in ([head] if rows == 1 else chain([head], every)))
-
-        return head.columns, of_iterator
-    frame = nw.from_native(data, eager_only=True)
-
-    def of_frame(columns: list[str], rows: int) -> Iterator[pl.DataFrame]:
-        chosen = frame.select(columns)
-        for first in range(0, len(frame), rows):
-            yield chosen[first : first + rows].to_polars()
-
-    return frame.columns, of_frame
-
-
-def _polars(batch: Any) -> pl.DataFrame:
-    """A frame of any library, or a batch of Arrow."""
-    if type(batch).__name__ == "RecordBatch":
-        return _frame(pl.from_arrow(batch))
-    found: pl.DataFrame = nw.from_native(batch, eager_only=True).to_polars()
-    return found
-
-
-def _frame(found: pl.DataFrame | pl.Series) -> pl.DataFrame:
-    return found if isinstance(found, pl.DataFrame) else found.to_frame()
-
-
-def _dtypes(batches: Iterator[pl.DataFrame]) -> dict[str, Any]:
-    """Types as Polars sees them, from the first row."""
-    first = next(batches, None)
-    return {} if first is None else dict(first.schema)
-
-
 def _keys(ids: pl.Series) -> Array:
     return keys_of_ids(ids.to_numpy() if ids.dtype.is_integer() else ids.cast(pl.String).to_numpy())
-
-
-def _batch_rows(columns: int) -> int:
-    return max(1024, min(BATCH_ROWS, BATCH_NUMBERS // max(columns, 1)))
-
-
-def _is_path(data: Any) -> bool:
-    return isinstance(data, str | Path)
-
-
-def _is_array(data: Any) -> bool:
-    return isinstance(data, np.ndarray | list) or (hasattr(data, "__array_namespace__") or _is_tensor(data))
-
-
-def _is_tensor(data: Any) -> bool:
-    return type(data).__module__.split(".")[0] in ("torch", "jax", "jaxlib", "cupy")
-
-
-def _engine(data: Any) -> str:
-    """Whose frame this is."""
-    if isinstance(data, pl.LazyFrame):
-        return "polars lazy"
-    if isinstance(data, Iterator):
-        return "batches"
-    module = type(data).__module__.split(".")[0]
-    if module in ("duckdb", "_duckdb"):
-        return "duckdb"
-    if module in ("dask", "dask_expr"):
-        return "dask"
-    if module == "pyspark":
-        return "pyspark"
-    try:
-        nw.from_native(data, eager_only=True)
-    except TypeError:
-        text = f"found a {type(data).__module__}.{type(data).__name__}"
-        remedy = "Pass a path, an array, or a frame of pandas, Polars, PyArrow, DuckDB, Dask or PySpark"
-        raise DTypeError(message(CALL, "data", text, remedy)) from None
-    return "local"
 
 
 def _from_array_file(found: list[Path], roles: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -155,9 +155,9 @@ def _coded(call: str, y_true: Any, y_proba: Any, labels: Sequence[Any] | None) -
         whose = "in y_true" if labels is None else "in labels"
         found = f"found {len(classes)} classes {whose} for {columns} columns of probabilities"
         raise LabelError(message(call, "labels", found, "Name the class of each column, in their order"))
-    if truth.dtype.kind in "iu" and classes == list(range(columns)) and truth.size:
-        if truth.min() >= 0 and truth.max() < columns:
-            return proba, truth  # they are indices already
+    indices = truth.dtype.kind in "iu" and truth.size > 0 and classes == list(range(columns))
+    if indices and truth.min() >= 0 and truth.max() < columns:
+        return proba, truth
     order = np.argsort(np.asarray(classes), kind="stable")
     ordered = np.asarray(classes)[order]
     place = np.searchsorted(ordered, truth).clip(0, len(classes) - 1)
