@@ -27,6 +27,8 @@ from xent.benchmark import DEVICES, linear, run
 from xent.benchmark.accuracy import run_accuracy
 from xent.benchmark.gpu import run_gpu
 from xent.benchmark.scaling import run_scaling
+from xent.benchmark.scoring import missed as missed_scores
+from xent.benchmark.scoring import run_scoring
 from xent.benchmark.shapes import checked_device
 from xent.benchmark.show import disturbed, missed, tables
 from xent.benchmark.tables import linear as linear_table
@@ -34,8 +36,8 @@ from xent.benchmark.timing import Settings
 from xent.errors import XentError
 
 HERE = Path(__file__).parent
-Part = Literal["logits", "logits_huge_pages", "scaling", "accuracy", "linear"]
-PARTS: tuple[Part, ...] = ("logits", "logits_huge_pages", "scaling", "accuracy", "linear")
+Part = Literal["logits", "logits_huge_pages", "scaling", "accuracy", "linear", "scoring"]
+PARTS: tuple[Part, ...] = ("logits", "logits_huge_pages", "scaling", "accuracy", "linear", "scoring")
 GPU_PARTS: tuple[Literal["logits", "linear"], ...] = ("logits", "linear")
 LARGE = ("gpt2", "segmentation")
 messages = Console(stderr=True)
@@ -69,6 +71,9 @@ def main(
         _show(record)
     if part == "linear":
         Console().print(Markdown(linear_table(record)), *missed(record), sep="\n")
+    if part == "scoring":
+        for sentence in missed_scores(record):
+            messages.print(f"[red]missed[/] {sentence}", soft_wrap=True)
     if out is not None or not quick:
         _write(record, out or documents.results(device) / f"{part}.json")
     if out is None and not quick:
@@ -112,11 +117,13 @@ def _measured(
     command = " ".join(["python", "benchmarks/run.py", *sys.argv[1:]])
     if part == "linear" and shapes:
         raise typer.BadParameter("linear has one shape: leave out --shape.")
-    if part in ("scaling", "accuracy") and (shapes or quick):
+    if part in ("scaling", "accuracy", "scoring") and (shapes or quick):
         raise typer.BadParameter(f"{part} has sizes of its own: leave out --shape and --quick.")
     with _progress() as progress:
         if part == "accuracy":
             return run_accuracy(command=command, progress=progress)
+        if part == "scoring":
+            return run_scoring(threads=threads, command=command, progress=progress)
         if part == "scaling":
             return run_scaling(threads=threads, device=device, command=command, progress=progress)
         if part == "linear":

@@ -4,6 +4,7 @@
     xent.likelihood    labels under predicted distributions
     xent.numpy         logits in: the losses and their gradients for NumPy arrays
     xent.torch         the same for tensors: drop-ins for F.cross_entropy and nn.CrossEntropyLoss
+    xent.scoring       a table of predictions in: how good they are; `xent.score` and `xent.compare`
     xent.reference     the float64 definitions that everything else is tested against
 
 Importing xent loads none of them, nor NumPy: each submodule is imported when it is first used.
@@ -15,16 +16,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from xent import errors, information, likelihood, numpy, objective, reference, torch
+    from xent import errors, information, likelihood, numpy, objective, reference, scoring, torch
     from xent.errors import XentError
     from xent.objective import Objective
+    from xent.scoring import compare, score
 
 __version__ = "0.1.0"
 
-_SUBMODULES = ("errors", "information", "likelihood", "numpy", "objective", "reference", "torch")
-_NAMES = {"XentError": "errors", "Objective": "objective"}
+_SUBMODULES = ("errors", "information", "likelihood", "numpy", "objective", "reference", "scoring", "torch")
+_NAMES = {"XentError": "errors", "Objective": "objective", "compare": "scoring", "score": "scoring"}
 
-__all__ = ["Objective", "XentError", "__version__", *_SUBMODULES]
+__all__ = ["Objective", "XentError", "__version__", "compare", "score", *_SUBMODULES]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The command line: `xent why`, `xent bench`, `xent doctor`. `main` is what the `xent` script calls."""
+"""The command line: `xent score`, `compare`, `why`, `bench` and `doctor`. `main` is what the `xent` script calls."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 def main() -> None:
     """Run the command line, or say which extra it needs."""
     try:
-        from xent.commands import app
+        from xent.scoring_commands import app
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "xent":
             raise

@@ -75,6 +75,11 @@ def why(
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training rows [default: 30].")] = None,
     out: Annotated[Path, typer.Option(help="Folder for why.html and why.json.")] = Path("xent-why"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the record as JSON in place of the table.")] = False,
+    predictions: Annotated[
+        str | None, typer.Option(help="Predictions of your own: replay both gradients on them, and train nothing.")
+    ] = None,
+    proba: Annotated[list[str] | None, typer.Option(help="With --predictions: as in `xent score`.")] = None,
+    logits: Annotated[list[str] | None, typer.Option(help="With --predictions: as in `xent score`.")] = None,
 ) -> None:
     """See why classifiers are trained with cross-entropy and not with squared error.
 
@@ -84,8 +89,15 @@ def why(
     - `xent why` : handwritten digits, about a minute
     - `xent why iris --quick` : a first look in seconds
     - `xent why customers.csv --label churned --drop id --out report`
+    - `xent why --predictions scored.parquet --label y --proba 'p_*'` : on predictions that you have
     """
+    if predictions is not None:
+        from xent.scoring_commands import replay_predictions
+
+        replay_predictions(predictions, label, proba, logits, out, as_json)
+        return
     with _refusing():
+        _refuse_without_predictions(proba, logits)
         from xent.report import write_why
         from xent.why import Settings, load, run
 
@@ -156,6 +168,13 @@ def doctor(
         for name, value in rows.items():
             table.add_row(name, _escaped(str(value)))
         console.print(table, "")
+
+
+def _refuse_without_predictions(proba: list[str] | None, logits: list[str] | None) -> None:
+    from xent.errors import ArgumentError
+
+    if proba or logits:
+        raise ArgumentError("--proba, --logits: they name columns of --predictions FILE, which is not given.")
 
 
 def _usable_folder(out: Path) -> None:

@@ -7,6 +7,7 @@
     bars.py       the figures that have to be reached
     run.py        all of it for some shapes, as one record that JSON can hold
     scaling.py    time against the number of elements
+    scoring.py    `xent.score` against a bare mean
     machine.py    the machine and the versions
     tables.py     Markdown tables from records, between markers in the documents
     plots.py      the plot of scaling.py's record

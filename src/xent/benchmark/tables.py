@@ -227,6 +227,31 @@ def machine(record: Record) -> str:
     )
 
 
+def scoring(record: Record) -> str:
+    """`xent.score` beside the mean of Polars and of scikit-learn, and what was required."""
+    rows = []
+    for case in record["cases"]:
+        size = f"{case['kind']} {case['rows']:,} x {case['classes']:,}"
+        for ratio in case["ratios"]:
+            seconds = [number(case["seconds"][ratio[who]]["median"]) for who in ("ours", "peer")]
+            what = "times its time" if ratio["direction"] == "at most" else "times as fast"
+            measured = f"{number(ratio['median'])} ({number(ratio['low'])}–{number(ratio['high'])}) {what}"
+            names = [f"`{ratio['ours']}`", ratio["peer"]]
+            required = f"{ratio['direction']} {ratio['bar']:g}"
+            rows.append([size, *names, *seconds, measured, required, "yes" if ratio["met"] else "no"])
+    head = ["rows x classes", "ours", "against", "ours, s", "it, s", "ours is", "required", "met"]
+    return table(head, rows, left=3)
+
+
+def scoring_memory(record: Record) -> str:
+    """Peak memory of a process that scores a file, everything included."""
+    wide = [(f"parquet {c['rows']:,} x {c['classes']}", c["peak_bytes"]) for c in record["cases"] if "peak_bytes" in c]
+    narrow = [(f"narrow {n['rows']:,}", n["peak_bytes"], n["seconds"]) for n in record["narrow"]]
+    rows = [[name, megabytes(peak), ""] for name, peak in wide]
+    rows += [[name, megabytes(peak), number(seconds)] for name, peak, seconds in narrow]
+    return table(["file", "peak memory of the process, MB", "first call in it, s"], rows, left=1)
+
+
 TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
     "summary": ("logits", summary),
     "bars": ("logits", bars),
@@ -243,6 +268,9 @@ TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
     "linear": ("linear", linear),
     "linear bars": ("linear", linear_bars),
     "linear machine": ("linear", machine),
+    "scoring": ("scoring", scoring),
+    "scoring memory": ("scoring", scoring_memory),
+    "scoring machine": ("scoring", machine),
 }
 """Each name that a marker can have, the record that it needs, and what makes it."""
 

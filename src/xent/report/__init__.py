@@ -1,6 +1,7 @@
 """Records as pages: one HTML file that opens anywhere, offline, and a JSON file with every number of it.
 
-page.py makes a page out of a template, texts and charts; why_text.py and why_charts/ hold those of `xent why`.
+page.py makes a page out of a template, texts and charts; why_text.py and why_charts/ hold those of `xent why`,
+score_text.py and score_charts.py those of `xent score`, replay_page.py those of `xent why --predictions`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from xent.report.page import render, write_together
 if TYPE_CHECKING:
     from xent.why.record import Record
 
-__all__ = ["write_why"]
+__all__ = ["write_replay", "write_score", "write_why"]
 
 
 def write_why(record: Record | Mapping[str, Any], directory: Path) -> Path:
@@ -36,3 +37,34 @@ def write_why(record: Record | Mapping[str, Any], directory: Path) -> Path:
     page = render("why.html.jinja", charts(plain), texts(plain))
     written = write_together(directory, {"why.json": numbers, "why.html": page})
     return written["why.html"]
+
+
+def write_score(record: Mapping[str, Any], path: Path) -> Path:
+    """Write the report of a score: one HTML file, whole or not at all; return its path.
+
+    Parameters
+    ----------
+    record : what `Score.to_record` returned; "source", if there, names the input, its SHA-256 and the versions
+    path : of the file; one that is there is replaced
+    """
+    from xent.report.score_charts import charts
+    from xent.report.score_text import SEARCH, texts
+
+    page = render("score.html.jinja", charts(record), texts(record), SEARCH)
+    return write_together(path.parent, {path.name: page})[path.name]
+
+
+def write_replay(record: Mapping[str, Any], directory: Path) -> Path:
+    """Write predictions.html, and predictions.json with its numbers, into the directory; return the HTML's path.
+
+    Parameters
+    ----------
+    record : what `GradientReplay.to_dict` returned
+    directory : made if it is missing; files of the two names are replaced
+    """
+    from xent.report.replay_page import charts, texts
+
+    page = render("replay.html.jinja", charts(record), texts(record))
+    numbers = json.dumps(record, allow_nan=False, indent=1)
+    written = write_together(directory, {"predictions.json": numbers, "predictions.html": page})
+    return written["predictions.html"]

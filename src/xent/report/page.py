@@ -35,13 +35,16 @@ document.addEventListener("pointerdown", (event) => {
   if (event.target.hasPointerCapture?.(event.pointerId)) event.target.releasePointerCapture(event.pointerId);
 });
 """
-"""All of our own JavaScript."""
+"""Our own JavaScript that every page has."""
 
 
-def render(template: str, charts: Mapping[str, Chart], context: Mapping[str, Any]) -> str:
-    """The page as text. The template places a chart by its name; the context is whatever else it needs."""
+def render(template: str, charts: Mapping[str, Chart], context: Mapping[str, Any], script: str = "") -> str:
+    """The page as text. The template places a chart by its name; the context is whatever else it needs.
+
+    `script` is JavaScript that this page needs beside its charts.
+    """
     specs = {name: specification(chart) for name, chart in charts.items()}
-    libraries, embed = javascript(), EMBED
+    libraries, embed = javascript(), EMBED + script
     return (
         environment()
         .get_template(template)

@@ -1,0 +1,61 @@
+"""The report of `xent why --predictions`: both gradients on the user's own rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import altair as alt
+
+from xent.report.numbers import count, percent, rounded, significant
+from xent.report.theme import COLOR_OF, Layers, finished, layered, rows
+
+KEYS = {"cross-entropy": 1, "squared error": 2}
+
+
+def charts(record: Mapping[str, Any]) -> dict[str, Layers]:
+    """The lengths of both gradients against the probability of the label."""
+    points = record["points"]
+    x = alt.X("q:Q", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(title="probability given to the label", format="%"))
+    y = alt.Y("length:Q", axis=alt.Axis(title="length of the gradient", tickCount=5))
+    layers = []
+    for loss, column in KEYS.items():
+        data = rows(q=rounded(p[0] for p in points), length=rounded(p[column] for p in points))
+        shape = "circle" if loss == "cross-entropy" else "triangle-up"
+        mark = data.mark_point(shape=shape, filled=True, color=COLOR_OF[loss], size=26, opacity=0.6)
+        layers.append(mark.encode(x=x, y=y))
+    description = "The length of each loss's gradient against the probability of the label, one mark for each row."
+    return {"gradients": finished(layered(*layers), "gradients", description, 340)}
+
+
+def texts(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Words, and the bands as a table."""
+    worst = record["bands"][0]
+    sampled = record["rows"] != record["rows_in_source"]
+    of_source = f" of {count(record['rows_in_source'])}, sampled" if sampled else ""
+    answer = f"No row of {count(record['rows'])}{of_source} gave its label less than 1%."
+    if worst["rows"]:
+        answer = (
+            f"{count(worst['rows'])} of {count(record['rows'])} rows{of_source} gave their label less than 1%. There "
+            f"the gradient of cross-entropy is {significant(worst['cross_entropy'])} long on average, and that of "
+            f"squared error {significant(worst['squared_error'])}: "
+            f"{percent(worst['share_of_cross_entropy'])} of all that cross-entropy would change, "
+            f"{percent(worst['share_of_squared_error'])} of what squared error would."
+        )
+    return {"name": record.get("source", {}).get("name", "predictions"), "answer": answer, "bands": bands(record)}
+
+
+def bands(record: Mapping[str, Any]) -> list[list[str]]:
+    """The table, as texts."""
+    return [
+        [
+            f"{percent(b['low'], 0)} to {percent(b['high'], 0)}",
+            count(b["rows"]),
+            *("" if b[key] is None else significant(b[key]) for key in ("cross_entropy", "squared_error")),
+            *("" if b[f"share_of_{key}"] is None else percent(b[f"share_of_{key}"]) for key in SHARES),
+        ]
+        for b in record["bands"]
+    ]
+
+
+SHARES = ("cross_entropy", "squared_error")

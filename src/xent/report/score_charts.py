@@ -1,0 +1,250 @@
+"""The charts of `xent score`: Vega-Lite specifications made by Altair from the record of a score."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import altair as alt
+
+from xent.report.numbers import rounded, significant
+from xent.report.score_text import clip_matters, figure, number
+from xent.report.theme import (
+    CROSS_ENTROPY,
+    FAINT,
+    INK,
+    MUTED,
+    RULE,
+    Layers,
+    finished,
+    label,
+    layered,
+    power,
+    rows,
+    ticks,
+)
+
+MOST_POINTS = 1500
+LN2 = math.log(2)
+
+
+def charts(record: Mapping[str, Any]) -> dict[str, Layers]:
+    """All charts that this record has numbers for, by the name under which the template places them."""
+    found = {"scale": _scale(record), "surprisal-histogram": _losses(record)}
+    if record["concentration"]:
+        found["concentration"] = _concentration(record)
+    if record["reliability"]:
+        found |= {"reliability": _reliability(record), "confidence": _confidence(record)}
+    lost = figure(record, "miscalibration_nats")
+    if lost is not None and math.isfinite(lost):
+        found["decomposition"] = _decomposition(record)
+    if any(number(s["loss"]) not in (None, math.inf) for s in record["sample"]):
+        found["log-loss-brier"] = _rows(record)
+    if clip_matters(record):
+        found["clip"] = _clip(record)
+    return found
+
+
+def _scale(record: Mapping[str, Any]) -> Layers:
+    """Reference values on one line, in nats."""
+    places = [("certainty", 0.0, MUTED), ("base rate", figure(record, "base_rate_nats"), MUTED)]
+    places.append(("knowing nothing", figure(record, "uniform_nats"), MUTED))
+    mean = figure(record, "cross_entropy_nats")
+    possible = figure(record, "cross_entropy_possible_nats")
+    if mean is not None and math.isfinite(mean):
+        places.append(("cross-entropy", mean, CROSS_ENTROPY))
+    elif possible is not None:
+        places.append(("without impossible rows", possible, CROSS_ENTROPY))
+    known = sorted([p for p in places if p[1] is not None], key=lambda p: p[1] or 0.0)
+    top = max([p[1] or 0.0 for p in known]) or 1.0
+    x = alt.X("nats:Q", scale=alt.Scale(domain=[0, 1.02 * top]), axis=alt.Axis(title="nats per row", tickCount=6))
+    base = rows(
+        nats=rounded((p[1] for p in known), 5),
+        text=[
+            f"{name}: {significant(value or 0.0)} nats, {significant((value or 0.0) / LN2)} bits"
+            for name, value, _ in known
+        ],
+        color=[color for *_, color in known],
+        level=list(range(len(known))),
+        side=["left" if (value or 0.0) < 0.55 * top else "right" for _, value, _ in known],
+    )
+    y = alt.Y("level:Q", axis=None, scale=alt.Scale(domain=[-0.6, len(known) - 0.4]))
+    color = alt.Color("color:N", scale=None)
+    points = base.mark_circle(size=110, opacity=1).encode(x=x, y=y, color=color)
+    drops = base.mark_rule(strokeDash=[2, 3]).encode(x=x, y=y, y2=alt.datum(-0.6), color=color)
+    texts: list[Any] = []
+    for side, dx in (("left", 11), ("right", -11)):
+        placed = base.transform_filter(f"datum.side == '{side}'").encode(x=x, y=y, text="text:N")
+        texts.append(label(placed, align=side, dx=dx, color=INK, baseline="middle"))
+    description = (
+        "Cross-entropy of the predictions among certainty, the base rate and knowing nothing, in nats per row."
+    )
+    return finished(layered(drops, points, texts), "scale", description, 60 + 34 * len(known))
+
+
+def _losses(record: Mapping[str, Any]) -> Layers:
+    """The distribution of the loss, on a logarithmic axis, with the share of the loss that each bin brings."""
+    inside = _half_octaves(record)
+    weight = math.fsum(b[2] for b in inside) or 1.0
+    loss = math.fsum(b[3] for b in inside) or 1.0
+    data = rows(
+        low=rounded((b[0] / LN2 for b in inside), 4),
+        high=rounded((b[1] / LN2 for b in inside), 4),
+        rows=rounded((b[2] / weight for b in inside), 4),
+        loss=rounded((b[3] / loss for b in inside), 4),
+    )
+    x = alt.X(
+        "low:Q", scale=alt.Scale(type="log"), axis=alt.Axis(title="bits that a label cost", format="~g", tickCount=8)
+    )
+    y = alt.Y("rows:Q", axis=alt.Axis(title="share", format="%", tickCount=4))
+    tooltip = [
+        alt.Tooltip("low:Q", title="from, bits", format=".3g"),
+        alt.Tooltip("high:Q", title="to, bits", format=".3g"),
+        alt.Tooltip("rows:Q", title="share of rows", format=".2%"),
+        alt.Tooltip("loss:Q", title="share of the loss", format=".2%"),
+    ]
+    bars = data.mark_rect(color=RULE).encode(x=x, x2="high:Q", y=y, y2=alt.datum(0), tooltip=tooltip)
+    middle = data.transform_calculate(middle="sqrt(datum.low * datum.high)")
+    line = middle.mark_line(color=CROSS_ENTROPY, strokeWidth=2.5).encode(x=x.copy(), y="loss:Q")
+    line.encoding.x.shorthand = "middle:Q"
+    description = "How many rows cost how many bits, and how much of the loss they bring."
+    return finished(layered(bars, line), "surprisal-histogram", description)
+
+
+def _half_octaves(record: Mapping[str, Any]) -> list[tuple[float, float, float, float]]:
+    """(from, to, weight, loss) with two bins to each octave, from the eight of the record."""
+    found: dict[int, list[float]] = {}
+    for low, high, weight, loss in (tuple(map(number, b)) for b in record["losses"]):
+        middle = math.sqrt(max(low or 0.0, 2.0**-24) * min(high or 0.0, 2.0**10))
+        place = math.floor(2 * math.log2(middle / LN2))
+        part = found.setdefault(place, [0.0, 0.0])
+        part[0] += weight or 0.0
+        part[1] += loss or 0.0
+    if not found:
+        return []
+    every = range(min(found), max(found) + 1)
+    return [(2 ** (k / 2) * LN2, 2 ** ((k + 1) / 2) * LN2, *found.get(k, (0.0, 0.0))) for k in every]
+
+
+def _concentration(record: Mapping[str, Any]) -> Layers:
+    points = [(0.0, 0.0), *((a, number(b) or 0.0) for a, b in record["concentration"]), (1.0, 1.0)]
+    data = rows(rows=[a for a, _ in points], loss=rounded((b for _, b in points), 4))
+    x = alt.X("rows:Q", axis=alt.Axis(title="worst rows, share", format="%", tickCount=5))
+    y = alt.Y("loss:Q", axis=alt.Axis(title="share of the loss", format="%", tickCount=5))
+    even = rows(rows=[0, 1], loss=[0, 1]).mark_line(color=MUTED, strokeDash=[2, 3]).encode(x=x, y=y)
+    tooltip = [
+        alt.Tooltip("rows:Q", title="worst rows", format=".1%"),
+        alt.Tooltip("loss:Q", title="of the loss", format=".1%"),
+    ]
+    line = data.mark_line(color=CROSS_ENTROPY, strokeWidth=2.5, point=alt.OverlayMarkDef(color=CROSS_ENTROPY, size=50))
+    description = "The share of the loss that the worst rows carry, against their share of the rows."
+    return finished(layered(even, line.encode(x=x, y=y, tooltip=tooltip)), "concentration", description)
+
+
+def _reliability(record: Mapping[str, Any]) -> Layers:
+    bins = record["reliability"]
+    data = rows(
+        claimed=rounded((b["claimed"] for b in bins), 4),
+        correct=rounded((b["correct"] for b in bins), 4),
+        low=rounded((b["correct_low"] for b in bins), 4),
+        high=rounded((b["correct_high"] for b in bins), 4),
+        rows=rounded((b["weight"] for b in bins), 4),
+    )
+    scale = alt.Scale(domain=[0, 1])
+    x = alt.X(
+        "claimed:Q", scale=scale, axis=alt.Axis(title="probability of the predicted class", format="%", tickCount=5)
+    )
+    y = alt.Y("correct:Q", scale=scale, axis=alt.Axis(title="share correct", format="%", tickCount=5))
+    diagonal = rows(claimed=[0, 1], correct=[0, 1]).mark_line(color=MUTED, strokeDash=[2, 3]).encode(x=x, y=y)
+    tooltip = [
+        alt.Tooltip("claimed:Q", title="claimed", format=".1%"),
+        alt.Tooltip("correct:Q", title="correct", format=".1%"),
+        alt.Tooltip("rows:Q", title="rows", format=",.0f"),
+    ]
+    band = data.mark_area(color=CROSS_ENTROPY, opacity=0.18).encode(x=x, y=alt.Y("low:Q", scale=scale), y2="high:Q")
+    line = data.mark_line(color=CROSS_ENTROPY, strokeWidth=2.5).encode(x=x, y=y)
+    points = data.mark_circle(color=CROSS_ENTROPY, size=55, opacity=1).encode(x=x, y=y, tooltip=tooltip)
+    description = (
+        "The share of correct rows against the probability that the predicted class was given, with its 95% band."
+    )
+    return finished(layered(diagonal, band, line, points), "reliability", description, 300)
+
+
+def _confidence(record: Mapping[str, Any]) -> Layers:
+    bins = record["reliability"]
+    total = math.fsum(b["weight"] for b in bins) or 1.0
+    data = rows(
+        low=[b["low"] for b in bins],
+        high=[b["high"] for b in bins],
+        rows=rounded((b["weight"] / total for b in bins), 4),
+    )
+    x = alt.X("low:Q", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(title=None, format="%", tickCount=5))
+    y = alt.Y("rows:Q", axis=alt.Axis(title="share of rows", format="%", tickCount=3))
+    bars = data.mark_rect(color=RULE, stroke=FAINT).encode(x=x, x2="high:Q", y=y, y2=alt.datum(0))
+    return finished(layered(bars), "confidence", "How often the predicted class had which probability.", 90)
+
+
+def _decomposition(record: Mapping[str, Any]) -> Layers:
+    u, d, m = (figure(record, f"{name}_nats") or 0.0 for name in ("uncertainty", "discrimination", "miscalibration"))
+    parts = [
+        ("uncertainty", 0.0, u, MUTED),
+        ("− discrimination", u - d, u, CROSS_ENTROPY),
+        ("+ miscalibration", u - d, u - d + m, "var(--squared-error)"),
+        ("= loss", 0.0, u - d + m, INK),
+    ]
+    data = rows(
+        part=[name for name, *_ in parts],
+        low=rounded((p[1] for p in parts), 5),
+        high=rounded((p[2] for p in parts), 5),
+        color=[p[3] for p in parts],
+        text=[significant(p[2] - p[1]) for p in parts],
+    )
+    y = alt.Y("part:N", sort=[name for name, *_ in parts], axis=alt.Axis(title=None, labelColor=INK, labelFontSize=13))
+    x = alt.X(
+        "low:Q", scale=alt.Scale(domain=[0, 1.15 * max(u, u - d + m)]), axis=alt.Axis(title="nats per row", tickCount=5)
+    )
+    bars = data.mark_bar(size=20).encode(x=x, x2="high:Q", y=y, color=alt.Color("color:N", scale=None))
+    texts = label(data.encode(x="high:Q", y=y, text="text:N"), align="left", dx=6, color=INK)
+    return finished(layered(bars, texts), "decomposition", "Uncertainty, discrimination, miscalibration.", 150)
+
+
+def _rows(record: Mapping[str, Any]) -> Layers:
+    """Each sampled row: what logarithm and square make of it."""
+    finite = [s for s in record["sample"] if number(s["loss"]) not in (None, math.inf)][:MOST_POINTS]
+    data = rows(
+        brier=rounded((s["brier"] for s in finite), 4),
+        loss=rounded((max(number(s["loss"]) or 0.0, 2.0**-24) / LN2 for s in finite), 4),
+    )
+    x = alt.X(
+        "brier:Q", scale=alt.Scale(domain=[0, 2]), axis=alt.Axis(title="Brier score of the row, at most 2", tickCount=5)
+    )
+    y = alt.Y("loss:Q", axis=alt.Axis(title="bits", tickCount=5))
+    points = data.mark_circle(color=CROSS_ENTROPY, opacity=0.35, size=22).encode(x=x, y=y)
+    description = (
+        "Sampled rows: the logarithmic loss against the Brier score, which ends at 2 where the logarithm goes on."
+    )
+    return finished(layered(points), "log-loss-brier", description)
+
+
+def _clip(record: Mapping[str, Any]) -> Layers:
+    found = sorted((math.log10(eps), number(value)) for eps, value in record["clip_sensitivity"])
+    data = rows(eps=rounded((a for a, _ in found), 5), nats=rounded((b for _, b in found), 5))
+    names = {
+        -3.0: "0.001",
+        math.log10(2.0**-23): "float32",
+        math.log10(2.0**-52): "float64",
+        -6.0: power(-6),
+        -12.0: power(-12),
+    }
+    x = alt.X("eps:Q", axis=ticks(names, title="smallest probability that a label would be scored with"))
+    y = alt.Y("nats:Q", scale=alt.Scale(zero=False), axis=alt.Axis(title="mean, nats per row", tickCount=4))
+    tooltip = [
+        alt.Tooltip("eps:Q", title="log10 of the floor", format=".2f"),
+        alt.Tooltip("nats:Q", title="nats", format=".5g"),
+    ]
+    line = data.mark_line(color=CROSS_ENTROPY, strokeWidth=2.5).encode(x=x, y=y)
+    points = data.mark_circle(color=CROSS_ENTROPY, size=60, opacity=1).encode(x=x, y=y, tooltip=tooltip)
+    return finished(
+        layered(line, points), "clip", "The mean cross-entropy against the floor of the probabilities.", 220
+    )
