@@ -92,7 +92,9 @@ def backward(
     `out` is shaped and typed like the logits, and may be the logits.
     """
     pull = mass + 2 * objective.z_loss * lse if objective.z_loss else mass
-    _run(_backward, logits, target, objective, shard, (lse, pull * row_scale, row_scale, _bits(out.reshape(-1))), threads)
+    _run(
+        _backward, logits, target, objective, shard, (lse, pull * row_scale, row_scale, _bits(out.reshape(-1))), threads
+    )
 
 
 def statistics(

@@ -24,7 +24,7 @@ from xent.linear.calls import NOTHING
 from xent.linear.driver import Wanted
 from xent.linear.host import Method
 from xent.linear.plan import Plan
-from xent.torch import kernels, linear_kernels, shard_formulas
+from xent.torch import linear_kernels, shard_formulas
 from xent.torch.composed import compute_dtype
 from xent.torch.linear_kernels import Array, Call
 from xent.torch.rows import LinearRows

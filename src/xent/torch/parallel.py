@@ -5,9 +5,9 @@ shards follow each other in the order of the ranks and may be of any size, none 
 classes it has. What crosses the network are a few numbers per row (`traffic`), and for the linear loss the gradient of
 its input; logits never do. torch.distributed carries them: gloo on the CPU, NCCL on a GPU.
 
-    prepare.py (in this folder: sharded_arguments.py)   arguments of a rank, and agreement about them
-    shards.py, linear_shards.py                         the loss from what the shards tell, and its gradients
-    ranks.py                                            collectives, and errors for all ranks
+    sharded_arguments.py          the arguments of a rank, and agreement about them
+    shards.py, linear_shards.py   the loss from what the shards tell, and its gradients
+    ranks.py                      collectives, and errors for all ranks
 
 Who holds what, with R ranks and classes C = C_1 + ... + C_R:
 
@@ -25,7 +25,8 @@ Every rank of the group makes the call and its backward. DTensors sharded over t
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, Unpack
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, TypeVar, Unpack, cast
 
 import torch
 import torch.distributed as dist
@@ -45,9 +46,15 @@ from xent.torch.shards import NUMBERS
 __all__ = ["Traffic", "cross_entropy", "linear_cross_entropy", "linear_statistics", "statistics", "traffic"]
 
 Denominator = float | Literal["global"] | None
+Call = TypeVar("Call", bound=Callable[..., Any])
 
 
-@torch.compiler.disable
+def _outside_of_compilers(call: Call) -> Call:
+    """A compiler breaks the graph here: what the ranks agree upon is known at run time only."""
+    return cast(Call, torch.compiler.disable(call))  # type: ignore[no-untyped-call]
+
+
+@_outside_of_compilers
 def cross_entropy(
     input: Tensor,
     target: Tensor,
@@ -114,7 +121,7 @@ def cross_entropy(
     return reduced(call, call.losses)
 
 
-@torch.compiler.disable
+@_outside_of_compilers
 def linear_cross_entropy(
     input: Tensor,
     linear_weight: Tensor,
@@ -179,7 +186,7 @@ def linear_cross_entropy(
     return reduced(call, call.linear_losses)
 
 
-@torch.compiler.disable
+@_outside_of_compilers
 def statistics(
     input: Tensor,
     target: Tensor,
@@ -222,7 +229,7 @@ def statistics(
     return arguments.agree().statistics()
 
 
-@torch.compiler.disable
+@_outside_of_compilers
 def linear_statistics(
     input: Tensor,
     linear_weight: Tensor,

@@ -51,7 +51,10 @@ class Ranks:
     # ------------------------------------------------------------------------------------------------------ agreement
 
     def agree(
-        self, prepare: Callable[[], Made], equal: Callable[[Made], Mapping[str, float]], own: Callable[[Made], list[int]]
+        self,
+        prepare: Callable[[], Made],
+        equal: Callable[[Made], Mapping[str, float]],
+        own: Callable[[Made], list[int]],
     ) -> tuple[Made, list[list[int]]]:
         """Prepare the call on each rank; return what was made, and the `own` numbers of every rank.
 

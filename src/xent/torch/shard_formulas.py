@@ -41,10 +41,12 @@ def backward(
     t = _target_weights(target, z, weight, objective, shard)
     pull = found.mass + 2 * objective.z_loss * found.lse if objective.z_loss else found.mass
     q = torch.exp(z - found.lse.unsqueeze(1)).to(z.dtype)
-    gradient = (pull * row_scale).to(z.dtype).unsqueeze(1) * q - row_scale.to(z.dtype).unsqueeze(1) * t
+    gradient: Tensor = (pull * row_scale).to(z.dtype).unsqueeze(1) * q - row_scale.to(z.dtype).unsqueeze(1) * t
     gradient = gradient * bent_logits_derivative(z, objective)
     ignored = _ignored(target, objective)
-    return (gradient if ignored is None else gradient.masked_fill(ignored.unsqueeze(1), 0.0)).to(logits.dtype)
+    if ignored is not None:
+        gradient = gradient.masked_fill(ignored.unsqueeze(1), 0.0)
+    return gradient.to(logits.dtype)
 
 
 def target_gradient(
@@ -95,9 +97,7 @@ def statistics_gradient(
     return (gradient * bent_logits_derivative(z, objective)).to(logits.dtype)
 
 
-def _target_weights(
-    target: Tensor, z: Tensor, weight: Tensor | None, objective: Objective, shard: Shard
-) -> Tensor:
+def _target_weights(target: Tensor, z: Tensor, weight: Tensor | None, objective: Objective, shard: Shard) -> Tensor:
     """t = weight * ((1 - label_smoothing) * p + label_smoothing / all classes)."""
     if target.is_floating_point():
         t = target.to(z.dtype)

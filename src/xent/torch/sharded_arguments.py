@@ -52,9 +52,8 @@ class Options:
 
     def objective(self) -> Objective:
         """The options, checked; a denominator that has to be counted is left out."""
-        objective: Objective = Objective.of(
-            self.call, {**self.options, "denominator": None if self.is_global else self.denominator}  # type: ignore[typeddict-item]
-        )
+        options: Any = {**self.options, "denominator": None if self.is_global else self.denominator}
+        objective = Objective.of(self.call, options)
         if self.is_global and objective.reduction != "mean":
             found = f"a denominator has no meaning with reduction={objective.reduction!r}"
             raise ObjectiveError(message(self.call, "denominator", found, "Use reduction='mean'"))
@@ -334,8 +333,8 @@ def _opened(
             groups |= {} if found is None else {name: found}
     members = {name: tuple(dist.get_process_group_ranks(found)) for name, found in groups.items()}
     if len(set(members.values())) > 1:
-        found = ", ".join(f"{name} by ranks {list(ranks)}" for name, ranks in members.items())
-        raise ShapeError(message(call, "group", f"the classes are sharded differently: {found}", "Use one group"))
+        listed = ", ".join(f"{name} by ranks {list(ranks)}" for name, ranks in members.items())
+        raise ShapeError(message(call, "group", f"the classes are sharded differently: {listed}", "Use one group"))
     local = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors.values()]
     return local, next(iter(groups.values()), None)
 

@@ -88,9 +88,7 @@ class CrossEntropy(torch.autograd.Function):
     """Of (logits (rows, classes), target, class weight, call): the losses of the rows, float64."""
 
     @staticmethod
-    def forward(
-        ctx: Any, logits: Tensor, target: Tensor, weight: Tensor | None, call: Sharded
-    ) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, target: Tensor, weight: Tensor | None, call: Sharded) -> Tensor:
         ignored = ignored_rows(target, call.objective)
         found = call.loss(_forward(logits, target, weight, call), ignored)
         ctx.call, ctx.found = call, found
@@ -215,9 +213,7 @@ def _backward(
     out = np.empty(x.shape, x.dtype)
     scale = np.ascontiguousarray(upstream.detach().double().numpy())
     objective = weighted(call.objective, weight, x)
-    cpu.backward(
-        x, y, found.lse, found.mass, scale, objective, call.shard, out=out, threads=torch.get_num_threads()
-    )
+    cpu.backward(x, y, found.lse, found.mass, scale, objective, call.shard, out=out, threads=torch.get_num_threads())
     return kernels._as_tensor(out, logits.dtype)
 
 
