@@ -129,11 +129,13 @@ def _host(kind: type[Any], call: LinearSharded, rows: LinearRows) -> Any:
     count = len(rows.input)
     ignored = ignored_rows(rows.target, sharded.objective)
     host.found = Local(*(np.empty(count) for _ in range(3)))
-    host.exchange = lambda found, first, last: sharded.loss(found, ignored[first:last])
+    host.exchange = lambda found, first, last: Local(
+        *(tensor.numpy() for tensor in sharded.loss(found, ignored[first:last]))
+    )
     if kind is linear.ShardStatisticsHost:
         host.statistics = [np.empty(count), np.empty(count), np.empty(count), *np.empty((2, count), np.int64)]
         host.exchange_statistics = lambda found, above, first, last: [
-            tensor.numpy() for tensor in sharded.statistics(found, above)
+            tensor.numpy() for tensor in sharded.statistics(found, lambda x: above(x.numpy()))
         ]
     return host
 

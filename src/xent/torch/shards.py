@@ -46,7 +46,7 @@ class Sharded:
     sums_mass: bool
 
     def loss(self, found: Local, ignored: Tensor) -> Local:
-        """Combine what the shards tell; the losses of ignored rows are 0."""
+        """Combine what the shards tell, as tensors; all 0 for ignored rows."""
         lse, loss, mass = (_tensor(array, self.ranks.device) for array in found)
         highest = self.ranks.maximum(lse)
         below = highest - lse
@@ -60,7 +60,7 @@ class Sharded:
             loss = loss + self.objective.z_loss * lse**2
         # A row without a finite log-sum-exp is NaN, also where its label counts for nothing.
         loss = torch.where(lse.isnan(), lse, loss)
-        return Local(*(_array(tensor.masked_fill(ignored, 0.0)) for tensor in (lse, loss, mass)))
+        return Local(*(tensor.masked_fill(ignored, 0.0) for tensor in (lse, loss, mass)))
 
     def statistics(self, found: LocalStatistics, above: Any) -> tuple[Tensor, ...]:
         """(log_prob, entropy, lse, argmax, rank) without regard to ignored rows; `above(x)` counts the local logits."""
@@ -70,7 +70,7 @@ class Sharded:
         highest, greatest, x = self.ranks.maximum(torch.stack([lse, best, label_x]))
         share = torch.exp(lse - highest)
         chained = torch.where(share == 0, 0.0, share * (entropy + (highest - lse)))
-        count = torch.as_tensor(above(_array(x)), dtype=torch.float64, device=x.device)
+        count = torch.as_tensor(above(x), dtype=torch.float64, device=x.device)
         # The label lies on one shard; a masked one has log-probability -inf there and must not be NaN elsewhere.
         of_label = torch.where(label_x == -torch.inf, 0.0, label_z - highest)
         sums = self.ranks.total(torch.stack([share, chained, of_label, count]))
@@ -93,7 +93,7 @@ class CrossEntropy(torch.autograd.Function):
         found = call.loss(_forward(logits, target, weight, call), ignored)
         ctx.call, ctx.found = call, found
         ctx.save_for_backward(logits, target, weight)
-        return torch.as_tensor(found.loss, device=logits.device)
+        return found.loss.clone()  # type: ignore[no-any-return]
 
     @staticmethod
     @once_differentiable
@@ -104,8 +104,7 @@ class CrossEntropy(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             dlogits = _backward(logits, target, weight, found, upstream, call)
         if ctx.needs_input_grad[1]:
-            lse = torch.as_tensor(found.lse, device=logits.device)
-            dtarget = shard_formulas.target_gradient(logits, weight, lse, upstream, call.objective, target.dtype)
+            dtarget = shard_formulas.target_gradient(logits, weight, found.lse, upstream, call.objective, target.dtype)
         return dlogits, dtarget, None, None
 
 
@@ -114,11 +113,11 @@ class Statistics(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor, call: Sharded) -> tuple[Tensor, ...]:
-        if logits.device.type == "cpu":
+        if has_kernels(logits):
             x, here = as_array(logits), local_labels(labels, call)
             threads = torch.get_num_threads()
             found = cpu.statistics(x, here, call.objective, call.shard, threads=threads)
-            values = call.statistics(found, lambda label: cpu.above(x, label, threads=threads))
+            values = call.statistics(found, lambda label: cpu.above(x, label.numpy(), threads=threads))
         else:
             found = shard_formulas.statistics(logits, labels - call.shard.first, call.objective)
             values = call.statistics(found, lambda label: (logits.double() > label.unsqueeze(1)).sum(dim=1))
@@ -137,7 +136,7 @@ class Statistics(torch.autograd.Function):
         logits, labels = ctx.saved_tensors
         call: Sharded = ctx.call
         d_log_prob = d_log_prob.masked_fill(ignored_rows(labels, call.objective), 0.0)
-        if logits.device.type != "cpu":
+        if not has_kernels(logits):
             above = (d_log_prob, d_entropy, d_lse)
             here = labels - call.shard.first
             gradient = shard_formulas.statistics_gradient(logits, here, ctx.lse, ctx.entropy, above, call.objective)
@@ -148,6 +147,11 @@ class Statistics(torch.autograd.Function):
             x, local_labels(labels, call), ctx.lse, ctx.entropy, (d_log_prob, d_entropy, d_lse), call.objective, out
         )
         return kernels._as_tensor(out, logits.dtype), None, None
+
+
+def has_kernels(tensor: Tensor) -> bool:
+    """Whether the kernels of cpu/shards.py do the work; the formulas of shard_formulas.py do it elsewhere."""
+    return tensor.device.type == "cpu"
 
 
 def write_statistics_gradient(
@@ -196,7 +200,7 @@ def weighted(objective: Objective, weight: Tensor | None, logits: Any) -> Object
 
 
 def _forward(logits: Tensor, target: Tensor, weight: Tensor | None, call: Sharded) -> Local:
-    if logits.device.type != "cpu":
+    if not has_kernels(logits):
         return shard_formulas.forward(logits, target, weight, call.objective, call.shard)
     x = as_array(logits)
     y = kernels.target_array(target, x) if target.is_floating_point() else local_labels(target, call)
@@ -206,21 +210,18 @@ def _forward(logits: Tensor, target: Tensor, weight: Tensor | None, call: Sharde
 def _backward(
     logits: Tensor, target: Tensor, weight: Tensor | None, found: Local, upstream: Tensor, call: Sharded
 ) -> Tensor:
-    if logits.device.type != "cpu":
+    if not has_kernels(logits):
         return shard_formulas.backward(logits, target, weight, found, upstream, call.objective, call.shard)
     x = as_array(logits)
     y = kernels.target_array(target, x) if target.is_floating_point() else local_labels(target, call)
     out = np.empty(x.shape, x.dtype)
     scale = np.ascontiguousarray(upstream.detach().double().numpy())
     objective = weighted(call.objective, weight, x)
-    cpu.backward(x, y, found.lse, found.mass, scale, objective, call.shard, out=out, threads=torch.get_num_threads())
+    lse, mass = found.lse.numpy(), found.mass.numpy()
+    cpu.backward(x, y, lse, mass, scale, objective, call.shard, out=out, threads=torch.get_num_threads())
     return kernels._as_tensor(out, logits.dtype)
 
 
 def _tensor(array: Any, device: torch.device) -> Tensor:
     return torch.as_tensor(array, device=device)
 
-
-def _array(tensor: Tensor) -> Any:
-    """NumPy's view of a tensor on the CPU; tensors elsewhere stay what they are."""
-    return tensor.numpy() if tensor.device.type == "cpu" else tensor
