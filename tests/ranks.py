@@ -14,6 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 
+SECONDS = 120
+"""After which a rank that does not answer hangs; the first call of a session may have to compile."""
+
+
 class Failure(NamedTuple):
     """What a rank raised, and after how many seconds."""
 
@@ -26,6 +30,7 @@ class Ranks:
     """A few processes joined by gloo. `run` gives a task to the first `members` of them, and returns what each made."""
 
     def __init__(self, size: int) -> None:
+        self.broken = False
         context = multiprocessing.get_context("spawn")
         self.folder = tempfile.TemporaryDirectory()
         store = str(Path(self.folder.name) / "store")
@@ -39,12 +44,15 @@ class Ranks:
             process.start()
 
     def run(self, task: Any, members: int, *arguments: Any, answers: int | None = None) -> list[Any]:
+        assert not self.broken, "a rank did not answer in an earlier test"
         for tasks in self.tasks[:members]:
             tasks.put((task.__name__, members, arguments))
         found: dict[int, Any] = {}
+        self.broken = True
         for _ in range(members if answers is None else answers):
-            rank, result = self.results.get(timeout=200)
+            rank, result = self.results.get(timeout=SECONDS)
             found[rank] = result
+        self.broken = False
         return [found[rank] for rank in sorted(found)]
 
     def close(self) -> None:

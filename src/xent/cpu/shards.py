@@ -150,6 +150,31 @@ def _set_label(inputs: Any, terms: Any, labels: Any, g: int, tile: Any) -> None:
         tile.share[0] = terms.on * inputs.weight[labels[g]] if len(inputs.weight) else terms.on
 
 
+@device
+def has_nan(inputs: Any, g: int, tile: Any) -> bool:
+    """Whether there is a NaN among the logits of row g."""
+    for start in range(0, inputs.classes, BLOCK):
+        stop = min(start + BLOCK, inputs.classes)
+        (logits,) = along_classes.logits_of(inputs, g, start, stop)
+        highest = load(logits, tile.z[: stop - start])
+        if highest != highest:
+            return True
+    return False
+
+
+@device
+def row_above(inputs: Any, g: int, tile: Any, x: float) -> int:
+    """How many logits of row g are above x."""
+    count = 0
+    for start in range(0, inputs.classes, BLOCK):
+        stop = min(start + BLOCK, inputs.classes)
+        (logits,) = along_classes.logits_of(inputs, g, start, stop)
+        z = tile.z[: stop - start]
+        load(logits, z)
+        count += count_above(z, z.dtype.type(x))
+    return count
+
+
 @kernel
 def _forward(
     logits: Any, stride: int, classes: int, labels: Any, soft: Any, weight: Any, options: Any,
@@ -172,12 +197,8 @@ def _forward(
             # All masked, or a NaN among masked classes.
             lse[g] = -np.inf
             loss[g] = np.inf if mass[g] != 0.0 else 0.0
-            for start in range(0, classes, BLOCK):
-                stop = min(start + BLOCK, classes)
-                (block,) = along_classes.logits_of(inputs, g, start, stop)
-                highest = load(block, tile.z[: stop - start])
-                if highest != highest:
-                    lse[g] = loss[g] = np.nan
+            if has_nan(inputs, g, tile):
+                lse[g] = loss[g] = np.nan
             continue
         log_total = log(tile.total[0])
         lse[g] = reference + log_total
@@ -244,9 +265,4 @@ def _above(
     inputs = Inputs(logits, stride, classes, 1, labels, soft, weight)
     tile = tile_for(inputs, _terms(options, soft), True, False)
     for g in range(first, last):
-        for start in range(0, classes, BLOCK):
-            stop = min(start + BLOCK, classes)
-            (block,) = along_classes.logits_of(inputs, g, start, stop)
-            z = tile.z[: stop - start]
-            load(block, z)
-            count[g] += count_above(z, z.dtype.type(x[g]))
+        count[g] = row_above(inputs, g, tile, x[g])
