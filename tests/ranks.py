@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-
 SECONDS = 120
 """After which a rank that does not answer hangs; the first call of a session may have to compile."""
 
@@ -168,11 +167,17 @@ def counted(rank: int, group: Any, given: Given) -> dict[str, int]:
     def forbidden(*_: Any, **__: Any) -> Any:
         raise AssertionError("a collective that nobody counts")
 
-    others = ["all_to_all", "all_to_all_single", "broadcast", "reduce", "reduce_scatter", "reduce_scatter_tensor", "send"]
+    others = [
+        "all_to_all",
+        "all_to_all_single",
+        "broadcast",
+        "reduce",
+        "reduce_scatter",
+        "reduce_scatter_tensor",
+        "send",
+    ]
     others += ["all_gather_into_tensor", "all_gather_object", "gather", "scatter", "recv", "isend", "irecv"]
-    with mock.patch.multiple(
-        dist, all_reduce=reduce, all_gather=gather, **dict.fromkeys(others, forbidden)
-    ):
+    with mock.patch.multiple(dist, all_reduce=reduce, all_gather=gather, **dict.fromkeys(others, forbidden)):
         evaluate(rank, group, given)
     return handed
 
@@ -270,4 +275,3 @@ def ends(rank: int, group: Any, given: Given, bad: int) -> Any:
 def other_call(rank: int, group: Any, given: Given) -> Any:
     """Rank 1 asks for statistics."""
     return evaluate(rank, group, given._replace(call="statistics") if rank == 1 else given)
-

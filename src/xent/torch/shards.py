@@ -224,4 +224,3 @@ def _backward(
 
 def _tensor(array: Any, device: torch.device) -> Tensor:
     return torch.as_tensor(array, device=device)
-
