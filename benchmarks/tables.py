@@ -12,7 +12,7 @@ from pathlib import Path
 from xent.benchmark import tables
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ("README.md", "docs/performance.md", "docs/accuracy.md")
+DOCUMENTS = ("README.md", "docs/performance.md", "docs/accuracy.md", "docs/parallel.md")
 PLOTS = {"docs/scaling.svg": "scaling", "docs/linear_error.svg": "linear"}
 """The record that each is drawn from."""
 

@@ -3,8 +3,8 @@
     torchrun --nproc-per-node 2 examples/fsdp2.py [--steps 20]
 
 The loss belongs into the forward of the module that holds the weight: FSDP has gathered it there, as a plain tensor,
-and takes its gradient from there. Called from outside, the weight would be a DTensor of which each rank has a part. With
-`reshard_after_forward=False` the weight stays gathered until its gradient has been used: one all-gather in a
+and takes its gradient from there. Called from outside, the weight would be a DTensor of which each rank has a part.
+With `reshard_after_forward=False` the weight stays gathered until its gradient has been used: one all-gather in a
 step, whatever the number of chunks. Each rank has rows of its own, some of them padding, and the mean is over the
 tokens of all ranks. Takes about twenty seconds on two cores.
 """

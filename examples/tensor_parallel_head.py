@@ -53,7 +53,7 @@ def main(steps: int) -> None:
         told = traffic(features=WIDTH)
         print(f"final loss {loss.item():.3f}; the body is the same on all {ranks} ranks")
         print(
-            f"each rank holds {last - first} of {CLASSES} classes and sends {told.sent_per_row(ranks):.0f} bytes per token: "
+            f"rank 0 holds {last - first} of {CLASSES} classes, and sends {told.sent_per_row(ranks):.0f} bytes per token: "
             f"{told.forward_per_row} for the loss and {told.backward_per_row} for the gradient of the hidden state are "
             f"handed to sums; its logits would be {4 * CLASSES}"
         )

@@ -1,4 +1,4 @@
-"""Processes that stay for all tests of a file and run tasks together, and the tasks: `xent.torch.parallel` on a rank."""
+"""Processes that stay for all tests of a file and run tasks together: `xent.torch.parallel` on a rank."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _serve(rank: int, size: int, store: str, tasks: Any, results: Any) -> None:
     dist.destroy_process_group()
 
 
-# ------------------------------------------------------------------------------------------------------------- the tasks
+# ------------------------------------------------------------------------------------------------------------ the tasks
 
 
 class Given(NamedTuple):
@@ -141,7 +141,7 @@ def evaluate_formulas(rank: int, group: Any, given: Given) -> dict[str, Any]:
 
     from xent.torch import shards
 
-    with mock.patch.object(shards, "has_kernels", lambda tensor: False):
+    with mock.patch.object(shards, "has_kernels", return_value=False):
         return evaluate(rank, group, given)
 
 

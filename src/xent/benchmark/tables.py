@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from xent.benchmark import parallel
 from xent.benchmark.machine import HUGE_PAGES
 from xent.benchmark.peers import EAGER, OURS, REUSED
 from xent.errors import DataError
@@ -203,6 +204,7 @@ TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
     "linear": ("linear", linear),
     "linear bars": ("linear", linear_bars),
     "linear machine": ("linear", machine),
+    "parallel": ("parallel", lambda record: table(parallel.HEAD, parallel.table_rows(record), left=0)),
 }
 """Each name that a marker can have, the record that it needs, and what makes it."""
 
