@@ -53,9 +53,9 @@ def main(steps: int) -> None:
         told = traffic(features=WIDTH)
         print(f"final loss {loss.item():.3f}; the body is the same on all {ranks} ranks")
         print(
-            f"rank 0 holds {last - first} of {CLASSES} classes, and sends {told.sent_per_row(ranks):.0f} bytes per token: "
-            f"{told.forward_per_row} for the loss and {told.backward_per_row} for the gradient of the hidden state are "
-            f"handed to sums; its logits would be {4 * CLASSES}"
+            f"rank 0 holds {last - first} of {CLASSES} classes, and sends {told.sent_per_row(ranks):.0f} bytes per "
+            f"token: {told.forward_per_row} for the loss and {told.backward_per_row} for the gradient of the hidden "
+            f"state are handed to sums; its logits would be {4 * CLASSES}"
         )
     dist.destroy_process_group()
 

@@ -60,7 +60,7 @@ class CrossEntropy(torch.autograd.Function):
         found = _run(host, call, wanted if at_once else NOTHING)
         ctx.found = host.found
         if at_once:
-            ctx.ready = linear_kernels._tensors(found, rows)
+            ctx.ready = linear_kernels.tensors_of(found, rows)
         ctx.save_for_backward(*rows)
         return torch.from_numpy(host.found.loss.copy())
 
@@ -113,7 +113,7 @@ class Statistics(torch.autograd.Function):
             write_statistics_gradient(logits, labels[part], lse[part], entropy[part], above, objective, logits)
 
         host.write_gradient = write_gradient
-        found = call.sharded.ranks.done(lambda: linear_kernels._tensors(linear.run(host, wanted), rows))
+        found = call.sharded.ranks.done(lambda: linear_kernels.tensors_of(linear.run(host, wanted), rows))
         _sum_input(found, rows, call)
         return (*found, None, None)
 
@@ -123,7 +123,7 @@ def _host(kind: type[Any], call: LinearSharded, rows: LinearRows) -> Any:
     target, sharded = rows.target, call.sharded
     if not target.is_floating_point():
         target = torch.from_numpy(local_labels(target, sharded))
-    problem = linear_kernels._problem(call.call, rows._replace(target=target))
+    problem = linear_kernels.problem_of(call.call, rows._replace(target=target))
     host = kind(problem, call.method, call.plan, torch.get_num_threads())
     host.shard = sharded.shard
     count = len(rows.input)
@@ -174,7 +174,7 @@ def _gradients(
     host = _host(linear.ShardHost, ctx.call, rows)
     host.found, host.exchanged = ctx.found, len(rows.input)
     host.row_scale = np.ascontiguousarray(upstream.detach().numpy())
-    return linear_kernels._tensors(linear.run(host, wanted), rows)
+    return linear_kernels.tensors_of(linear.run(host, wanted), rows)
 
 
 def _sum_input(found: Gradients, rows: LinearRows, call: LinearSharded) -> None:
@@ -201,5 +201,5 @@ def _target_gradient(rows: LinearRows, call: LinearSharded, found: Local, upstre
 def method_and_sizes(call: Call, rows: LinearRows, wanted: Sequence[bool]) -> tuple[Method, list[int]]:
     """Who multiplies here, and what the common plan has to know."""
     labels_or_soft = rows.target if rows.target.is_floating_point() else rows.target.long()
-    problem = linear_kernels._problem(call, rows._replace(target=labels_or_soft))
+    problem = linear_kernels.problem_of(call, rows._replace(target=labels_or_soft))
     return linear.method_and_sizes(problem, Wanted(*wanted), torch.get_num_threads())
