@@ -13,7 +13,7 @@ from typing import Any
 from xent.benchmark import tables
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ("README.md", "docs/performance.md", "docs/accuracy.md", "docs/scoring.md")
+DOCUMENTS = ("README.md", *(f"docs/{name}.md" for name in ("performance", "accuracy", "scoring", "parallel")))
 PLOTS = {"docs/scaling.svg": "scaling", "docs/linear_error.svg": "linear"}
 """The record that each is drawn from."""
 

@@ -8,6 +8,7 @@
     │   └── ObjectiveError               an option out of its range, or options that exclude each other
     ├── DTypeError(TypeError)            an array of a kind that the call does not take
     ├── DataError(ValueError)            a file or table that cannot be read as what was asked for
+    ├── RankError(RuntimeError)          another process of a group failed, or does something else
     └── MissingDependencyError(ImportError)
 
 A message names the call and the argument, says what was found and what was expected, and ends with the remedy.
@@ -24,6 +25,7 @@ __all__ = [
     "LabelError",
     "MissingDependencyError",
     "ObjectiveError",
+    "RankError",
     "ShapeError",
     "XentError",
     "message",
@@ -60,6 +62,10 @@ class DTypeError(XentError, TypeError):
 
 class DataError(XentError, ValueError):
     """A file or table that cannot be read as what was asked for."""
+
+
+class RankError(XentError, RuntimeError):
+    """Another process of a group failed, did not answer, or does something else."""
 
 
 class MissingDependencyError(XentError, ImportError):

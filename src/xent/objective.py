@@ -24,7 +24,7 @@ __all__ = ["Objective", "Options", "UnweightedOptions"]
 Reduction = Literal["none", "sum", "mean"]
 
 
-class UnweightedOptions(TypedDict, total=False):
+class ParallelOptions(TypedDict, total=False):
     """The keyword arguments that every loss takes; `Objective` documents them."""
 
     ignore_index: int
@@ -33,6 +33,11 @@ class UnweightedOptions(TypedDict, total=False):
     softcap: float | None
     logit_scale: float
     reduction: Reduction
+
+
+class UnweightedOptions(ParallelOptions, total=False):
+    """The same with a denominator, which on several machines may also be counted."""
+
     denominator: float | None
 
 

@@ -89,9 +89,13 @@ def check_labels(call: str, labels: Array, classes: int, ignore_index: int) -> N
     """Raise LabelError if a label is neither a class index nor `ignore_index`."""
     wrong = ((labels < 0) | (labels >= classes)) & (labels != ignore_index)
     if wrong.any():
-        row, label = first_wrong(wrong, labels)
-        found = f"class index {label} at row {row} is outside [0, {classes})"
-        raise LabelError(message(call, "target", found, f"If it marks padding, pass ignore_index={label}"))
+        raise label_error(call, *first_wrong(wrong, labels), classes)
+
+
+def label_error(call: str, row: str, label: int, classes: int) -> LabelError:
+    """What is wrong with a label that is no class."""
+    found = f"class index {label} at row {row} is outside [0, {classes})"
+    return LabelError(message(call, "target", found, f"If it marks padding, pass ignore_index={label}"))
 
 
 def check_target(call: str, target: Array, layout: Layout, objective: Objective) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from xent.benchmark import parallel
 from xent.benchmark.machine import HUGE_PAGES
 from xent.benchmark.peers import EAGER, OURS, REUSED
 from xent.errors import DataError
@@ -271,6 +272,7 @@ TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
     "scoring": ("scoring", scoring),
     "scoring memory": ("scoring", scoring_memory),
     "scoring machine": ("scoring", machine),
+    "parallel": ("parallel", lambda record: table(parallel.HEAD, parallel.table_rows(record), left=0)),
 }
 """Each name that a marker can have, the record that it needs, and what makes it."""
 

@@ -1,0 +1,277 @@
+"""Processes that stay for all tests of a file and run tasks together: `xent.torch.parallel` on a rank."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import tempfile
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+SECONDS = 120
+"""After which a rank that does not answer hangs; the first call of a session may have to compile."""
+
+
+class Failure(NamedTuple):
+    """What a rank raised, and after how many seconds."""
+
+    kind: str
+    text: str
+    seconds: float
+
+
+class Ranks:
+    """A few processes joined by gloo. `run` gives a task to the first `members` of them, and returns what each made."""
+
+    def __init__(self, size: int) -> None:
+        self.broken = False
+        context = multiprocessing.get_context("spawn")
+        self.folder = tempfile.TemporaryDirectory()
+        store = str(Path(self.folder.name) / "store")
+        self.results = context.Queue()
+        self.tasks = [context.Queue() for _ in range(size)]
+        self.processes = [
+            context.Process(target=_serve, args=(rank, size, store, self.tasks[rank], self.results), daemon=True)
+            for rank in range(size)
+        ]
+        for process in self.processes:
+            process.start()
+
+    def run(self, task: Any, members: int, *arguments: Any, answers: int | None = None) -> list[Any]:
+        assert not self.broken, "a rank did not answer in an earlier test"
+        for tasks in self.tasks[:members]:
+            tasks.put((task.__name__, members, arguments))
+        found: dict[int, Any] = {}
+        self.broken = True
+        for _ in range(members if answers is None else answers):
+            rank, result = self.results.get(timeout=SECONDS)
+            found[rank] = result
+        self.broken = False
+        return [found[rank] for rank in sorted(found)]
+
+    def close(self) -> None:
+        for tasks in self.tasks:
+            tasks.put(None)
+        for process in self.processes:
+            process.join(20)
+            if process.is_alive():
+                process.kill()
+        self.folder.cleanup()
+
+
+def _serve(rank: int, size: int, store: str, tasks: Any, results: Any) -> None:
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=timedelta(seconds=120)
+    )
+    groups = {members: dist.new_group(range(members)) for members in range(1, size + 1)}
+    while (task := tasks.get()) is not None:
+        name, members, arguments = task
+        start = time.perf_counter()
+        try:
+            result = globals()[name](rank, groups[members], *arguments)
+        except Exception as error:
+            result = Failure(type(error).__name__, str(error), time.perf_counter() - start)
+        results.put((rank, result))
+    dist.destroy_process_group()
+
+
+# ------------------------------------------------------------------------------------------------------------ the tasks
+
+
+class Given(NamedTuple):
+    """A call: its tensors as arrays, each with the axis along which its classes lie, or None."""
+
+    call: str
+    arrays: dict[str, tuple[np.ndarray, int | None]]
+    cuts: tuple[int, ...]
+    options: dict[str, Any]
+    dtype: str = "float32"
+    upstream: Any = 1.0
+
+
+def _tensors(rank: int, given: Given, changed: dict[int, dict[str, Any]] | None = None) -> dict[str, Any]:
+    """This rank's part of the arguments; `changed` replaces arrays or options of some ranks."""
+    import torch
+
+    tensors: dict[str, Any] = {}
+    for name, (array, axis) in given.arrays.items():
+        if axis is not None:
+            array = np.take(array, range(given.cuts[rank], given.cuts[rank + 1]), axis)
+        tensor = torch.tensor(array)
+        if tensor.is_floating_point():
+            tensor = tensor.to(getattr(torch, given.dtype)).requires_grad_(name != "weight")
+        tensors[name] = tensor
+    for name, value in (changed or {}).get(rank, {}).items():
+        tensors[name] = torch.tensor(value) if isinstance(value, np.ndarray) else value
+    return tensors
+
+
+def evaluate(rank: int, group: Any, given: Given, changed: dict[int, dict[str, Any]] | None = None) -> dict[str, Any]:
+    """The value and the gradients on this rank."""
+    import torch
+
+    from xent.torch import parallel
+
+    tensors = _tensors(rank, given, changed)
+    value = getattr(parallel, given.call)(**{**given.options, **tensors}, group=group)
+    values = list(value) if isinstance(value, tuple) else [value]
+    upstream = given.upstream if isinstance(given.upstream, tuple) else (given.upstream,)
+    total = sum((v * torch.as_tensor(u)).sum() for v, u in zip(values, upstream, strict=False))
+    found: dict[str, Any] = {"value": [v.detach().numpy() for v in values]}
+    if getattr(total, "requires_grad", False):
+        total.backward()
+        for name, tensor in tensors.items():
+            if getattr(tensor, "grad", None) is not None:
+                found[name] = tensor.grad.double().numpy()
+    return found
+
+
+def evaluate_formulas(rank: int, group: Any, given: Given) -> dict[str, Any]:
+    """`evaluate` by what other devices than the CPU compute with."""
+    from unittest import mock
+
+    from xent.torch import shards
+
+    with mock.patch.object(shards, "has_kernels", return_value=False):
+        return evaluate(rank, group, given)
+
+
+def counted(rank: int, group: Any, given: Given) -> dict[str, int]:
+    """The bytes that this rank hands to collectives, by collective, in forward and backward."""
+    from unittest import mock
+
+    import torch
+    import torch.distributed as dist
+
+    handed = {"all_reduce": 0, "all_gather": 0, "calls": 0}
+    all_reduce, all_gather = dist.all_reduce, dist.all_gather
+
+    def reduce(tensor: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        handed["all_reduce"] += tensor.nbytes
+        handed["calls"] += 1
+        return all_reduce(tensor, *arguments, **options)
+
+    def gather(found: Any, tensor: torch.Tensor, **options: Any) -> Any:
+        handed["all_gather"] += tensor.nbytes
+        return all_gather(found, tensor, **options)
+
+    def forbidden(*_: Any, **__: Any) -> Any:
+        raise AssertionError("a collective that nobody counts")
+
+    others = [
+        "all_to_all",
+        "all_to_all_single",
+        "broadcast",
+        "reduce",
+        "reduce_scatter",
+        "reduce_scatter_tensor",
+        "send",
+    ]
+    others += ["all_gather_into_tensor", "all_gather_object", "gather", "scatter", "recv", "isend", "irecv"]
+    with mock.patch.multiple(dist, all_reduce=reduce, all_gather=gather, **dict.fromkeys(others, forbidden)):
+        evaluate(rank, group, given)
+    return handed
+
+
+def dtensors(rank: int, group: Any, given: Given) -> dict[str, Any]:
+    """The call with DTensors over all ranks, cut as torch cuts them, and no group."""
+    import torch
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    from xent.torch import parallel
+
+    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    tensors: dict[str, Any] = {}
+    for name, (array, axis) in given.arrays.items():
+        tensor = distribute_tensor(torch.tensor(array), mesh, [Replicate() if axis is None else Shard(axis)])
+        if tensor.is_floating_point() and name != "weight":
+            tensor.requires_grad_()
+        tensors[name] = tensor
+    value = getattr(parallel, given.call)(**tensors, **given.options)
+    value.backward()
+    grads = {name: t.grad.full_tensor().numpy() for name, t in tensors.items() if t.grad is not None}
+    return {"value": [value.detach().numpy()], **grads}
+
+
+def rows_and_classes(rank: int, group: Any, logits: np.ndarray, labels: np.ndarray, weight: Any) -> dict[str, Any]:
+    """Ranks 0, 1 have the classes of the first rows, ranks 2, 3 those of the others; the mean is over all rows."""
+    import torch
+    import torch.distributed as dist
+
+    from xent.torch import parallel
+
+    classes = [dist.new_group([0, 1]), dist.new_group([2, 3])][rank // 2]
+    rows = [dist.new_group(pair) for pair in ([0, 2], [1, 3])][rank % 2]
+    part = np.array_split(np.arange(len(labels)), [2])[rank // 2]
+    half = logits.shape[1] // 3
+    here = slice(0, half) if rank % 2 == 0 else slice(half, None)
+    x = torch.tensor(logits[part][:, here]).requires_grad_()
+    w = None if weight is None else torch.tensor(weight[here])
+    y = torch.tensor(labels[part])
+    value = parallel.cross_entropy(x, y, w, group=classes, denominator="global", denominator_group=rows)
+    value.backward()
+    # Without sharded classes, rows alone.
+    whole = parallel.cross_entropy(
+        torch.tensor(logits[part]),
+        y,
+        None if weight is None else torch.tensor(weight),
+        denominator="global",
+        denominator_group=rows,
+    )
+    return {"value": value.item(), "whole": whole.item(), "gradient": x.grad.numpy(), "rows": part, "classes": here}
+
+
+def fails_in_a_chunk(rank: int, group: Any, given: Given, bad: int) -> Any:
+    """One rank runs out of memory in its second chunk."""
+    from unittest import mock
+
+    from xent.cpu import shards
+
+    forward, count = shards.forward, itertools.count(1)
+
+    def failing(*arguments: Any, **options: Any) -> Any:
+        if rank == bad and next(count) == 2:
+            raise MemoryError("no room for the second chunk")
+        return forward(*arguments, **options)
+
+    with mock.patch.object(shards, "forward", failing):
+        return evaluate(rank, group, given)
+
+
+def fails_in_backward(rank: int, group: Any, given: Given, bad: int) -> Any:
+    """One rank fails where backward makes its gradients."""
+    from unittest import mock
+
+    from xent.torch import linear_shards
+
+    gradients = linear_shards._gradients
+
+    def failing(*arguments: Any) -> Any:
+        if rank == bad:
+            raise MemoryError("no room for gradients")
+        return gradients(*arguments)
+
+    with mock.patch.object(linear_shards, "_gradients", failing):
+        return evaluate(rank, group, given)
+
+
+def ends(rank: int, group: Any, given: Given, bad: int) -> Any:
+    """One process is no more."""
+    if rank == bad:
+        os._exit(3)
+    return evaluate(rank, group, given)
+
+
+def other_call(rank: int, group: Any, given: Given) -> Any:
+    """Rank 1 asks for statistics."""
+    return evaluate(rank, group, given._replace(call="statistics") if rank == 1 else given)

@@ -1,0 +1,562 @@
+"""Classes sharded over 1, 2, 3 and 4 processes give what the definition gives for all classes at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import ranks
+from cases import Case, Expected
+from comparison import assert_within, eps, finite, kernel_bounds, rounded_to
+from ranks import Failure, Given, Ranks
+
+from xent import reference
+from xent.objective import Objective
+from xent.reference.cross_entropy import bent_logits, bent_logits_derivative, ignored, target_weights
+from xent.torch.parallel import traffic
+
+CLASSES, ROWS, FEATURES = 50257, 6, 8
+CUTS = {
+    1: (0, CLASSES),
+    2: (0, 17000, CLASSES),
+    3: (0, 20001, 20002, CLASSES),  # one rank has one class
+    4: (0, 9000, 30000, 30000, CLASSES),  # and one has none
+}
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Ranks]:
+    found = Ranks(4)
+    yield found
+    found.close()
+
+
+def _weights(rng: np.random.Generator) -> np.ndarray:
+    return rng.integers(0, 5, CLASSES).astype(np.float32) / 4
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """One call on all classes, in float64 and as float32 has it."""
+
+    logits: np.ndarray
+    hidden: np.ndarray
+    head: np.ndarray
+    bias: np.ndarray
+    target: np.ndarray
+    weight: np.ndarray | None
+    options: dict[str, Any]
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "none": {"reduction": "none"},
+    "sum": {"reduction": "sum"},
+    "denominator": {"denominator": 2.5},
+    "ignore": {"ignore": [1, 4]},
+    "ignore-all": {"ignore": range(ROWS), "reduction": "sum"},
+    "weight": {"weight": True},
+    "weight-ignore": {"weight": True, "ignore": [0], "ignore_index": 7},
+    "smoothing": {"label_smoothing": 0.1},
+    "smoothing-weight": {"label_smoothing": 0.3, "weight": True, "ignore": [2]},
+    "z-loss": {"z_loss": 0.01},
+    "softcap": {"softcap": 4.0},
+    "scale": {"logit_scale": 0.25},
+    "everything": {
+        "weight": True, "label_smoothing": 0.2, "z_loss": 0.01, "softcap": 9.0, "logit_scale": 0.5, "ignore": [3],
+    },
+    "soft": {"soft": True},
+    "soft-everything": {"soft": True, "weight": True, "label_smoothing": 0.2, "z_loss": 0.01, "softcap": 9.0},
+    "masked": {"masked": slice(9000, 30000)},
+    "offset": {"offset": 8192.0},
+}  # fmt: skip
+
+
+@cache
+def problem(name: str) -> Problem:
+    """Small whole numbers times each other make logits that float32 has exactly, also as the output of a layer."""
+    options = dict(OPTIONS[name])
+    rng = np.random.default_rng(len(name))
+    hidden = rng.integers(-2, 3, (ROWS, FEATURES)).astype(np.float32)
+    head = rng.integers(-2, 3, (CLASSES, FEATURES)).astype(np.float32)
+    bias = rng.integers(-3, 4, CLASSES).astype(np.float32) + options.pop("offset", 0.0)
+    bias[options.pop("masked", slice(0))] = -np.inf
+    target: np.ndarray = rng.integers(0, CLASSES, ROWS)
+    # Labels at the ends of the shards, in a masked one never.
+    target[:5] = [0, 8999, 30000, 30001, CLASSES - 1]
+    if options.pop("soft", False):
+        target = rng.dirichlet(np.full(CLASSES, 0.01), ROWS).astype(np.float32)
+        target[0] = 0
+        target[0, 20001] = 1
+    without = list(options.pop("ignore", []))
+    if without:
+        target[without] = options.get("ignore_index", -100)
+    weight = _weights(rng) if options.pop("weight", False) else None
+    return Problem(hidden @ head.T + bias, hidden, head, bias, target, weight, options)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    value: np.ndarray
+    value_bound: np.ndarray
+    gradient: np.ndarray
+    gradient_bound: np.ndarray
+
+
+@cache
+def wanted(of: Problem) -> Wanted:
+    """Value and gradient by the definition, and what float32 is entitled to."""
+    numbers = Objective.of("test", {**of.options, "weight": of.weight})  # type: ignore[typeddict-item]
+    logits = of.logits.astype(np.float64)
+    loss, lse = reference.cross_entropy(logits, of.target, numbers)
+    gradient = reference.cross_entropy_gradient(logits, of.target, numbers)
+    t = target_weights(of.target, CLASSES, numbers)
+    slope = bent_logits_derivative(logits, numbers)
+    q = np.exp(bent_logits(logits, numbers) - lse[:, None])
+    total = t.sum(axis=1)
+    counted = ~ignored(of.target, numbers)
+    pull = np.abs(total + 2 * numbers.z_loss * lse)[:, None] * q * slope * counted[:, None]
+    expected = Expected(loss, lse * counted, gradient, pull, t * slope, loss, total)
+    case = Case("parallel", logits, of.target, of.options)
+    loss_bound, gradient_bound = kernel_bounds(case, expected, "float32")
+    scale = np.ones(ROWS)
+    if numbers.reduction == "mean":
+        soft = of.target.ndim == 2
+        count = ROWS if soft else counted.sum()
+        if of.weight is not None and not soft:
+            count = sum(of.weight[label] for label in of.target[counted])
+        scale = scale / (numbers.denominator or count)
+    if numbers.reduction == "none":
+        value, bound = loss, loss_bound
+    else:
+        value, bound = (loss * scale).sum(), (loss_bound * scale).sum()
+    gradient, gradient_bound = gradient * scale[:, None], gradient_bound * scale[:, None]
+    return Wanted(
+        np.asarray(value),
+        np.asarray(bound + rounded_to("float32", np.asarray(value))),
+        gradient,
+        gradient_bound + 2 * rounded_to("float32", gradient),
+    )
+
+
+def given_logits(of: Problem, size: int, dtype: str = "float32") -> Given:
+    axis = 1 if of.target.ndim == 2 else None
+    arrays: dict[str, Any] = {"input": (of.logits, 1), "target": (of.target, axis)}
+    if of.weight is not None:
+        arrays["weight"] = (of.weight, 0)
+    return Given("cross_entropy", arrays, CUTS[size], of.options, dtype)
+
+
+def given_layer(of: Problem, size: int, dtype: str = "float32", **options: Any) -> Given:
+    arrays = {**given_logits(of, size).arrays, "input": (of.hidden, None), "linear_weight": (of.head, 0)}
+    arrays["linear_bias"] = (of.bias, 0)
+    return Given("linear_cross_entropy", arrays, CUTS[size], {**of.options, **options}, dtype)
+
+
+def joined(found: list[dict[str, Any]], name: str, axis: int) -> np.ndarray:
+    return np.concatenate([part[name] for part in found], axis)
+
+
+def same_on_all(found: list[Any]) -> np.ndarray:
+    for other in found[1:]:
+        np.testing.assert_array_equal(other, found[0])
+    return np.asarray(found[0])
+
+
+def check_logits(found: list[dict[str, Any]], of: Problem) -> None:
+    right = wanted(of)
+    value = same_on_all([part["value"][0] for part in found])
+    assert_within(value, right.value, right.value_bound, "value")
+    assert_within(joined(found, "input", 1), right.gradient, right.gradient_bound, "gradient")
+
+
+@pytest.mark.parametrize("size", CUTS)
+@pytest.mark.parametrize("name", OPTIONS)
+def test_sharded_logits_are_the_definition(pool, size, name):
+    """Value and gradient, all options, on 1, 2, 3 and 4 ranks with uneven shards."""
+    of = problem(name)
+    check_logits(pool.run(ranks.evaluate, size, given_logits(of, size)), of)
+
+
+@pytest.mark.parametrize("size", CUTS)
+@pytest.mark.parametrize("name", OPTIONS)
+def test_sharded_layers_are_the_definition(pool, size, name):
+    """The same for the linear loss, in chunks of two rows: value, and gradients of input, weight and bias."""
+    of, right = problem(name), wanted(problem(name))
+    workspace = 2 * 4 * (CLASSES + (CLASSES if of.target.ndim == 2 else 0)) + 500_000
+    found = pool.run(ranks.evaluate, size, given_layer(of, size, workspace=workspace))
+    value = same_on_all([part["value"][0] for part in found])
+    assert_within(value, right.value, right.value_bound, "value")
+    sums = 600 * eps(np.float32)  # what a product adds up one after the other, in blocks
+    size_of, bound = np.abs(right.gradient), right.gradient_bound
+    assert_within(
+        same_on_all([part["input"] for part in found]),
+        right.gradient @ of.head.astype(np.float64),
+        bound @ np.abs(of.head) + sums * (size_of @ np.abs(of.head)),
+        "input",
+    )
+    assert_within(
+        joined(found, "linear_weight", 0),
+        right.gradient.T @ of.hidden.astype(np.float64),
+        bound.T @ np.abs(of.hidden) + ROWS * eps(np.float32) * (size_of.T @ np.abs(of.hidden)),
+        "weight",
+    )
+    assert_within(
+        joined(found, "linear_bias", 0),
+        right.gradient.sum(axis=0),
+        bound.sum(axis=0) + ROWS * eps(np.float32) * size_of.sum(axis=0),
+        "bias",
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- other properties
+
+
+SMALL = (0, 30, 31, 31, 97)
+
+
+def small(dtype: str = "float64", **options: Any) -> tuple[Given, Given]:
+    """A small call on logits and as a layer, of 97 classes over four ranks."""
+    rng = np.random.default_rng(5)
+    hidden, head = rng.integers(-2, 3, (9, 4)).astype(dtype), rng.integers(-2, 3, (97, 4)).astype(dtype)
+    labels = rng.integers(0, 97, 9)
+    arrays: dict[str, Any] = {"input": (hidden @ head.T, 1), "target": (labels, None)}
+    logits = Given("cross_entropy", arrays, SMALL, options, dtype)
+    layer = {"input": (hidden, None), "linear_weight": (head, 0), "target": (labels, None)}
+    return logits, Given("linear_cross_entropy", layer, SMALL, options, dtype)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_formulas_of_other_devices_are_the_definition(pool, name):
+    """What a GPU computes with, on the CPU."""
+    check_logits(pool.run(ranks.evaluate_formulas, 3, given_logits(problem(name), 3)), problem(name))
+
+
+@pytest.mark.parametrize("task", [ranks.evaluate, ranks.evaluate_formulas])
+def test_every_row_has_its_own_upstream_gradient(pool, task):
+    """Liger-Kernel #968: with reduction="none" each row's gradient is scaled by its own."""
+    logits, layer = small(reduction="none")
+    upstream = np.linspace(2.0, -1.5, 9)
+    plain, scaled = (pool.run(task, 4, logits._replace(upstream=(u,))) for u in (1.0, upstream))
+    for one, other in zip(plain, scaled, strict=True):
+        assert_within(other["input"], one["input"] * upstream[:, None], 4 * eps(np.float64))
+    plain, scaled = (pool.run(ranks.evaluate, 4, layer._replace(upstream=(u,))) for u in (np.ones(9), upstream))
+    rows = layer.arrays["input"][0]
+    for one, other in zip(plain, scaled, strict=True):
+        assert_within(other["input"], one["input"] * upstream[:, None], 400 * eps(np.float64))
+        assert np.abs(other["input"]).max() > 0.1
+    assert rows.shape == plain[0]["input"].shape
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.5, 3.0])
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_a_gradient_from_above_scales_what_is_ready(pool, dtype, factor):
+    _, layer = small("float32", reduction="sum")
+    found = pool.run(ranks.evaluate, 4, layer._replace(dtype=dtype, upstream=(factor,)))
+    hidden, head, labels = (layer.arrays[name][0] for name in ("input", "linear_weight", "target"))
+    right = reference.linear_cross_entropy_gradients(
+        hidden.astype(float), head.astype(float), None, labels, factor, Objective()
+    )
+    unit = eps(np.float64) * 50 if dtype == "float64" else 2.0**-7
+    # 16-bit gradients of logits are rounded where the products are; each share is rounded, and then their sum.
+    size = np.abs(
+        reference.cross_entropy_gradient(hidden.astype(float) @ head.T.astype(float), labels, Objective()) * factor
+    )
+    assert_within(same_on_all([p["input"] for p in found]), right.input, 2 * unit * (size @ np.abs(head)) + 1e-30)
+    assert_within(joined(found, "linear_weight", 0), right.linear_weight, 2 * unit * (size.T @ np.abs(hidden)) + 1e-30)
+
+
+STATISTICS = {"plain": {}, "softcap": {"softcap": 4.0, "logit_scale": 0.5}, "ignore": {"ignore_index": 40}}
+
+
+@pytest.mark.parametrize("task", [ranks.evaluate, ranks.evaluate_formulas])
+@pytest.mark.parametrize("options", STATISTICS.values(), ids=STATISTICS)
+@pytest.mark.parametrize("size", [1, 4])
+def test_sharded_statistics_are_those_of_all_classes(pool, size, options, task):
+    """Against the definitions of information.py; ties and a masked class in every row."""
+    logits, layer = small()
+    cuts = SMALL if size == 4 else (0, 97)
+    x, labels = logits.arrays["input"][0].copy(), logits.arrays["target"][0].copy()
+    x[:, 50] = -np.inf
+    labels[:3] = [40, 50, 96]
+    upstream = tuple(np.linspace(1, 2, 9) * factor for factor in (1.0, -0.5, 0.25))
+    upstream[0][1] = 0  # the label is masked: its log-probability has no gradient to speak of
+    given = Given("statistics", {"input": (x, 1), "target": (labels, None)}, cuts, options, "float64", upstream)
+    found = pool.run(task, size, given)
+    numbers = Objective(**options)
+    z = bent_logits(x, numbers)
+    lse = np.log(np.exp(z - z.max(1, keepdims=True)).sum(1)) + z.max(1)
+    q = np.exp(z - lse[:, None])
+    log_q = np.where(np.isfinite(z), z - lse[:, None], 0)
+    entropy = -(q * log_q).sum(1)
+    label_x = np.take_along_axis(x, labels[:, None], 1)
+    log_prob = np.take_along_axis(z, labels[:, None], 1)[:, 0] - lse
+    one_hot = labels[:, None] == np.arange(97)
+    rank = (x > label_x).sum(1)
+    without = ignored(labels, numbers)
+    log_prob[without], rank[without] = 0, -1
+    values = [same_on_all([part["value"][i] for part in found]) for i in range(5)]
+    for value, right in zip(values[:3], (log_prob, entropy, lse), strict=True):
+        assert_within(value, right, 40 * eps(np.float64) * (1 + np.abs(finite(right))))
+    np.testing.assert_array_equal(values[3], x.argmax(1))
+    np.testing.assert_array_equal(values[4], rank)
+    of_label, of_entropy, of_lse = (u[:, None] for u in upstream)
+    of_label = of_label * ~without[:, None]
+    gradient = of_label * (one_hot - q) - of_entropy * q * (log_q + entropy[:, None]) + of_lse * q
+    gradient = gradient * bent_logits_derivative(x, numbers)
+    assert_within(joined(found, "input", 1), gradient, 100 * eps(np.float64))
+    if task is ranks.evaluate:
+        hidden, head = layer.arrays["input"][0], layer.arrays["linear_weight"][0]
+        bias = np.where(np.arange(97) == 50, -np.inf, 0.0)
+        arrays = {"input": (hidden, None), "linear_weight": (head, 0), "linear_bias": (bias, 0)}
+        arrays["target"] = (labels, None)
+        options = {**options, "workspace": 4000}
+        linear = pool.run(ranks.evaluate, size, Given("linear_statistics", arrays, cuts, options, "float64", upstream))
+        for value, right in zip((same_on_all([p["value"][i] for p in linear]) for i in range(5)), values, strict=True):
+            assert_within(value, right, 40 * eps(np.float64) * (1 + np.abs(finite(right))))
+        assert_within(same_on_all([p["input"] for p in linear]), gradient @ head, 1000 * eps(np.float64))
+        assert_within(joined(linear, "linear_weight", 0), gradient.T @ hidden, 1000 * eps(np.float64))
+
+
+def test_chunks_do_not_change_the_result(pool):
+    """One chunk or nine: the same to rounding, and the same on every rank."""
+    _, layer = small("float32", label_smoothing=0.1)
+    few, many = (
+        pool.run(ranks.evaluate, 4, layer._replace(options={**layer.options, "workspace": workspace}))
+        for workspace in ("1MB", 2000)
+    )
+    for one, other in zip(few, many, strict=True):
+        for name in ("input", "linear_weight"):
+            assert_within(other[name], one[name], 20 * eps(np.float32))
+        assert_within(other["value"][0], one["value"][0], 4 * eps(np.float32) * one["value"][0])
+
+
+def test_axes_behind_the_classes(pool):
+    """(N, C, d1, d2) logits, as torch has them."""
+    rng = np.random.default_rng(3)
+    logits, labels = rng.normal(size=(2, 97, 3, 2)), rng.integers(0, 97, (2, 3, 2))
+    arrays = {"input": (logits, 1), "target": (labels, None)}
+    found = pool.run(ranks.evaluate, 4, Given("cross_entropy", arrays, SMALL, {"reduction": "none"}, "float64"))
+    rows = np.moveaxis(logits, 1, -1).reshape(-1, 97)
+    loss, _ = reference.cross_entropy(rows, labels.reshape(-1), Objective())
+    gradient = reference.cross_entropy_gradient(rows, labels.reshape(-1), Objective())
+    assert_within(same_on_all([p["value"][0] for p in found]), loss.reshape(labels.shape), 40 * eps(np.float64))
+    gradient = np.moveaxis(gradient.reshape(2, 3, 2, 97), -1, 1)
+    assert_within(joined(found, "input", 1), gradient, 40 * eps(np.float64))
+
+
+def test_dtensors_bring_their_group(pool):
+    """Shard(1) of logits, Shard(0) of a weight, cut by torch: 97 classes in 25, 25, 25 and 22."""
+    for given in small():
+        found = pool.run(ranks.dtensors, 4, given)
+        arrays = {name: array for name, (array, _) in given.arrays.items()}
+        logits = arrays["input"] @ arrays["linear_weight"].T if "linear_weight" in arrays else arrays["input"]
+        loss, _ = reference.cross_entropy(logits, arrays["target"], Objective())
+        gradient = reference.cross_entropy_gradient(logits, arrays["target"], Objective()) / 9
+        assert_within(same_on_all([p["value"][0] for p in found]), loss.mean(), 40 * eps(np.float64))
+        if "linear_weight" in arrays:
+            assert_within(found[0]["linear_weight"], gradient.T @ arrays["input"], 400 * eps(np.float64))
+            gradient = gradient @ arrays["linear_weight"]
+        assert_within(same_on_all([p["input"] for p in found]), gradient, 400 * eps(np.float64))
+
+
+# ------------------------------------------------------------------------------------------------------------ traffic
+
+
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"weight": True}, {"weight": True, "sum": True}])
+def test_traffic_is_what_the_docs_say(pool, options):
+    """Every collective is counted, with 9 rows in chunks of 1; the number of classes does not enter."""
+    options = dict(options)
+    weight = np.ones(97, np.float32)
+    has_mass = options.pop("weight", False)
+    reduction = "sum" if options.pop("sum", False) else "mean"
+    # The weighted count of a mean is one number more.
+    count = 8 if has_mass and reduction == "mean" else 0
+    for given, features in zip(small("float32", reduction=reduction, **options), (0, 4), strict=True):
+        given = given._replace(options={**given.options, **({"workspace": 2000} if features else {})})
+        if has_mass:
+            given = given._replace(arrays={**given.arrays, "weight": (weight, 0)})
+        told = traffic(features=features, has_mass=has_mass)
+        for handed in pool.run(ranks.counted, 4, given):
+            chunks = (handed["calls"] - (3 if features else 0) - (count > 0) + (1 if features else 0)) // 2
+            assert handed["all_gather"] == 256
+            rows = 9 * (told.forward_per_row + told.backward_per_row)
+            signs = told.per_chunk * chunks
+            assert handed["all_reduce"] + handed["all_gather"] == rows + told.per_call + signs + count
+
+
+def test_traffic_of_statistics(pool):
+    given, _ = small("float32")
+    told = traffic("statistics")
+    for handed in pool.run(ranks.counted, 4, given._replace(call="statistics")):
+        total = handed["all_reduce"] + handed["all_gather"]
+        assert total == 9 * told.forward_per_row + told.per_call + told.per_chunk
+
+
+# ------------------------------------------------------------------------------------------------------- denominators
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_global_denominator_counts_the_rows_of_all_ranks(pool, weighted):
+    """pytorch #185167, Liger-Kernel #802, TRL #5890, transformers #35203: means of means, with 1 of 2 and 3 of 5 rows.
+
+    pytorch's is a weighted mean over a tensor whose rows are split; the others are micro-batches of unequal size.
+    """
+    rng = np.random.default_rng(11)
+    logits, labels = rng.normal(0, 3, (7, 12)), rng.integers(0, 12, 7)
+    labels[[0, 4, 5]] = -100
+    weight = rng.integers(1, 9, 12) / 4 if weighted else None
+    numbers = Objective(weight=weight)
+    loss, _ = reference.cross_entropy(logits, labels, numbers)
+    gradient = reference.cross_entropy_gradient(logits, labels, numbers)
+    kept = labels[labels != -100]
+    count = len(kept) if weight is None else weight[kept].sum()
+    found = pool.run(ranks.rows_and_classes, 4, logits, labels, weight)
+    assert_within(found[0]["value"] + found[2]["value"], loss.sum() / count, 40 * eps(np.float64))
+    assert_within(found[0]["whole"] + found[2]["whole"], loss.sum() / count, 40 * eps(np.float64))
+    assert found[0]["value"] == found[1]["value"]
+    for part in found:
+        right = gradient[part["rows"]][:, part["classes"]] / count
+        assert_within(part["gradient"], right, 40 * eps(np.float64))
+
+
+@pytest.mark.parametrize("given", small(), ids=["logits", "layer"])
+def test_a_mean_over_nothing_is_nan_with_zero_gradients(pool, given):
+    """Liger-Kernel #177, pytorch #75181: all labels ignored."""
+    labels = np.full(9, -100)
+    found = pool.run(ranks.evaluate, 4, given._replace(arrays={**given.arrays, "target": (labels, None)}))
+    assert np.isnan(same_on_all([p["value"][0] for p in found]))
+    assert not any(p["input"].any() for p in found)
+
+
+# --------------------------------------------------------------------------------------------- known failures of others
+
+
+def test_smoothing_is_over_the_classes_of_all_ranks(pool):
+    """Megatron-LM #737, #7464: label smoothing under tensor parallelism used the local number of classes."""
+    x, labels = np.zeros((1, 8)), np.array([2])
+    x[0, 2] = 4.0
+    arrays = {"input": (x, 1), "target": (labels, None)}
+    given = Given("cross_entropy", arrays, (0, 1, 3, 4, 8), {"label_smoothing": 0.4}, "float64")
+    lse = np.log(np.exp(4.0) + 7)
+    right = lse - (0.6 + 0.4 / 8) * 4.0
+    for part in pool.run(ranks.evaluate, 4, given):
+        assert_within(part["value"][0], right, 10 * eps(np.float64))
+
+
+@pytest.mark.parametrize("sentinel", [-1, 97, 98, 128, -(2**31)])
+@pytest.mark.parametrize("given", small(), ids=["logits", "layer"])
+def test_a_sentinel_matches_no_column_of_a_shard(pool, given, sentinel):
+    """ml-cross-entropy #59: a sentinel label matched a padded column of a shard and gave inf."""
+    labels = given.arrays["target"][0].copy()
+    labels[[1, 6]] = sentinel
+    options = {"ignore_index": sentinel, "reduction": "none"}
+    found = pool.run(
+        ranks.evaluate, 4, given._replace(arrays={**given.arrays, "target": (labels, None)}, options=options)
+    )
+    value = same_on_all([p["value"][0] for p in found])
+    assert not value[[1, 6]].any()
+    assert (value[[0, 2, 3, 4, 5, 7, 8]] > 0).all()
+    assert np.isfinite(value).all()
+
+
+def test_padded_classes_of_the_last_shard_add_nothing(pool):
+    """tokamax, verl #2899: zero-padded columns counted in the log-sum-exp. Here padding is -inf, all of a shard."""
+    given, _ = small(reduction="none")
+    x = np.concatenate([given.arrays["input"][0], np.full((9, 40), -np.inf)], axis=1)
+    padded = given._replace(arrays={**given.arrays, "input": (x, 1)}, cuts=(0, 30, 60, 97, 137))
+    right, found = pool.run(ranks.evaluate, 4, given), pool.run(ranks.evaluate, 4, padded)
+    assert_within(found[0]["value"][0], right[0]["value"][0], 20 * eps(np.float64))
+    assert not found[3]["input"].any()
+
+
+def test_a_nan_stays_in_its_row(pool):
+    """NaN, +inf, and nothing but masked classes: NaN for that row alone, on every rank."""
+    given, _ = small(reduction="none")
+    x = given.arrays["input"][0].copy()
+    x[1, 3], x[4, 96], x[6] = np.nan, np.inf, -np.inf
+    found = pool.run(ranks.evaluate, 4, given._replace(arrays={**given.arrays, "input": (x, 1)}))
+    value = same_on_all([p["value"][0] for p in found])
+    assert np.isnan(value[[1, 4, 6]]).all()
+    plain = same_on_all([p["value"][0] for p in pool.run(ranks.evaluate, 4, given)])
+    np.testing.assert_array_equal(np.delete(value, [1, 4, 6]), np.delete(plain, [1, 4, 6]))
+
+
+# ----------------------------------------------------------------------------------------------------------- bad input
+
+
+def failures(found: list[Any], kind: str, *words: str) -> None:
+    """Every rank raised that error with those words, within seconds."""
+    for failure in found:
+        assert isinstance(failure, Failure), failure
+        assert failure.kind == kind, failure
+        assert failure.seconds < 20
+        for word in words:
+            assert word in failure.text, failure
+
+
+@pytest.mark.parametrize("given", small(), ids=["logits", "layer"])
+@pytest.mark.parametrize("label", [97, -1, 2**40])
+def test_a_label_out_of_range_on_one_rank_is_an_error_on_all(pool, given, label):
+    labels = given.arrays["target"][0].copy()
+    labels[4] = label
+    found = pool.run(ranks.evaluate, 4, given, {2: {"target": labels}})
+    failures(found, "LabelError", f"class index {label} at row 4 of rank 2 is outside [0, 97)")
+
+
+@pytest.mark.parametrize("given", small(), ids=["logits", "layer"])
+def test_ranks_that_differ_are_named_on_all(pool, given):
+    labels = given.arrays["target"][0]
+    name, array = "input", given.arrays["input"][0]
+    short = array[:5] if "linear_weight" in given.arrays else array[:5, : SMALL[2] - SMALL[1]]
+    cases: list[tuple[dict[str, Any], str, tuple[str, ...]]] = [
+        ({name: short, "target": labels[:5]}, "ShapeError", ("rank 1 has rows 5", "has rows 9")),
+        ({name: short}, "ShapeError", ("On rank 1", "target")),
+        ({"target": labels[::-1].copy()}, "LabelError", ("rank 1 has another label",)),
+        ({"label_smoothing": 0.1}, "ObjectiveError", ("rank 1 has label_smoothing 0.1", "has label_smoothing 0")),
+        ({"label_smoothing": 2.0}, "ObjectiveError", ("On rank 1", "label_smoothing")),
+        ({"reduction": "sum"}, "ObjectiveError", ("rank 1 has reduction",)),
+        ({name: short.astype(np.int64)}, "DTypeError", ("On rank 1", "input")),
+        ({"weight": np.ones(1)}, "ObjectiveError", ("rank 1 has class weights",)),
+        ({"weight": np.ones(2)}, "ShapeError", ("On rank 1", "weight")),
+        ({"target": "labels"}, "DTypeError", ("On rank 1", "target")),
+    ]
+    for changed, kind, words in cases:
+        if changed.get(name) is not None and changed[name].dtype == np.int64 and "linear_weight" in given.arrays:
+            continue
+        failures(pool.run(ranks.evaluate, 4, given, {1: changed}), kind, *words)
+
+
+def test_another_call_is_named(pool):
+    failures(pool.run(ranks.other_call, 3, small()[0]), "RankError", "rank 1", "another call")
+
+
+def test_a_rank_that_fails_in_a_chunk_is_named_on_all(pool):
+    given = small("float32", workspace=2000)[1]
+    found = pool.run(ranks.fails_in_a_chunk, 4, given, 3)
+    failures(found, "RankError", "On rank 3", "MemoryError", "no room for the second chunk")
+    # And the group can be used again.
+    assert pool.run(ranks.evaluate, 4, given)[0]["value"][0] > 0
+
+
+def test_a_rank_that_fails_in_backward_is_named_on_all(pool):
+    given = small("float32")[1]
+    failures(pool.run(ranks.fails_in_backward, 4, given, 0), "RankError", "On rank 0", "no room for gradients")
+
+
+def test_a_workspace_too_small_for_the_largest_shard_is_an_error_on_all(pool):
+    found = pool.run(ranks.evaluate, 4, small("float32", workspace=100)[1])
+    failures(found, "ArgumentError", "workspace", "Pass at least")
+
+
+def test_a_process_that_ended_is_an_error_and_not_a_hang():
+    pair = Ranks(2)
+    try:
+        (failure,) = pair.run(ranks.ends, 2, small()[0], 1, answers=1)
+        failures([failure], "RankError", "was not completed", "has ended")
+    finally:
+        pair.processes[0].kill()
