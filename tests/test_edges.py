@@ -265,6 +265,16 @@ def test_extreme_cases_cover_what_they_promise():
             check_rows(REFERENCE, case, "float64")
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_blocks_of_masked_classes_under_smoothing_cost_infinity(dtype):
+    """Thousands of masked classes come before the first that is not: -inf minus -inf once made the loss NaN."""
+    logits = np.full((1, 9000), -np.inf, dtype)
+    logits[0, -3:] = 1.0
+    loss, lse = cpu.forward(logits, np.array([8999]), Objective(label_smoothing=0.1))
+    assert loss[0] == np.inf
+    assert abs(lse[0] - (1 + math.log(3))) <= 4 * np.finfo(dtype).eps
+
+
 # -------------------------------------------------------------------------------------------------- memory of results
 
 

@@ -121,7 +121,7 @@ def normalise_at_maximum(inputs: Any, terms: Any, g: int, p: int, tile: Any) -> 
         # Nothing but masked classes so far: any finite reference makes their exponentials 0.
         reference = highest if highest != -np.inf else tile.z.dtype.type(0)
         if terms.dense:
-            if mass != 0.0:
+            if mass != 0.0 and highest != before:
                 target += mass * (np.float64(highest) - np.float64(before))
             target_block(t, inputs, g + p, start, stop, terms)
             target += target_terms(z, t, reference)
