@@ -66,7 +66,9 @@ def multiply(library: Library, a: Array, b: Array, out: Array, *, add: bool = Fa
         if add:
             openblas.add_product(a, b, out)
         else:
-            np.matmul(a, b, out=out)
+            # Infinities and NaN are results like others, which make their own row NaN.
+            with np.errstate(over="ignore", invalid="ignore"):
+                np.matmul(a, b, out=out)
         return
     torch = sys.modules["torch"]
     with _plainly(torch):
