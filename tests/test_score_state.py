@@ -185,6 +185,40 @@ def test_logits_score_as_their_softmax_and_beyond_its_range():
     assert far.impossible_rows == 0
 
 
+@pytest.mark.parametrize("classes", [4, 100])
+@pytest.mark.parametrize("soft", [False, True])
+def test_float32_is_widened_and_then_scored_as_float64(classes, soft):
+    """To the last bit: nothing is computed in float32, in short rows and in long ones."""
+    labels, p, *_ = predictions(classes=classes)
+    narrow = p.astype(np.float32)
+    labels = np.eye(classes)[labels] if soft else labels
+    one, other = (ScoreState.from_batch(labels, q, tolerance=1e-4).finalize() for q in (narrow, narrow.astype(float)))
+    assert one.to_record() == other.to_record()
+
+
+@pytest.mark.parametrize("classes", [63, 64, 100, 256, 257, 1000])
+def test_rows_of_many_classes_score_as_the_definitions_say(classes):
+    labels, p, *_ = predictions(50, classes)
+    score = ScoreState.from_batch(labels, p).finalize()
+    loss = float(likelihood.negative_log_likelihood(labels, p, reduction="mean"))
+    assert close(score.cross_entropy.nats, loss, ulps=32)
+    assert score.brier == pytest.approx(((p - np.eye(classes)[labels]) ** 2).sum(axis=1).mean(), rel=1e-13)
+    assert score.accuracy == (p.argmax(axis=1) == labels).mean()
+    assert all(row.predicted == str(p[row.row].argmax()) for row in score.surprising)
+    p[3, classes // 2] = math.nan
+    p[4, 0] = -1e-3
+    p[5] *= 1.1
+    assert sorted(ScoreState.from_batch(labels, p).invalid["row"].tolist()) == [3, 4, 5]
+
+
+def test_the_first_of_equal_probabilities_is_predicted():
+    for classes in (4, 700):
+        p = np.zeros((3, classes))
+        p[0, [1, 3]] = p[1, [2, classes - 1]] = p[2, [0, classes - 1]] = 0.5
+        found = ScoreState.from_batch([3, 2, classes - 1], p).finalize()
+        assert {row.row: row.predicted for row in found.surprising} == {0: "1", 1: "2", 2: "0"}
+
+
 def test_one_hot_soft_labels_are_hard_labels():
     hard = ScoreState.from_batch(LABELS, PROBA).finalize().to_dict()
     soft = ScoreState.from_batch(np.eye(CLASSES)[LABELS], PROBA).finalize().to_dict()

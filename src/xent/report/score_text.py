@@ -118,6 +118,7 @@ def _tiles(record: Mapping[str, Any]) -> list[dict[str, Any]]:
         value = figure(record, name)
         if value is not None:
             text = percent(value) if name in ("explained", "accuracy") and math.isfinite(value) else magnitude(value)
+            text = "\N{MINUS SIGN}infinite" if value == -math.inf else text
             found.append({"figure": text, "unit": unit, "label": label})
     text = "0" if figure(record, "likelihood_per_row") == 0 else scientific(record["likelihood"])
     return [*found, {"figure": text, "unit": "likelihood", "label": "probability of all labels together"}]
@@ -195,7 +196,8 @@ def _decomposition(record: Mapping[str, Any]) -> str:
     return (
         f"Each class against the rest, averaged: the base rate’s uncertainty of {parts[0]} nats, less {parts[1]} that "
         f"the predictions discriminate, plus {parts[2]} lost to miscalibration, which a non-decreasing correction of "
-        "the probabilities (isotonic regression) would win back."
+        "the probabilities (isotonic regression) would win back. It is made from histograms, in which probabilities "
+        "nearer to 0 or 1 than one in a million count with their mean: the worst rows weigh less than in the score."
     )
 
 

@@ -9,7 +9,8 @@
     temperature         q**(1/T), renormalised, with the T that wins most; judged on rows that did not choose it
 
 The decomposition is made for each class against the rest, from the histograms of a state: four bins to each octave, so
-that the loss of a bin's mean is within about a thousandth of the mean of its losses.
+that the loss of a bin's mean is close to the mean of its losses. The outermost bins hold all that is nearer to 0 or 1
+than 2**-20; rows there count with the bin's mean, impossible ones with it, so the parts stay finite.
 """
 
 from __future__ import annotations

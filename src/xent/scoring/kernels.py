@@ -5,7 +5,8 @@
 
 Sums come as flat arrays of pairs (high, low): `high` is the running float64 sum and `low` adds up what each addition
 rounded away (Knuth's two-sum), so that n additions leave an error of about n**2 * 2**-106. That is why the order of the
-rows, and how they were divided, does not show in a score.
+rows, and how they were divided, does not show in a score. All arithmetic is in float64: np.float64() widens a float32,
+which float() leaves as it is in compiled code.
 
 Histograms have fixed bins, so that those of two parts can be added. Bins of a probability are by octaves, four to each,
 counted from 0 up to 1/2 and from 1 down to 1/2: a logarithmic loss needs resolution where it is steep.
@@ -118,7 +119,7 @@ def short_row(p: Any, y: int) -> tuple[float, float, float, int, bool]:
     """Sum, Brier score, largest probability and its first class, and whether all are 0 or more: of few classes."""
     total, squares, best, place, possible = 0.0, 0.0, -1.0, 0, True
     for j in range(p.shape[0]):
-        value = float(p[j])
+        value = np.float64(p[j])
         possible &= value >= 0.0
         total += value
         if value > best:
@@ -133,7 +134,7 @@ def part_of_row(p: Any, first: int, last: int) -> tuple[float, float, float, flo
     """Sum, sum of squares, largest and minus smallest of a part of a row; NaN if there is a NaN."""
     total, squares, largest, smallest = 0.0, 0.0, -np.inf, -np.inf
     for j in range(first, last):
-        value = float(p[j])
+        value = np.float64(p[j])
         total = add_in_any_order(total, value)
         squares = add_in_any_order(squares, value * value)
         largest = maximum(largest, value)
@@ -147,7 +148,7 @@ def long_row(p: Any, y: int) -> tuple[float, float, float, int, bool]:
 
     The label's own probability is left out of the sum of squares, and not subtracted, which would cancel.
     """
-    classes, picked = p.shape[0], float(p[y])
+    classes, picked = p.shape[0], np.float64(p[y])
     total, squares = picked, (1.0 - picked) * (1.0 - picked)
     best, block, possible = picked, y - y % BLOCK, picked >= 0.0
     for first in range(0, classes, BLOCK):
@@ -161,7 +162,7 @@ def long_row(p: Any, y: int) -> tuple[float, float, float, int, bool]:
             if largest > best or (largest == best and first < block):
                 best, block = largest, first
     place = block
-    while place < classes - 1 and float(p[place]) != best:
+    while place < classes - 1 and np.float64(p[place]) != best:
         place += 1
     return total, squares, best, place, possible
 
@@ -196,7 +197,7 @@ def hard_rows(
 ) -> None:
     """Score rows of probabilities against class indices. `log_prob` of the label is used where it is given."""
     for i in range(p.shape[0]):
-        loss[i] = 0.0 - log_prob[i] if log_prob.shape[0] else information(float(p[i, label[i]]))
+        loss[i] = 0.0 - log_prob[i] if log_prob.shape[0] else information(np.float64(p[i, label[i]]))
     if p.shape[1] >= LONG_ROW:
         for i in range(p.shape[0]):
             total, brier[i], confidence[i], predicted[i], possible = long_row(p[i], label[i])
@@ -226,7 +227,7 @@ def soft_rows(
         total, all_target, squares, best, place = 0.0, 0.0, 0.0, -1.0, 0
         wrong, wrong_target, lost, uncertain = False, False, 0.0, 0.0
         for j in range(p.shape[1]):
-            value, t = float(p[i, j]), float(target[i, j])
+            value, t = np.float64(p[i, j]), np.float64(target[i, j])
             wrong |= not (value >= 0.0)
             wrong_target |= not (t >= 0.0)
             total += value
@@ -244,7 +245,7 @@ def soft_rows(
         if wrong_target or not abs(all_target - 1.0) <= tolerance:
             status[i] = WRONG_LABEL
         predicted[i], confidence[i], brier[i] = place, best, squares
-        loss[i], entropy[i], correct[i] = lost, uncertain, float(target[i, place])
+        loss[i], entropy[i], correct[i] = lost, uncertain, np.float64(target[i, place])
 
 
 @kernel
@@ -362,7 +363,7 @@ def add_soft_classes(p: Array, target: Array, predicted: Array, weight: Array, s
             if share > 0.0:
                 add(totals, j * CLASS_FIELDS + 0, share)
                 if p[i, j] > 0.0:
-                    add(totals, j * CLASS_FIELDS + 1, share * (0.0 - math.log(min(float(p[i, j]), 1.0))))
+                    add(totals, j * CLASS_FIELDS + 1, share * (0.0 - math.log(min(np.float64(p[i, j]), 1.0))))
                 else:
                     add(totals, j * CLASS_FIELDS + 2, share)
         add(totals, predicted[i] * CLASS_FIELDS + 3, w * target[i, predicted[i]])
@@ -378,7 +379,7 @@ def add_one_vs_rest(p: Array, label: Array, target: Array, weight: Array, status
             continue
         w = weight[i] if weighted else 1.0
         for j in range(p.shape[1]):
-            value = float(p[i, j])
+            value = np.float64(p[i, j])
             cell = 3 * (j * PROBABILITY_BINS + probability_bin(value))
             if weighted:
                 add(histogram, cell, w)
@@ -389,4 +390,4 @@ def add_one_vs_rest(p: Array, label: Array, target: Array, weight: Array, status
                 add(histogram, cell + 2, w * target[i, j])
         if not soft:
             y = label[i]
-            add(histogram, 3 * (y * PROBABILITY_BINS + probability_bin(float(p[i, y]))) + 2, w)
+            add(histogram, 3 * (y * PROBABILITY_BINS + probability_bin(np.float64(p[i, y]))) + 2, w)
