@@ -142,8 +142,8 @@ class Arguments:
         objective, call = self.given.objective(), self.given.call
         x, w, b, y, class_weight = self.rows
         if self.workspace is None:
-            axis = 0 if x.ndim == 1 else 1
-            soft = y.is_floating_point()
+            axis = 0 if getattr(x, "ndim", 2) == 1 else 1
+            soft = isinstance(y, Tensor) and y.is_floating_point()
             how = functional._layout(
                 call, _one(x, axis), _one(y, axis) if soft else y, _one(class_weight, 0), objective
             )
