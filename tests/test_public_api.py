@@ -16,9 +16,9 @@ import pytest
 import xent
 
 SOURCE = Path(xent.__file__).parent
-PUBLIC = ["errors", "information", "likelihood", "numpy", "objective", "reference", "scoring", "torch"]
+PUBLIC = ["errors", "information", "likelihood", "numpy", "objective", "reference", "scoring", "torch", "torch.parallel"]
 # Their functions are documented for callers; those of `reference` by the equations at the top of their modules.
-DOCUMENTED = ["information", "likelihood", "numpy", "scoring", "torch"]
+DOCUMENTED = ["information", "likelihood", "numpy", "scoring", "torch", "torch.parallel"]
 SECTIONS = ("Parameters", "Returns", "Raises", "Examples")
 
 

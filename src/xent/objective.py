@@ -19,7 +19,7 @@ from typing import Any, Literal, TypedDict, get_args
 
 from xent.errors import ObjectiveError, message
 
-__all__ = ["Objective", "Options", "UnweightedOptions"]
+__all__ = ["Objective", "Options", "ParallelOptions", "UnweightedOptions"]
 
 Reduction = Literal["none", "sum", "mean"]
 

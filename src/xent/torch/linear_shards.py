@@ -25,10 +25,9 @@ from xent.linear.driver import Wanted
 from xent.linear.host import Method
 from xent.linear.plan import Plan
 from xent.torch import linear_kernels, shard_formulas
-from xent.torch.composed import compute_dtype
 from xent.torch.linear_kernels import Array, Call
 from xent.torch.rows import LinearRows
-from xent.torch.shards import Sharded, ignored_rows, local_labels, without_label, write_statistics_gradient
+from xent.torch.shards import Sharded, ignored_rows, local_labels, summed, without_label, write_statistics_gradient
 
 Gradients = list[Tensor | None]
 
@@ -73,7 +72,7 @@ class CrossEntropy(torch.autograd.Function):
         if any(wanted):
             factor = _factor(upstream, ctx.scale, ready)
             found = call.sharded.ranks.done(lambda: _gradients(ctx, rows, wanted, upstream, ready, factor))
-            _sum_input(found, rows, call)
+            _sum_input(found, call)
         dtarget = None
         if ctx.needs_input_grad[3]:
             dtarget = _target_gradient(rows, call, ctx.found, upstream)
@@ -114,7 +113,7 @@ class Statistics(torch.autograd.Function):
 
         host.write_gradient = write_gradient
         found = call.sharded.ranks.done(lambda: linear_kernels.tensors_of(linear.run(host, wanted), rows))
-        _sum_input(found, rows, call)
+        _sum_input(found, call)
         return (*found, None, None)
 
 
@@ -177,12 +176,10 @@ def _gradients(
     return linear_kernels.tensors_of(linear.run(host, wanted), rows)
 
 
-def _sum_input(found: Gradients, rows: LinearRows, call: LinearSharded) -> None:
+def _sum_input(found: Gradients, call: LinearSharded) -> None:
     """Add up the gradient of the input over the ranks, each of which has the share of its classes."""
-    share = found[0]
-    if share is not None:
-        total = share.to(compute_dtype(share.dtype)).contiguous()
-        found[0] = call.sharded.ranks.total(total).to(rows.input.dtype)
+    if found[0] is not None:
+        found[0] = summed(found[0], call.sharded.ranks)
 
 
 def _target_gradient(rows: LinearRows, call: LinearSharded, found: Local, upstream: Tensor) -> Tensor:

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from xent.cpu.shards import Local, LocalStatistics, Shard
 from xent.objective import Objective
-from xent.torch.composed import bent_logits, bent_logits_derivative
+from xent.torch.composed import bent_logits, compute_dtype
 
 
 def forward(logits: Tensor, target: Tensor, weight: Tensor | None, objective: Objective, shard: Shard) -> Local:
     """Log-sum-exp, loss and mass of the shard; 0 for ignored rows."""
     z = bent_logits(logits, objective)
     t = _target_weights(target, z, weight, objective, shard)
-    lse = torch.logsumexp(z, dim=1).double()
+    lse = _log_sum_exp(z)
     # Where all is masked any finite reference will do: t * inf, or 0 without t.
     reference = lse.masked_fill(lse == -torch.inf, 0.0)
     terms = torch.where((t == 0) & (z == -torch.inf), 0.0, t * (reference.unsqueeze(1) - z))
@@ -42,7 +42,7 @@ def backward(
     pull = found.mass + 2 * objective.z_loss * found.lse if objective.z_loss else found.mass
     q = torch.exp(z - found.lse.unsqueeze(1)).to(z.dtype)
     gradient: Tensor = (pull * row_scale).to(z.dtype).unsqueeze(1) * q - row_scale.to(z.dtype).unsqueeze(1) * t
-    gradient = gradient * bent_logits_derivative(z, objective)
+    gradient = gradient * _slope(logits, objective)
     ignored = _ignored(target, objective)
     if ignored is not None:
         gradient = gradient.masked_fill(ignored.unsqueeze(1), 0.0)
@@ -63,7 +63,7 @@ def target_gradient(
 def statistics(logits: Tensor, labels: Tensor, objective: Objective) -> LocalStatistics:
     """What the shard knows of each row; -inf for a label that lies elsewhere."""
     z = bent_logits(logits, objective).double()
-    lse = torch.logsumexp(z, dim=1)
+    lse = _log_sum_exp(z)
     log_q = (z - lse.unsqueeze(1)).masked_fill(z == -torch.inf, 0.0)
     q = torch.exp(z - lse.unsqueeze(1)).masked_fill(z == -torch.inf, 0.0)
     nowhere = torch.full_like(lse, -torch.inf)
@@ -94,7 +94,24 @@ def statistics_gradient(
         here = (labels >= 0) & (labels < z.shape[1])
         place = labels.clamp(0, z.shape[1] - 1).unsqueeze(1)
         gradient = gradient.scatter_add(1, place, (d_log_prob * here).unsqueeze(1))
-    return (gradient * bent_logits_derivative(z, objective)).to(logits.dtype)
+    return (gradient * _slope(logits, objective)).to(logits.dtype)
+
+
+def _log_sum_exp(z: Tensor) -> Tensor:
+    """In float64, so that an offset which all logits have in common costs no digits; -inf where all is masked."""
+    if not z.shape[1]:
+        return z.new_full((len(z),), -torch.inf, dtype=torch.float64)
+    highest = z.amax(dim=1, keepdim=True)
+    reference = highest.masked_fill(highest == -torch.inf, 0.0)
+    return reference[:, 0].double() + torch.exp(z - reference).sum(dim=1, dtype=torch.float64).log()
+
+
+def _slope(logits: Tensor, objective: Objective) -> Tensor | float:
+    """dz/dx = logit_scale / cosh(u)**2, u = logit_scale * x / softcap: where it is small, 1 - tanh(u)**2 cancels."""
+    if objective.softcap is None:
+        return objective.logit_scale
+    u = logits.to(compute_dtype(logits.dtype)) * (objective.logit_scale / objective.softcap)
+    return objective.logit_scale / torch.cosh(u) ** 2
 
 
 def _target_weights(target: Tensor, z: Tensor, weight: Tensor | None, objective: Objective, shard: Shard) -> Tensor:

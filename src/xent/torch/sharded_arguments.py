@@ -130,7 +130,7 @@ class Arguments:
         _check(prepared, ranks, shard.total, own)
         soft = prepared.how.soft
         sharded = Sharded(prepared.objective, shard, ranks, soft or prepared.rows.class_weight is not None)
-        if prepared.layer is None:
+        if prepared.layer is None or prepared.method is None:
             return Agreed(self.given, prepared, sharded, None)
         sizes = [numbers[5:11] for numbers in own]
         plan = linear.common_plan(self.given.call, sizes, shard.classes, prepared.layer.workspace)
@@ -142,8 +142,8 @@ class Arguments:
         objective, call = self.given.objective(), self.given.call
         x, w, b, y, class_weight = self.rows
         if self.workspace is None:
-            axis = 0 if x.ndim == 1 else 1
-            soft = y.is_floating_point()
+            axis = 0 if getattr(x, "ndim", 2) == 1 else 1
+            soft = isinstance(y, Tensor) and y.is_floating_point()
             how = functional._layout(
                 call, _one(x, axis), _one(y, axis) if soft else y, _one(class_weight, 0), objective
             )
@@ -160,7 +160,9 @@ class Arguments:
             target = y.reshape(how.rows, how.classes) if how.soft else y.reshape(-1)
             rows = self.rows._replace(input=x.reshape(how.rows, x.shape[-1]), target=target)
             layer = Call(call, objective, parse_bytes(call, self.workspace), layers._dtype(call, x, w, b))
-            method, sizes = linear_shards.method_and_sizes(layer, rows, _wanted(rows)[:3])
+            method, sizes = None, [0] * 6
+            if shards.has_kernels(x):
+                method, sizes = linear_shards.method_and_sizes(layer, rows, _wanted(rows)[:3])
         if call.endswith("statistics") and how.soft:
             found = "found class probabilities, expected class indices"
             raise DTypeError(message(call, "target", found, "For probabilities use cross_entropy"))
@@ -197,6 +199,8 @@ class Agreed:
 
     def linear_losses(self, scale: float | None) -> Tensor:
         """The losses of a layer, with gradients at once if the scale of the rows is given."""
+        if self.layer is None:
+            return self._by_logits().losses(scale)
         at_once = scale if torch.is_grad_enabled() else None
         found: Tensor = linear_shards.CrossEntropy.apply(*self.prepared.rows, self.layer, at_once)  # type: ignore[no-untyped-call]
         return found
@@ -210,9 +214,19 @@ class Agreed:
     def linear_statistics(self) -> Statistics:
         """The statistics of a layer."""
         rows, layer = self.prepared.rows, self.layer
-        assert layer is not None
+        if layer is None:
+            return self._by_logits().statistics()
         found = linear_shards.Statistics.apply(*rows[:4], layer)  # type: ignore[no-untyped-call]
         return self._shaped(found, layer.call.dtype)
+
+    def _by_logits(self) -> Agreed:
+        """A layer as its logits, on devices whose steps are not written: torch makes them and their gradients."""
+        prepared = self.prepared
+        assert prepared.layer is not None
+        rows = prepared.rows.to(prepared.layer.dtype)
+        x: Tensor = shards.Shared.apply(rows.input, self.sharded.ranks)  # type: ignore[no-untyped-call]
+        logits = torch.nn.functional.linear(x, rows.weight, rows.bias)
+        return replace(self, prepared=replace(prepared, rows=rows._replace(input=logits, weight=None, bias=None)))  # type: ignore[arg-type]
 
     def _shaped(self, values: tuple[Tensor, ...], dtype: torch.dtype) -> Statistics:
         wide, shape = compute_dtype(dtype), self.prepared.how.loss_shape

@@ -29,6 +29,7 @@ from xent.cpu.shards import IGNORED, Local, LocalStatistics, Shard
 from xent.cpu.statistics_gradient import statistics_gradient
 from xent.objective import Objective
 from xent.torch import kernels, shard_formulas
+from xent.torch.composed import compute_dtype
 from xent.torch.kernels import as_array
 from xent.torch.ranks import Ranks
 
@@ -152,6 +153,26 @@ class Statistics(torch.autograd.Function):
 def has_kernels(tensor: Tensor) -> bool:
     """Whether the kernels of cpu/shards.py do the work; the formulas of shard_formulas.py do it elsewhere."""
     return tensor.device.type == "cpu"
+
+
+class Shared(torch.autograd.Function):
+    """The input of a layer, the same on all ranks, each of which has a share of its gradient: they are added up."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, ranks: Ranks) -> Tensor:
+        ctx.ranks = ranks
+        return input.view_as(input)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, share: Tensor) -> tuple[Tensor, None]:
+        return summed(share, ctx.ranks), None
+
+
+def summed(share: Tensor, ranks: Ranks) -> Tensor:
+    """The sum of each rank's share of a gradient; 16-bit shares are added up in float32 and rounded once."""
+    wide = torch.empty_like(share, dtype=compute_dtype(share.dtype), memory_format=torch.contiguous_format)
+    return ranks.total(wide.copy_(share)).to(share.dtype)
 
 
 def write_statistics_gradient(
