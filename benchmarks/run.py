@@ -19,18 +19,20 @@ from typing import Annotated, Any, Literal
 import tables as documents
 import typer
 from rich.console import Console
+from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from xent.benchmark import DEVICES, run
+from xent.benchmark import DEVICES, linear, run
 from xent.benchmark.accuracy import run_accuracy
 from xent.benchmark.scaling import run_scaling
 from xent.benchmark.shapes import checked_device
 from xent.benchmark.show import disturbed, missed, tables
+from xent.benchmark.tables import linear as linear_table
 from xent.errors import XentError
 
 HERE = Path(__file__).parent
-Part = Literal["logits", "logits_huge_pages", "scaling", "accuracy"]
-PARTS: tuple[Part, ...] = ("logits", "logits_huge_pages", "scaling", "accuracy")
+Part = Literal["logits", "logits_huge_pages", "scaling", "accuracy", "linear"]
+PARTS: tuple[Part, ...] = ("logits", "logits_huge_pages", "scaling", "accuracy", "linear")
 LARGE = ("gpt2", "segmentation")
 messages = Console(stderr=True)
 
@@ -58,6 +60,8 @@ def main(
         raise typer.Exit(2) from None
     if part.startswith("logits"):
         _show(record)
+    if part == "linear":
+        Console().print(Markdown(linear_table(record)), *missed(record), sep="\n")
     if out is not None or not quick:
         path = out or documents.results(device) / f"{part}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,6 +83,8 @@ def _measured(
     part: Part, shapes: tuple[str, ...], quick: bool, threads: int, device: str, memory: bool
 ) -> dict[str, Any]:
     command = " ".join(["python", "benchmarks/run.py", *sys.argv[1:]])
+    if part == "linear" and shapes:
+        raise typer.BadParameter("linear has one shape: leave out --shape.")
     if part in ("scaling", "accuracy") and (shapes or quick):
         raise typer.BadParameter(f"{part} has sizes of its own: leave out --shape and --quick.")
     with _progress() as progress:
@@ -86,6 +92,11 @@ def _measured(
             return run_accuracy(command=command, progress=progress)
         if part == "scaling":
             return run_scaling(threads=threads, device=device, command=command, progress=progress)
+        if part == "linear":
+            size = linear.SHAPES["quick" if quick else "gpt2"]
+            return linear.run(
+                size, threads=threads, measure_memory=memory and not quick, command=command, progress=progress
+            )
         huge = part == "logits_huge_pages"
         return run(
             shapes or (LARGE if huge else ()),

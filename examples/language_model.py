@@ -1,6 +1,6 @@
 """A language model trained on Python's own library, with torch's loss and with ours: same curve, less memory and time.
 
-    python examples/language_model.py [FOLDER]
+    python examples/language_model.py [FOLDER] [--steps N]
 
 A small transformer (torch.nn, 4 million numbers, its embedding is also its last layer) learns to continue Python
 source: the text is the standard library that runs this file, and nothing is downloaded. Each loss trains the same
@@ -11,6 +11,7 @@ cores.
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import subprocess
@@ -19,7 +20,6 @@ import sysconfig
 import threading
 import time
 from collections import Counter
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,12 @@ def tokens() -> list[int]:
     return [known.get(word, 0) for word in words]
 
 
-def train(name: str) -> dict[str, Any]:
+def train(name: str, steps: int) -> dict[str, Any]:
     """Train with one of the losses; return its curve, the seconds of each step, and the memory during one step."""
     import torch
     from torch import nn
 
-    from xent.torch.linear import linear_cross_entropy
+    from xent.torch import linear_cross_entropy
 
     class Model(nn.Module):
         """Embedding, two transformer layers that look back only, and the embedding again."""
@@ -68,7 +68,7 @@ def train(name: str) -> dict[str, Any]:
     torch.manual_seed(0)
     loss_of, text, model = {PLAIN: plain, OURS: ours}[name], torch.tensor(tokens()), Model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    places = torch.randint(len(text) - CONTEXT - 1, (STEPS + 2, BATCH))
+    places = torch.randint(len(text) - CONTEXT - 1, (steps + 2, BATCH))
 
     def step(number: int) -> float:
         batch = text[places[number, :, None] + torch.arange(CONTEXT + 1)]
@@ -78,15 +78,15 @@ def train(name: str) -> dict[str, Any]:
         optimizer.step()
         return loss.item()
 
-    first = step(STEPS)  # compiles and loads; both losses take it
+    first = step(steps)  # compiles and loads; both losses take it
     losses, seconds = [first], []
-    for number in range(STEPS):
+    for number in range(steps):
         start = time.perf_counter()
         losses.append(step(number))
         seconds.append(time.perf_counter() - start)
     memory = Memory()
     with memory:
-        step(STEPS + 1)
+        step(steps + 1)
     return {"name": name, "losses": losses, "seconds": seconds, "memory": memory.samples}
 
 
@@ -120,10 +120,12 @@ def resident() -> float:
     return pages * 4096 / 1e6
 
 
-def in_own_process(name: str) -> dict[str, Any]:
+def in_own_process(name: str, steps: int) -> dict[str, Any]:
     """Run `train` in a process of its own."""
     print(f"training with {name} ...", flush=True)
-    done = subprocess.run([sys.executable, __file__, "--train", name], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, __file__, "--train", name, "--steps", str(steps)], capture_output=True, text=True
+    )
     if done.returncode != 0:
         raise SystemExit(done.stderr)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -156,9 +158,9 @@ def plot(runs: list[dict[str, Any]], path: Path) -> None:
     path.write_text(vl_convert.vegalite_to_svg(chart.to_dict()) + "\n", encoding="utf-8")
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, steps: int) -> None:
     """Train with both losses, compare, and draw."""
-    runs = [in_own_process(name) for name in COLORS]
+    runs = [in_own_process(name, steps) for name in COLORS]
     apart = max(abs(a - b) for a, b in zip(runs[0]["losses"], runs[1]["losses"], strict=True))
     for run in runs:
         median = sorted(run["seconds"])[len(run["seconds"]) // 2]
@@ -172,8 +174,12 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    arguments = list(islice(sys.argv, 1, None))
-    if arguments[:1] == ["--train"]:
-        print(json.dumps(train(arguments[1])))
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).parent, help="where the plot goes")
+    parser.add_argument("--steps", type=int, default=STEPS, help="of training")
+    parser.add_argument("--train", choices=list(COLORS), help="train with one loss in this process, and print JSON")
+    given = parser.parse_args()
+    if given.train:
+        print(json.dumps(train(given.train, given.steps)))
     else:
-        main(Path(arguments[0]) if arguments else Path(__file__).parent)
+        main(given.folder, given.steps)

@@ -62,12 +62,14 @@ def test_every_option_reaches_the_linear_loss():
         assert_within(linear, xent.numpy.cross_entropy(h @ w.T + b, labels, **case.options), ULPS * EPS * linear)
 
 
-def test_ignored_rows_do_not_show_uninitialised_memory(implementation):
+@pytest.mark.parametrize("classes", [10, 300])
+@pytest.mark.parametrize("found", [1e30, np.nan])
+def test_ignored_rows_do_not_show_uninitialised_memory(implementation, classes, found):
     """Liger-Kernel #1338: ignored rows left uninitialised memory in the loss."""
-    logits, labels = _rows(rows=400)
+    logits, labels = _rows(rows=400, classes=classes)
     labels[::2] = -100
     for _ in range(3):
-        garbage = np.full((400, 10), 1e30)  # to be found again by whoever does not write
+        garbage = np.full((400, classes), found)  # to be found again by whoever does not write, or reads first
         del garbage
         losses, gradient = implementation.loss_and_gradient(logits, labels, {})
         assert not losses[::2].any()

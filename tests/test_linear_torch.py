@@ -232,6 +232,20 @@ def test_tied_weights_get_both_gradients():
                 torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.parametrize("workspace", ["1MB", 6000])
+def test_ignored_rows_may_have_logits_beyond_all_numbers(workspace):
+    """Their gradient takes the place of logits that are infinite or NaN, which must not show through."""
+    x, w, b = tensors(9, 16, 300, torch.float32)
+    y = target_of("labels", 9, 300)
+    with torch.no_grad():
+        x[1] = 1e30
+        w[0] = 1e20
+    loss = linear_cross_entropy(x[1:2], w, y[1:2], linear_bias=b, reduction="sum", workspace=workspace)
+    assert loss == 0
+    for gradient in torch.autograd.grad(loss, (x, w, b)):
+        assert torch.count_nonzero(gradient) == 0
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_multiplies_in_16_bits_and_sums_in_32(dtype):
     x, w, b = tensors(64, 32, 300, torch.float32)

@@ -1,26 +1,21 @@
 """The loss of a linear layer beside its peers and beside its limit: matrix products. One record of plain numbers.
 
-    python -m xent.benchmark.linear [--quick] [--out FILE]
-
 Every contestant gets the same input, weight and labels; the loss is the mean. "forward_backward" is the loss and
 `torch.autograd.grad` of it by input and weight, "frozen" the same by the input alone (the weight does not require a
 gradient), "forward" the loss under `no_grad`. The limits are the products that any way of computing must make
 (logits, dinput, dweight), each by the faster of NumPy's and torch's BLAS in that round, into memory that has been
-used before.
+used before. Peers are measured where a bar or a table asks for them: torch's chunked loss takes many seconds.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xent.benchmark import linear_memory, machine
+from xent.benchmark import linear_error, linear_memory, machine
 from xent.benchmark.bars import _verdict
 from xent.benchmark.timing import Settings, Spread, interleaved, ratios
 from xent.linear.plan import DEFAULT_WORKSPACE, parse_bytes
@@ -32,6 +27,7 @@ SCHEMA = 1
 OURS, UNFUSED, CHUNKED = "xent.torch", "F.cross_entropy(F.linear)", "F.linear_cross_entropy, chunked"
 LIMITS = {"forward_backward": ("logits", "dinput", "dweight"), "frozen": ("logits", "dinput"), "forward": ("logits",)}
 LIMIT = "products"
+PEER_MEASURES = {UNFUSED: ("forward_backward", "forward"), CHUNKED: ("forward_backward",)}
 MEMORY_ALLOWANCE = 16_000_000
 MEMORY_ROWS = (2048, 65536)
 
@@ -94,7 +90,7 @@ def run(
         torch is not installed.
     """
     machine.require_torch()
-    settings = settings or Settings(rounds=11, least_rounds=5, seconds_per_case=60.0)
+    settings = settings or Settings(rounds=7, least_rounds=3, seconds_per_case=60.0, warm_ups=0)
     record = {"record": "xent bench linear", "schema": SCHEMA, "device": "cpu", **machine.describe(command, threads)}
     start = time.perf_counter()
     with machine.limited(threads):
@@ -103,8 +99,10 @@ def run(
         if measure_memory:
             case["memory"] = _memory(shape, case["dtype"], threads, progress)
         case["bars"] = judged(case) if shape == SHAPES["gpt2"] else []
+    with machine.limited(threads):
+        errors = linear_error.measured(progress)
     seconds = round(time.perf_counter() - start, 1)
-    return {**record, "seconds": seconds, "settings": dataclasses.asdict(settings), "cases": cases}
+    return {**record, "seconds": seconds, "settings": dataclasses.asdict(settings), "cases": cases, "errors": errors}
 
 
 def judged(case: dict[str, Any]) -> list[dict[str, Any]]:
@@ -142,7 +140,7 @@ def losses() -> dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]]:
     import torch
     import torch.nn.functional as F
 
-    from xent.torch.linear import linear_cross_entropy
+    from xent.torch import linear_cross_entropy
 
     return {
         OURS: linear_cross_entropy,
@@ -168,7 +166,8 @@ def _calls(shape: LinearShape, dtype: str) -> Calls:
         def frozen(loss: Callable[..., Tensor] = loss) -> Any:
             return torch.autograd.grad(loss(x, w.detach(), y), x)
 
-        calls |= {(name, "forward"): forward, (name, "forward_backward"): both, (name, "frozen"): frozen}
+        made = {"forward": forward, "forward_backward": both, "frozen": frozen}
+        calls |= {(name, measure): made[measure] for measure in PEER_MEASURES.get(name, tuple(LIMITS))}
     return calls | _products(x.detach(), w.detach())
 
 
@@ -196,7 +195,7 @@ def _products(x: Tensor, w: Tensor) -> Calls:
 def _case(shape: LinearShape, dtype: str, settings: Settings, progress: Progress) -> dict[str, Any]:
     what = f"{shape.name} {dtype}"
     calls = _calls(shape, dtype)
-    values = {name: float(calls[name, "forward"]()) for name in (OURS, UNFUSED, CHUNKED)}
+    values = {name: float(calls[name, "forward"]()) for name in (OURS, UNFUSED)}
     others = machine.Others()
     seconds = interleaved(calls, settings, after_round=lambda done: progress(what, done, settings.rounds))
     for measure, names in LIMITS.items():
@@ -221,7 +220,7 @@ def _case(shape: LinearShape, dtype: str, settings: Settings, progress: Progress
 def _ratios(seconds: dict[tuple[str, str], list[float]], measure: str) -> dict[str, Any]:
     """Ours over the products, and how many times as fast ours is as each peer."""
     ours = seconds[OURS, measure]
-    peers = {peer: _spread(ratios(seconds[peer, measure], ours)) for peer in (UNFUSED, CHUNKED)}
+    peers = {peer: _spread(ratios(seconds[peer, measure], ours)) for peer, of in PEER_MEASURES.items() if measure in of}
     return {LIMIT: _spread(ratios(ours, seconds[LIMIT, measure])), **peers}
 
 
@@ -238,13 +237,3 @@ def _memory(shape: LinearShape, dtype: str, threads: int, progress: Progress) ->
 
 def _spread(values: Sequence[float]) -> dict[str, float]:
     return {name: float(f"{value:.5g}") for name, value in dataclasses.asdict(Spread.of(values)).items()}
-
-
-if __name__ == "__main__":
-    quick = "--quick" in sys.argv
-    made = run(SHAPES["quick" if quick else "gpt2"], measure_memory=not quick, command=" ".join(sys.argv))
-    text = json.dumps(made, indent=1) + "\n"
-    if "--out" in sys.argv:
-        Path(sys.argv[sys.argv.index("--out") + 1]).write_text(text, encoding="utf-8")
-    else:
-        print(text)

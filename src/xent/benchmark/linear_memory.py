@@ -34,7 +34,7 @@ def _measured(request: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from xent.benchmark.linear import LinearShape, make_inputs
-    from xent.torch.linear import linear_cross_entropy
+    from xent.torch import linear_cross_entropy
 
     sizes = {name: request["shape"][name] for name in ("name", "rows", "features", "classes")}
     x, w, y = make_inputs(LinearShape(**sizes), request["dtype"])

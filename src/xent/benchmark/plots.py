@@ -1,4 +1,4 @@
-"""The plot of time against elements, drawn from the record of scaling.py."""
+"""The plots: time against elements from the record of scaling.py, errors against chunks from that of linear.py."""
 
 from __future__ import annotations
 
@@ -15,12 +15,7 @@ COLORS = {OURS: "#0b6e99", EAGER: "#c2571a", REUSED: "#808080"}
 
 def scaling_svg(record: Mapping[str, Any]) -> str:
     """Two log-log panels as SVG: the rows grow, the classes grow. Its first line tells the record behind it."""
-    try:
-        import altair as alt
-        import vl_convert
-    except ImportError:
-        found = "the plot needs altair and vl-convert-python"
-        raise MissingDependencyError(message("bench", "", found, "pip install 'xent[cli]'")) from None
+    alt, _ = _libraries()
     values = [
         {
             "elements": point["elements"],
@@ -45,13 +40,53 @@ def scaling_svg(record: Mapping[str, Any]) -> str:
         )
         .properties(width=330, height=280)
         .facet(column=alt.Column("panel:N", title=None, sort=[_panel("rows"), _panel("classes")]))
-        .configure(background="white", font="Helvetica, Arial, sans-serif", padding=12)
+    )
+    return _drawn(record, chart)
+
+
+def linear_error_svg(record: Mapping[str, Any]) -> str:
+    """Relative errors in bfloat16 against the number of chunks: the loss, and both gradients."""
+    alt, _ = _libraries()
+    names = {"loss": "loss", "input": "gradient of the input", "weight": "gradient of the weight"}
+    values = [
+        {"chunks": point["chunks"], "error": point[quantity], "who": point["contestant"], "panel": panel}
+        for point in record["errors"]
+        for quantity, panel in names.items()
+    ]
+    scale = alt.Scale(domain=list(dict.fromkeys(value["who"] for value in values)), range=list(COLORS.values()))
+    chart = (
+        alt.Chart(alt.InlineData(values=values))
+        .mark_line(point=alt.OverlayMarkDef(size=36))
+        .encode(
+            x=alt.X("chunks:Q", title="chunks", scale=alt.Scale(type="log", base=2)),
+            y=alt.Y("error:Q", title="relative error", scale=alt.Scale(type="log"), axis=alt.Axis(format="~g")),
+            color=alt.Color("who:N", title=None, scale=scale, legend=alt.Legend(orient="bottom", symbolType="stroke")),
+        )
+        .properties(width=240, height=240)
+        .facet(column=alt.Column("panel:N", title=None, sort=list(names.values())))
+    )
+    return _drawn(record, chart)
+
+
+def _libraries() -> tuple[Any, Any]:
+    try:
+        import altair
+        import vl_convert
+    except ImportError:
+        found = "the plot needs altair and vl-convert-python"
+        raise MissingDependencyError(message("bench", "", found, "pip install 'xent[cli]'")) from None
+    return altair, vl_convert
+
+
+def _drawn(record: Mapping[str, Any], chart: Any) -> str:
+    chart = (
+        chart.configure(background="white", font="Helvetica, Arial, sans-serif", padding=12)
         .configure_view(stroke=None)
         .configure_axis(gridColor="#e8e8e8", domainColor="#999999", tickColor="#999999", titleFontWeight="normal")
         .configure_header(labelFontSize=13, labelFontWeight="bold")
         .configure_legend(labelFontSize=12, labelLimit=260)
     )
-    return f"{made_from(record)}\n{vl_convert.vegalite_to_svg(chart.to_dict())}\n"
+    return f"{made_from(record)}\n{_libraries()[1].vegalite_to_svg(chart.to_dict())}\n"
 
 
 def made_from(record: Mapping[str, Any]) -> str:

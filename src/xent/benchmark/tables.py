@@ -26,6 +26,8 @@ Records = Mapping[str, Record]
 """Records by the name of their file: logits, logits_huge_pages, scaling."""
 
 MEASURE_NAMES = {"forward_backward": "forward + backward", "forward": "forward", "memory": "memory"}
+LINEAR_MEASURES = {"forward_backward": "forward + backward", "frozen": "frozen weight", "forward": "forward"}
+LINEAR_PEERS = ("products", "F.cross_entropy(F.linear)", "F.linear_cross_entropy, chunked")
 _MARKED = re.compile(r"(<!-- table: (?P<name>[^>]*?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
@@ -147,6 +149,35 @@ def accuracy(record: Record) -> str:
     return table(head, _ditto(rows, 2), left=3)
 
 
+def linear(record: Record) -> str:
+    """The loss of a linear layer: milliseconds, times the products, and times as fast as the peers."""
+    rows = []
+    for case in record["cases"]:
+        for measure, ratios in case["ratios"].items():
+            seconds = case["seconds"]
+            cells = [number(1e3 * seconds[f"{who}, {measure}"]["median"]) for who in (OURS, "products")]
+            over = [_with_quartiles(ratios[peer]) if peer in ratios else "" for peer in LINEAR_PEERS]
+            rows.append([_size(case), case["dtype"], LINEAR_MEASURES[measure], *cells, *over])
+    head = ["rows x features x classes", "dtype", "measure", f"`{OURS}`, ms", "products, ms", "times the products"]
+    head += [f"times as fast as `{peer}`" for peer in LINEAR_PEERS[1:]]
+    return table(head, _ditto(rows, 2), left=3)
+
+
+def linear_bars(record: Record) -> str:
+    """What was required of the linear loss and what was measured."""
+    rows = []
+    for case in record["cases"]:
+        for bar in case["bars"]:
+            verdict = "yes" if bar["met"] else f"no, by {number(bar['missed_by'])}x"
+            if bar["measure"] == "memory":
+                what, cells = bar["against"], [megabytes(bar["bound"]) + " MB", megabytes(bar["median"]) + " MB"]
+            else:
+                what = f"{LINEAR_MEASURES[bar['measure']]}, over {bar['against']}"
+                cells = [f"{bar['bound']:g}", _with_quartiles(bar)]
+            rows.append([case["dtype"], what, f"{bar['kind']} {cells[0]}", cells[1], verdict])
+    return table(["dtype", "measure", "required", "measured", "met"], rows, left=3)
+
+
 def machine(record: Record) -> str:
     """One paragraph: where, when, with what."""
     about, versions = record["machine"], ", ".join(f"{name} {v}" for name, v in record["versions"].items())
@@ -169,6 +200,9 @@ TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
     "huge pages": ("logits_huge_pages", contestants),
     "scaling": ("scaling", scaling),
     "accuracy": ("accuracy", accuracy),
+    "linear": ("linear", linear),
+    "linear bars": ("linear", linear_bars),
+    "linear machine": ("linear", machine),
 }
 """Each name that a marker can have, the record that it needs, and what makes it."""
 

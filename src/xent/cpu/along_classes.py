@@ -37,7 +37,7 @@ from xent.cpu.blocks import (
     weighted,
 )
 from xent.cpu.compilation import device
-from xent.cpu.formats import decode, encode, store
+from xent.cpu.formats import encode, store
 from xent.cpu.primitives import exp, raise_maximum
 from xent.cpu.tile import BLOCK, without_label
 
@@ -153,7 +153,7 @@ def gradients(inputs: Any, terms: Any, g: int, size: int, tile: Any, known: bool
     for p in range(size):
         row_out = out[(g + p) * classes : (g + p + 1) * classes]
         if skipped(inputs, tile, p):
-            fill(row_out, without_label(inputs.labels[g + p], terms))
+            fill(row_out, tile.z.dtype.type(without_label(inputs.labels[g + p], terms)))
             continue
         label_share = tile.z.dtype.type(tile.share[p] * np.float64(tile.target_factor[p]))
         for start in range(0, classes, BLOCK):
@@ -183,9 +183,9 @@ def gradients(inputs: Any, terms: Any, g: int, size: int, tile: Any, known: bool
 
 
 @device
-def fill(out: Any, value: float) -> None:
-    """Fill a row of the gradient."""
-    stored = encode(decode(out[0]) * 0 + value, out)
+def fill(out: Any, value: Any) -> None:
+    """Fill a row of the gradient. What is there is not looked at: it may be NaN."""
+    stored = encode(value, out)
     for i in range(len(out)):
         out[i] = stored
 

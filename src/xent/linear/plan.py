@@ -111,6 +111,13 @@ def make_plan(call: str, sizes: Sizes, workspace: int) -> Plan:
     )
 
 
+def plan_of_rows(sizes: Sizes, chunk_rows: int) -> Plan:
+    """The cut into chunks of so many rows, whatever memory that takes: for measurements of what chunks do."""
+    slab = _slab(sizes, 8 * SLAB_BYTES)
+    fixed = sizes.fixed_bytes + aligned(slab * sizes.slab_bytes) + PADDING
+    return _plan(sizes, slab, chunk_rows, 1, fixed, summed=sizes.sum_bytes > 0 and chunk_rows < sizes.rows)
+
+
 def least_workspace(sizes: Sizes) -> int:
     """The fewest bytes with which `make_plan` succeeds."""
     in_chunks = sizes.row_bytes + math.ceil(sizes.classes / MAX_PARTS) * sizes.sum_bytes

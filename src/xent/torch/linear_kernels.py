@@ -45,7 +45,7 @@ class Call:
 
 def forward(call: Call, rows: LinearRows) -> Array:
     """Return the loss of each row."""
-    return calls.forward(call.name, _problem(call, rows), call.workspace, threads=torch.get_num_threads())[0]
+    return calls.forward(call.name, problem_of(call, rows), call.workspace, threads=torch.get_num_threads())[0]
 
 
 def forward_backward(
@@ -56,14 +56,14 @@ def forward_backward(
     if isinstance(row_scale, Tensor):
         scale = np.ascontiguousarray(row_scale.detach().to(compute_dtype(call.dtype)).reshape(-1).numpy())
     losses, _, found = calls.forward_backward(
-        call.name, _problem(call, rows), scale, Wanted(*wanted), call.workspace, threads=torch.get_num_threads()
+        call.name, problem_of(call, rows), scale, Wanted(*wanted), call.workspace, threads=torch.get_num_threads()
     )
-    return losses, _tensors(found, rows)
+    return losses, tensors_of(found, rows)
 
 
 def forward_statistics(call: Call, rows: LinearRows) -> Statistics:
     """Return the statistics of each row."""
-    return statistics.forward(call.name, _problem(call, rows), call.workspace, threads=torch.get_num_threads())
+    return statistics.forward(call.name, problem_of(call, rows), call.workspace, threads=torch.get_num_threads())
 
 
 def backward_statistics(
@@ -76,17 +76,18 @@ def backward_statistics(
     )
     gradients = statistics.backward(
         call.name,
-        _problem(call, rows),
+        problem_of(call, rows),
         found,
         (d_log_prob, d_entropy, d_lse),
         Wanted(*wanted),
         call.workspace,
         threads=torch.get_num_threads(),
     )
-    return _tensors(gradients, rows)
+    return tensors_of(gradients, rows)
 
 
-def _problem(call: Call, rows: LinearRows) -> Problem:
+def problem_of(call: Call, rows: LinearRows) -> Problem:
+    """The arguments as arrays."""
     objective = call.objective
     if rows.class_weight is not None:
         wide = rows.class_weight.detach().to(compute_dtype(call.dtype)).contiguous().numpy()
@@ -116,7 +117,7 @@ def _target(target: Tensor) -> Array:
     return array
 
 
-def _tensors(found: calls.Gradients, rows: LinearRows) -> list[Tensor | None]:
+def tensors_of(found: calls.Gradients, rows: LinearRows) -> list[Tensor | None]:
     """Gradients as tensors of the dtypes of the arguments."""
     tensors: list[Tensor | None] = []
     for array, argument in zip(found, rows[:3], strict=True):

@@ -1,0 +1,74 @@
+"""What chunks do to the error, and the record, tables and plots that show it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from xent.benchmark import linear, linear_error, plots, tables
+
+
+@pytest.fixture(scope="module")
+def errors():
+    return linear_error.measured()
+
+
+@pytest.mark.parametrize("quantity", linear_error.QUANTITIES)
+def test_errors_do_not_grow_with_the_number_of_chunks(errors, quantity):
+    """Liger-Kernel #512, #827, #830, #1391, and torch 2.13: d/dweight and the loss were added up in bfloat16."""
+    by = {(point["contestant"], point["chunks"]): point[quantity] for point in errors}
+    unfused = by[linear_error.UNFUSED, 1]
+    for chunks in linear_error.CHUNKS:
+        assert by[linear_error.OURS, chunks] <= 1.5 * unfused, chunks
+    assert len(by) == 3 * len(linear_error.CHUNKS)
+
+
+def test_the_measurement_sees_an_error_that_grows(errors):
+    """torch adds up the weight's gradient in bfloat16 if it is told to."""
+    x, w, y = linear_error._inputs(torch.bfloat16)
+    truth = linear_error._found(linear_error._unfused, x.double(), w.double(), y)
+    summed = torch.zeros_like(w)
+    for first in range(0, len(x), 2):
+        part = linear_error.ours_in_chunks(x[first : first + 2], w, y[first : first + 2], 2)
+        summed += part[2] / (len(x) // 2)
+    narrow = linear_error._relative((truth[0], truth[1], summed), truth)["weight"]
+    ours = max(p["weight"] for p in errors if p["contestant"] == linear_error.OURS)
+    assert narrow > 3 * ours
+
+
+def _case(dtype="float32"):
+    spread = {"median": 1.0, "low": 0.9, "high": 1.1}
+    ratios = {
+        measure: {linear.LIMIT: spread, **{p: spread for p, of in linear.PEER_MEASURES.items() if measure in of}}
+        for measure in linear.LIMITS
+    }
+    seconds = {f"{who}, {measure}": spread for who in (linear.OURS, linear.LIMIT) for measure in linear.LIMITS}
+    memory = [{"rows": 2048, "workspace_bytes": 128_000_000, "beside_bytes": 145_000_000}]
+    shape = linear.SHAPES["gpt2"]
+    return {
+        "shape": "gpt2",
+        "size": list(shape.size),
+        "dtype": dtype,
+        "ratios": ratios,
+        "seconds": seconds,
+        "memory": memory,
+    }
+
+
+def test_bars_compare_with_what_was_required():
+    case = _case()
+    found = {(bar["measure"], bar["against"]): bar["met"] for bar in linear.judged(case)}
+    assert found["forward_backward", linear.LIMIT]
+    assert not found["forward_backward", linear.UNFUSED]
+    assert not found["memory", "workspace + 16 MB, 2048 rows"]
+    assert len(found) == 6
+
+
+def test_tables_and_plot_are_made_from_the_record(errors):
+    case = _case()
+    record = {"cases": [{**case, "bars": linear.judged(case)}], "errors": errors}
+    assert "gpt2 2048 x 768 x 50257 | float32 | forward + backward | 1000" in tables.linear(record)
+    assert "at most 144.0 MB | 145.0 MB | no" in tables.linear_bars(record)
+    drawn = plots.linear_error_svg(record)
+    assert drawn.startswith(plots.made_from(record))
+    assert "gradient of the weight" in drawn
