@@ -125,10 +125,18 @@ class DeferredLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """``input @ weight.T + bias``, not yet made."""
+        if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+            return _outside_the_graph(self, input)
         dtype = _product_dtype(input, self.weight, self.bias)
         if dtype is None:
             return super().forward(input)
         return defer(input, self.weight, self.bias, dtype, self.logits_workspace)
+
+
+@torch._disable_dynamo
+def _outside_the_graph(layer: DeferredLinear, input: Tensor) -> Tensor:
+    """A compiled model breaks its graph here. (torch.compiler.disable does the same, and takes seconds to import.)"""
+    return layer.forward(input)
 
 
 @functools.cache
@@ -142,7 +150,7 @@ def _deferring(layer: type[nn.Linear]) -> type[DeferredLinear]:
 def _product_dtype(input: Tensor, weight: Tensor, bias: Tensor | None) -> torch.dtype | None:
     """The dtype in which the layer would multiply; None where it has to be an ordinary layer."""
     tensors = [tensor for tensor in (input, weight, bias) if tensor is not None]
-    if torch.jit.is_tracing() or torch.compiler.is_compiling() or is_transformed():
+    if torch.jit.is_tracing() or torch.compiler.is_exporting() or is_transformed():
         return None
     if any(type(tensor) not in PLAIN or tensor.device != input.device for tensor in tensors):
         return None

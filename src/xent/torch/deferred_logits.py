@@ -52,6 +52,8 @@ class DeferredLogits(Tensor):
     def __torch_function__(
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if torch.compiler.is_compiling():
+            return _outside_the_graph(func, args, kwargs)
         kwargs = kwargs or {}
         found = [leaf for leaf in tree_iter((args, kwargs)) if isinstance(leaf, DeferredLogits)]
         if any(_has_foreign_gradient(logits) for logits in found):
@@ -126,6 +128,12 @@ def _attached(lazy: Lazy) -> Tensor:
         logits: Tensor = _Attached.apply(lazy, *tensors)  # type: ignore[no-untyped-call]
         return logits
     return DeferredLogits(lazy)
+
+
+@torch._disable_dynamo
+def _outside_the_graph(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
+    """Compiled code breaks its graph where it meets deferred logits."""
+    return func(*args, **(kwargs or {}))
 
 
 def _has_foreign_gradient(logits: DeferredLogits) -> bool:
@@ -343,7 +351,13 @@ def _fused(lazy: Lazy, function: Callable[..., Any], target: Tensor, options: di
         return NotImplemented
     if lazy.graph and torch.is_grad_enabled():
         lazy.whole.note_loss()
-    return (formula if lazy.graph else formula.detached()).call(function, target, options)
+    formula = formula if lazy.graph else formula.detached()
+    if options.get("reduction") == "sum" and formula.products[0].input.element_size() == 2:
+        # A sum is about to be divided, mostly by a number of tokens. 16-bit gradients that are made with the loss would
+        # be made anew for that; losses of rows make theirs when the divisor is known.
+        losses = formula.call(function, target, {**options, "reduction": "none"})
+        return losses.sum(dtype=torch.float64).to(losses.dtype)
+    return formula.call(function, target, options)
 
 
 def _torch_cross_entropy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
