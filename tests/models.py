@@ -72,12 +72,13 @@ def exact(model: nn.Module, step: Step, head: nn.Module) -> Result:
 
 
 def assert_close(found: Result, plain: Result, wanted: Result, unit: float) -> None:
-    """The error of loss and gradients is at most twice that of the untouched model, give or take one rounding."""
+    """The error of loss and gradients is at most twice that of the untouched model, and two roundings: the untouched one
+    may be right by luck, where others round the logits and the result."""
     assert found.keys() == plain.keys() == wanted.keys()
     for name, value in wanted.items():
         assert found[name].isfinite().all(), name
         error, usual = (found[name] - value).norm(), (plain[name] - value).norm()
-        assert error <= 2 * usual + unit * value.norm(), f"{name}: {error:.2e}, usual {usual:.2e}"
+        assert error <= 2 * usual + 2 * unit * value.norm(), f"{name}: {error:.2e}, usual {usual:.2e}"
 
 
 def assert_same_step(

@@ -60,7 +60,9 @@ class Product(NamedTuple):
             raise ArgumentError(message("DeferredLogits", "", found, remedy))
         if any(tensor.untyped_storage().size() == 0 < tensor.numel() for tensor in self.tensors):
             found = "the memory of the hidden state or the weight has been given back (a sharded head does that)"
-            raise ArgumentError(message("DeferredLogits", "", found, "Compute the loss inside the module that owns both"))
+            raise ArgumentError(
+                message("DeferredLogits", "", found, "Compute the loss inside the module that owns both")
+            )
 
     def make(self, tensors: Sequence[Tensor] | None = None) -> Tensor:
         """The logits of the layer, as it makes them itself; of other tensors if given."""
@@ -183,9 +185,7 @@ class Whole:
                 return make(self.product)
         assert self.step is not None
         kept = {id(source) for source, _ in self._unwritten()} if cached else set()
-        tensors = [
-            source.make() if id(source) in kept else source.computed(make) for source in self.sources
-        ]
+        tensors = [source.make() if id(source) in kept else source.computed(make) for source in self.sources]
         made: Tensor = self.step(*tensors)
         return made
 

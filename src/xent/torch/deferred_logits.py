@@ -305,7 +305,9 @@ def _detached(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 def _scaled(is_division: bool) -> Rule:
     def rule(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        numbers = [argument for argument in args if isinstance(argument, int | float) and not isinstance(argument, bool)]
+        numbers = [
+            argument for argument in args if isinstance(argument, int | float) and not isinstance(argument, bool)
+        ]
         if kwargs or len(args) != 2 or len(numbers) != 1 or (is_division and args[0] is numbers[0]):
             return NotImplemented
         (logits,) = (argument for argument in args if argument is not numbers[0])
