@@ -1,4 +1,4 @@
-"""A small language model for tests, and the comparison of a training step with the same step without deferred logits."""
+"""A small language model, and the comparison of a training step with the same step without deferred logits."""
 
 from __future__ import annotations
 
@@ -72,8 +72,9 @@ def exact(model: nn.Module, step: Step, head: nn.Module) -> Result:
 
 
 def assert_close(found: Result, plain: Result, wanted: Result, unit: float) -> None:
-    """The error of loss and gradients is at most twice that of the untouched model, and two roundings: the untouched one
-    may be right by luck, where others round the logits and the result."""
+    """The error of loss and gradients is at most twice that of the untouched model, and two roundings more: the
+    untouched one may be right by luck where another rounds the logits and the result.
+    """
     assert found.keys() == plain.keys() == wanted.keys()
     for name, value in wanted.items():
         assert found[name].isfinite().all(), name

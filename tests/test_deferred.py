@@ -27,7 +27,7 @@ from torch.utils.checkpoint import checkpoint
 
 import xent.torch
 from xent.errors import ArgumentError, LabelError, ObjectiveError, ShapeError
-from xent.torch import deferred_logits, linear_kernels
+from xent.torch import deferred_operations, linear_kernels
 from xent.torch.deferred import DeferredLinear, DeferredLogits, defer_logits, restore_logits
 from xent.torch.deferred_formula import Product
 
@@ -356,8 +356,10 @@ def test_a_step_under_autocast_is_the_same_to_its_rounding(program):
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_a_compiled_model_breaks_its_graph_and_keeps_the_loss_without_logits(backend, monkeypatch):
     calls = []
-    original = deferred_logits.linear_cross_entropy
-    monkeypatch.setattr(deferred_logits, "linear_cross_entropy", lambda *a, **k: calls.append(1) or original(*a, **k))
+    original = deferred_operations.linear_cross_entropy
+    monkeypatch.setattr(
+        deferred_operations, "linear_cross_entropy", lambda *a, **k: calls.append(1) or original(*a, **k)
+    )
 
     def step(model):
         torch._dynamo.reset()

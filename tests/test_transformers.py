@@ -9,7 +9,7 @@ import torch
 from models import VOCABULARY, WIDTH, assert_close, assert_same_step, is_made, token_ids, trained
 from torch.nn import functional as F
 
-from xent.torch import deferred_logits
+from xent.torch import deferred_operations
 from xent.torch.deferred import DeferredLinear, DeferredLogits, defer_logits, restore_logits
 
 transformers = pytest.importorskip("transformers")
@@ -55,8 +55,10 @@ def without_making(model) -> torch.Tensor:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_loss_and_all_gradients_are_those_of_the_untouched_model(name, dtype, monkeypatch):
     calls = []
-    original = deferred_logits.linear_cross_entropy
-    monkeypatch.setattr(deferred_logits, "linear_cross_entropy", lambda *a, **k: calls.append(k) or original(*a, **k))
+    original = deferred_operations.linear_cross_entropy
+    monkeypatch.setattr(
+        deferred_operations, "linear_cross_entropy", lambda *a, **k: calls.append(k) or original(*a, **k)
+    )
     assert_same_step(build(name, dtype), without_making, None)
     assert len(calls) == 1
     assert (calls[0].get("softcap") is not None) == (name == "Gemma2")

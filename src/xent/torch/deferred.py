@@ -1,20 +1,21 @@
 """Models whose output layer puts off making the logits, so that the loss never needs them.
 
-`defer_logits` gives the output layer of a model another class, `DeferredLinear`, which differs from `torch.nn.Linear` in
-what its forward returns: `DeferredLogits`. The model's code stays as it is, and so do parameters, state dict, hooks and
-training loop. `restore_logits` takes it back.
+`defer_logits` gives the output layer of a model another class, `DeferredLinear`, which differs from `torch.nn.Linear`
+in what its forward returns: `DeferredLogits`. The model's code stays as it is, and so do parameters, state dict, hooks
+and training loop. `restore_logits` takes it back.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from xent.errors import ArgumentError, message
 from xent.linear.plan import DEFAULT_WORKSPACE, parse_bytes
+from xent.torch import deferred_operations as deferred_operations
 from xent.torch.deferred_logits import DeferredLogits, defer
 from xent.torch.rows import PLAIN, is_transformed
 
@@ -28,7 +29,7 @@ def defer_logits(
 ) -> Model:
     """Make the output layer of a model return `DeferredLogits`, and with that the loss one without logits.
 
-    *Definition*: `torch.nn.functional.cross_entropy` of these logits, which the model or the training loop calls as before,
+    *Definition*: `torch.nn.functional.cross_entropy` of these logits, which model or training loop call as before,
     becomes ``linear_cross_entropy(hidden, weight, target)``. Everything else that asks for numbers finds the logits.
 
     Parameters
@@ -51,12 +52,12 @@ def defer_logits(
     -----
     *Memory*: the workspace in place of the logits and their gradient. *Precision*: loss and gradients are those of
     `xent.torch.linear_cross_entropy`, which is at least as accurate as the way over 16-bit logits. A softcap
-    (``tanh(logits / c) * c``) and a constant factor of the logits go into the loss. The layer of an adapter is joined with the
-    layer below for the loss, which takes a copy of the weight. Where the layer cannot defer (inside `torch.func`, during
-    tracing and export, with weights that are sharded or quantised tensors) it returns ordinary logits.
-    The numbers come from the hidden state and the weight as they are when asked for: if the optimizer has changed the weight by
-    then, that is an error and not a silent difference. The gradient of a loss by the logits does not exist, unless
-    ``logits.materialize()`` was called before the loss.
+    (``tanh(logits / c) * c``) and a constant factor of the logits go into the loss. The layer of an adapter is joined
+    with the layer below for the loss, which takes a copy of the weight. Where the layer cannot defer (inside
+    `torch.func`, during tracing and export, with weights that are sharded or quantised tensors) it returns ordinary
+    logits. `torch.compile` breaks its graph at the layer. The numbers come from hidden state and weight as they are
+    when asked for: if the optimizer has changed the weight by then, that is an error, not a silent difference. The
+    gradient of a loss by the logits does not exist, unless ``logits.materialize()`` was called before the loss.
 
     Examples
     --------
@@ -76,7 +77,7 @@ def defer_logits(
             raise ArgumentError(message("defer_logits", "head", found, "Call defer_logits before it"))
     for layer in layers:
         if not isinstance(layer, DeferredLinear):
-            layer.__class__ = _deferring(type(layer))
+            layer.__class__ = _deferring(cast(Any, type(layer)))
         layer.logits_workspace = workspace  # type: ignore[assignment]
     return model
 
@@ -112,7 +113,7 @@ def restore_logits(model: Model) -> Model:
             raise ArgumentError(message("restore_logits", "model", found, "Build the model anew without defer_logits"))
     for layer in layers:
         del layer.logits_workspace
-        layer.__class__ = type(layer).restored
+        layer.__class__ = type(layer).restored  # type: ignore[assignment]
     return model
 
 
@@ -133,14 +134,14 @@ class DeferredLinear(nn.Linear):
         return defer(input, self.weight, self.bias, dtype, self.logits_workspace)
 
 
-@torch._disable_dynamo
+@torch._disable_dynamo  # type: ignore[attr-defined]
 def _outside_the_graph(layer: DeferredLinear, input: Tensor) -> Tensor:
     """A compiled model breaks its graph here. (torch.compiler.disable does the same, and takes seconds to import.)"""
     return layer.forward(input)
 
 
 @functools.cache
-def _deferring(layer: type[nn.Linear]) -> type[DeferredLinear]:
+def _deferring(layer: Any) -> type[DeferredLinear]:
     """The class that defers the logits of this class."""
     if layer is nn.Linear:
         return DeferredLinear
@@ -150,7 +151,7 @@ def _deferring(layer: type[nn.Linear]) -> type[DeferredLinear]:
 def _product_dtype(input: Tensor, weight: Tensor, bias: Tensor | None) -> torch.dtype | None:
     """The dtype in which the layer would multiply; None where it has to be an ordinary layer."""
     tensors = [tensor for tensor in (input, weight, bias) if tensor is not None]
-    if torch.jit.is_tracing() or torch.compiler.is_exporting() or is_transformed():
+    if torch._C._get_tracing_state() is not None or torch.compiler.is_exporting() or is_transformed():
         return None
     if any(type(tensor) not in PLAIN or tensor.device != input.device for tensor in tensors):
         return None

@@ -1,8 +1,9 @@
 """What deferred logits are made of, and the losses that need no logits.
 
-A `Formula` says what the logits are in terms of rows: ``softcap * tanh(scale * (x @ w.T + b))``, or without the tanh, and
-with a sum of products where an adapter adds its own to that of the layer. A `Whole` is one tensor of logits that was
-not made yet; a `Lazy` is a view of it, as torch's tensors are views of a storage. Made once, a whole serves all its views.
+A `Formula` says what the logits are in terms of rows: ``softcap * tanh(scale * (x @ w.T + b))``, or without the tanh,
+and with a sum of products where an adapter adds its own to that of the layer. A `Whole` is one tensor of logits that
+was not made yet; a `Lazy` is a view of it, as torch's tensors are views of a storage. Made once, a whole serves all its
+views.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ class Formula:
         return replace(self, products=tuple(taken))
 
     def scaled(self, factor: float) -> Formula | None:
-        """The formula of logits times a number above 0; None for other numbers, which no option of a loss stands for."""
+        """The formula of logits times a number above 0; None for others, which no option stands for."""
         if not 0.0 < factor < math.inf:
             return None
         if self.softcap is not None:

@@ -7,7 +7,7 @@ other devices, and under torch.func         a formula of torch operations, compo
 
 from __future__ import annotations
 
-from typing import NamedTuple, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import torch
 from torch import Tensor
@@ -151,7 +151,7 @@ def statistics(
     Shannon (1948), A Mathematical Theory of Communication
     """
     if has_torch_function_variadic(input, target):
-        options = {"ignore_index": ignore_index, "softcap": softcap, "logit_scale": logit_scale}
+        options: dict[str, Any] = {"ignore_index": ignore_index, "softcap": softcap, "logit_scale": logit_scale}
         found: Statistics = handle_torch_function(statistics, (input, target), input, target, **options)
         return found
     objective = Objective(ignore_index=ignore_index, softcap=softcap, logit_scale=logit_scale)
