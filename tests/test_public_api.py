@@ -16,7 +16,17 @@ import pytest
 import xent
 
 SOURCE = Path(xent.__file__).parent
-PUBLIC = ["errors", "information", "likelihood", "numpy", "objective", "reference", "scoring", "torch", "torch.parallel"]
+PUBLIC = [
+    "errors",
+    "information",
+    "likelihood",
+    "numpy",
+    "objective",
+    "reference",
+    "scoring",
+    "torch",
+    "torch.parallel",
+]
 # Their functions are documented for callers; those of `reference` by the equations at the top of their modules.
 DOCUMENTED = ["information", "likelihood", "numpy", "scoring", "torch", "torch.parallel"]
 SECTIONS = ("Parameters", "Returns", "Raises", "Examples")

@@ -11,10 +11,11 @@ Which device has which kernels is in backends.py.
 from __future__ import annotations
 
 from types import ModuleType
-from typing import NamedTuple, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from xent.errors import DTypeError, ObjectiveError, ShapeError, message
 from xent.objective import Objective, UnweightedOptions
@@ -82,6 +83,9 @@ def cross_entropy(
     ----------
     Bridle (1990), Probabilistic Interpretation of Feedforward Classification Network Outputs
     """
+    if has_torch_function_variadic(input, target, weight):
+        found: Tensor = handle_torch_function(cross_entropy, (input, target, weight), input, target, weight, **options)
+        return found
     objective = Objective.of("cross_entropy", options) if options else DEFAULT
     how = _layout("cross_entropy", input, target, weight, objective)
     logits = as_rows(input)
@@ -161,11 +165,15 @@ def statistics(
     ----------
     Shannon (1948), A Mathematical Theory of Communication
     """
+    if has_torch_function_variadic(input, target):
+        options: dict[str, Any] = {"ignore_index": ignore_index, "softcap": softcap, "logit_scale": logit_scale}
+        found: Statistics = handle_torch_function(statistics, (input, target), input, target, **options)
+        return found
     objective = Objective(ignore_index=ignore_index, softcap=softcap, logit_scale=logit_scale)
     how = _layout("statistics", input, target, None, objective)
     if how.soft:
-        found = "found class probabilities, expected class indices"
-        raise DTypeError(message("statistics", "target", found, "For probabilities use cross_entropy"))
+        wrong = "found class probabilities, expected class indices"
+        raise DTypeError(message("statistics", "target", wrong, "For probabilities use cross_entropy"))
     logits, labels = as_rows(input), labels_as_rows(target, how)
     if check:
         check_labels("statistics", target.to(torch.int64), how.classes, ignore_index)
