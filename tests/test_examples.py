@@ -54,8 +54,8 @@ def test_an_fsdp2_head_is_gathered_once_in_a_step():
 
 
 def test_the_policy_is_rewarded():
-    command = [sys.executable, str(EXAMPLES / "policy_loss.py"), "--steps", "25"]
+    command = [sys.executable, str(EXAMPLES / "policy_loss.py"), "--steps", "16"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     before, after = re.search(r"mean reward ([\d.]+) before and ([\d.]+) after", done.stdout).groups()
-    assert float(after) > float(before) + 0.15
+    assert float(after) > float(before) + 0.5

@@ -105,8 +105,26 @@ def problem_of(call: Call, rows: LinearRows) -> Problem:
 def _array(tensor: Tensor, dtype: torch.dtype) -> Array:
     """The tensor's memory, bfloat16 as the bits of its numbers; a copy where BLAS needs one."""
     tensor = tensor.detach().to(dtype)
-    array: Array = (tensor.view(torch.uint16) if dtype is torch.bfloat16 else tensor.resolve_neg()).numpy()
+    array = np.asarray(_Memory(tensor if dtype is torch.bfloat16 else tensor.resolve_neg()))
     return side_by_side(array) if array.ndim == 2 else array
+
+
+class _Memory:
+    """A tensor's memory for NumPy.
+
+    Not `tensor.numpy()`, after which a storage cannot be resized any more: FSDP2 frees gathered weights that way.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        dtype = NUMPY[tensor.dtype]
+        self.tensor = tensor
+        self.__array_interface__ = {
+            "version": 3,
+            "shape": tuple(tensor.shape),
+            "strides": tuple(stride * dtype.itemsize for stride in tensor.stride()),
+            "typestr": dtype.str,
+            "data": (tensor.data_ptr(), False),
+        }
 
 
 def _target(target: Tensor) -> Array:
