@@ -63,7 +63,8 @@ def digest(record: Record) -> str:
 def _made(name: str, records: Records) -> str:
     source, make = TABLES[name]
     if source not in records:
-        return f"*Not measured yet: `python benchmarks/run.py {source}` does.*"
+        script = "parallel.py" if source == "parallel" else f"run.py {source}"
+        return f"*Not measured yet: `python benchmarks/{script}` does.*"
     return make(records[source])
 
 
