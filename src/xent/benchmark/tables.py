@@ -66,7 +66,8 @@ def _made(name: str, records: Records) -> str:
         command = f"python benchmarks/run.py {source.removeprefix('cuda_')} --device cuda"
         return f"*GPU figures are not measured yet: `{command}` measures them.*"
     if source not in records:
-        return f"*Not measured yet: `python benchmarks/run.py {source}` does.*"
+        script = "parallel.py" if source == "parallel" else f"run.py {source}"
+        return f"*Not measured yet: `python benchmarks/{script}` does.*"
     return make(records[source])
 
 
