@@ -511,6 +511,19 @@ def test_changed_weights_are_an_error_and_not_other_logits(pair):
     assert kept.argmax(-1).shape == IDS.shape
 
 
+def test_a_hidden_state_that_was_written_to_before_is_no_change():
+    """As a recurrent layer's: filled in place, and not contiguous, so that taking rows copies it."""
+    model = LanguageModel()
+
+    def step(model):
+        hidden = model.hidden(IDS).transpose(0, 1).contiguous().mul(1.0).add_(0.25).transpose(0, 1)
+        assert hidden._version > 0
+        assert not hidden.is_contiguous()
+        return F.cross_entropy(model.head(hidden).reshape(-1, VOCABULARY), rows)
+
+    assert_same_step(model, step)
+
+
 def test_the_gradient_of_logits_that_were_never_made_is_an_error(pair):
     logits, _ = both(pair)
     loss = hf_loss(logits)

@@ -65,6 +65,13 @@ class Product(NamedTuple):
                 message("DeferredLogits", "", found, "Compute the loss inside the module that owns both")
             )
 
+    def of_rows(self, take: Callable[[Tensor], Tensor]) -> Product:
+        """The product of some of the rows; they may be a copy, whose writes torch counts anew."""
+        self.check()
+        taken = take(self.input)
+        rest = [tensor for tensor in (self.weight, self.bias) if tensor is not None]
+        return self._replace(input=taken, versions=_versions(taken, *rest))
+
     def make(self, tensors: Sequence[Tensor] | None = None) -> Tensor:
         """The logits of the layer, as it makes them itself; of other tensors if given."""
         self.check()
@@ -87,8 +94,7 @@ class Formula:
 
     def of_rows(self, take: Callable[[Tensor], Tensor]) -> Formula:
         """The formula of some of the rows, or of rows in another arrangement."""
-        taken = (product._replace(input=take(product.input)) for product in self.products)
-        return replace(self, products=tuple(taken))
+        return replace(self, products=tuple(product.of_rows(take) for product in self.products))
 
     def scaled(self, factor: float) -> Formula | None:
         """The formula of logits times a number above 0; None for others, which no option stands for."""
