@@ -227,7 +227,7 @@ def _backward(
         from_lse(lse[g : g + 1], 1, tile)
         tile.target_factor[0] = row_scale[g] * scale
         tile.factor[0] = pull[g] * scale / tile.total[0]
-        along_classes.gradients(inputs, terms, g, 1, tile, False, out, False)
+        along_classes.gradients(inputs, terms, g, 1, tile, False, out)
 
 
 @kernel
