@@ -59,7 +59,7 @@ def train(deferred: bool, short: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder, per_device_train_batch_size=BATCH, gradient_accumulation_steps=ACCUMULATE,
-            max_steps=3 if short else 15, learning_rate=2e-3, logging_steps=1, report_to=[], save_strategy="no",
+            max_steps=3 if short else 8, learning_rate=2e-3, logging_steps=1, report_to=[], save_strategy="no",
             use_cpu=True, disable_tqdm=True,
         )  # fmt: skip
         trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collate)
