@@ -235,7 +235,8 @@ def test_a_stale_table_is_noticed(record, tmp_path):
 
 
 def test_check_exits_with_1_when_stale(tmp_path):
-    for name in ("benchmarks/tables.py", "README.md", "docs/performance.md", "docs/accuracy.md"):
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    for name in ("benchmarks/tables.py", "README.md"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     page = tmp_path / "docs/performance.md"
