@@ -1,6 +1,6 @@
 """Measure, and write the records that the tables of README.md and docs/performance.md are made from.
 
-python benchmarks/run.py                              everything, about ten minutes; replaces results/cpu/*.json
+python benchmarks/run.py                              everything, half an hour or more; replaces results/cpu/*.json
 python benchmarks/run.py logits                       one record
 python benchmarks/run.py --quick                      a first look, less than a minute; shows, and writes nothing
 python benchmarks/run.py --shape gpt2 --out one.json  some shapes only; writes where it is told to
