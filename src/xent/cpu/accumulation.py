@@ -21,8 +21,8 @@ import numpy as np
 from xent.cpu.compilation import allocator, device, kernel
 from xent.cpu.formats import decode, encode, scratch
 from xent.cpu.primitives import bits_float, float_bits
+from xent.cpu.tile import BLOCK
 
-BLOCK = 2048
 LOW = np.uint32(0xFFFF)
 HALF = np.uint32(16)
 

@@ -23,14 +23,14 @@ A row whose label is `ignore_index` has loss, log-sum-exp and gradient 0, whatev
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
+from xent import memory
 from xent.cpu import kernels
+from xent.cpu.formats import bits, flat
 from xent.cpu.threads import get_num_threads, over_rows
 from xent.objective import Objective
 
@@ -92,8 +92,8 @@ def backward(
     `row_scale` is one number, or one for each row in the computing dtype.
     """
     call = _Call(logits, target, objective)
-    out = np.empty(logits.shape, logits.dtype) if out is None else out
-    call.run(kernels.backward, (lse, call.scales(row_scale), _bits(out.reshape(-1))), threads)
+    out = memory.empty(logits.shape, logits.dtype) if out is None else out
+    call.run(kernels.backward, (lse, call.scales(row_scale), bits(out.reshape(-1))), threads)
     return out
 
 
@@ -112,8 +112,8 @@ def forward_backward(
     call = _Call(logits, target, objective)
     loss = np.empty(call.rows, call.dtype) if loss is None else loss
     lse = np.empty(call.rows, FLOAT64) if lse is None else lse
-    out = np.empty(logits.shape, logits.dtype) if out is None else out
-    call.run(kernels.forward_backward, (call.scales(row_scale), loss, lse, _bits(out.reshape(-1))), threads)
+    out = memory.empty(logits.shape, logits.dtype) if out is None else out
+    call.run(kernels.forward_backward, (call.scales(row_scale), loss, lse, bits(out.reshape(-1))), threads)
     return loss, lse, out
 
 
@@ -142,7 +142,7 @@ class _Call:
         self.rows, self.size = shape[0] * inner, shape[0] * inner * classes
         self.dtype = FLOAT64 if logits.dtype == FLOAT64 else FLOAT32
         along = inner == 1 and classes >= ROW_CLASSES
-        stored, outer_stride = _flat(logits)
+        stored, outer_stride = flat(logits)
         nothing = NOTHING[self.dtype]
         soft = target.dtype.kind == "f"
         labels, soft_target = (NO_LABELS, target.reshape(-1)) if soft else (target.reshape(-1), nothing)
@@ -173,23 +173,3 @@ class _Call:
     def scales(self, row_scale: Array | float) -> Array:
         """Row scales as a kernel takes them: one, or one for each row."""
         return row_scale if isinstance(row_scale, np.ndarray) else np.array((row_scale,), self.dtype)
-
-
-def _bits(stored: Array) -> Array:
-    """float16 as the integers of its bits."""
-    return stored.view(np.int16) if stored.dtype == FLOAT16 else stored
-
-
-def _flat(logits: Array) -> tuple[Array, int]:
-    """View logits as one dimension, with the distance from one outer index to the next."""
-    shape = logits.shape
-    apart = math.prod(shape[1:])
-    if not logits.flags.c_contiguous:
-        stride, item = logits.strides[0], logits.itemsize
-        # Rows of a slice of the classes: no copy.
-        if len(shape) == 2 and logits.strides[1] == item and stride >= 0 and stride % item == 0 and shape[0]:
-            apart = stride // item
-            size = (shape[0] - 1) * apart + shape[1]
-            return _bits(as_strided(logits, (size,), (item,), writeable=False)), apart
-        logits = np.ascontiguousarray(logits)
-    return _bits(logits.reshape(-1)), apart

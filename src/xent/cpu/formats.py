@@ -11,15 +11,20 @@ as the integers of their bits, and the integer's type says which format it is: `
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
+from numpy.lib.stride_tricks import as_strided
+from numpy.typing import NDArray
 
 from xent.cpu.compilation import OPTIONS, device
 from xent.cpu.primitives import bits_float, float_bits
+
+Array = NDArray[Any]
 
 BFLOAT16, FLOAT16 = types.uint16, types.int16
 
@@ -27,6 +32,26 @@ HALF_MANTISSA = np.uint32(16)
 BFLOAT16_ROUND = np.uint32(0x7FFF)
 BFLOAT16_NAN = np.uint32(0x7FC0)
 ONE = np.uint32(1)
+
+
+def bits(stored: Array) -> Array:
+    """float16 as the integers of its bits; anything else as it is."""
+    return stored.view(np.int16) if stored.dtype == np.float16 else stored
+
+
+def flat(logits: Array) -> tuple[Array, int]:
+    """View logits (rows, ...) as the bits of one dimension, with the distance from one row to the next."""
+    shape = logits.shape
+    apart = math.prod(shape[1:])
+    if not logits.flags.c_contiguous:
+        stride, item = logits.strides[0], logits.itemsize
+        # Rows of a slice of the classes: no copy.
+        if len(shape) == 2 and logits.strides[1] == item and stride >= 0 and stride % item == 0 and shape[0]:
+            apart = stride // item
+            size = (shape[0] - 1) * apart + shape[1]
+            return bits(as_strided(logits, (size,), (item,), writeable=False)), apart
+        logits = np.ascontiguousarray(logits)
+    return bits(logits.reshape(-1)), apart
 
 
 @intrinsic

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from xent.cpu import along_classes
 from xent.cpu.blocks import count_above, load
 from xent.cpu.compilation import device, kernel
-from xent.cpu.cross_entropy import FLOAT64, NO_LABELS, NOTHING, PARALLEL_SIZE, _bits, _flat
-from xent.cpu.formats import encode
+from xent.cpu.cross_entropy import FLOAT64, NO_LABELS, NOTHING, PARALLEL_SIZE
+from xent.cpu.formats import bits, encode, flat
 from xent.cpu.primitives import log
 from xent.cpu.threads import get_num_threads, over_rows
 from xent.cpu.tile import BLOCK, Inputs, Terms, from_lse, tile_for
@@ -93,7 +93,7 @@ def backward(
     """
     pull = mass + 2 * objective.z_loss * lse if objective.z_loss else mass
     _run(
-        _backward, logits, target, objective, shard, (lse, pull * row_scale, row_scale, _bits(out.reshape(-1))), threads
+        _backward, logits, target, objective, shard, (lse, pull * row_scale, row_scale, bits(out.reshape(-1))), threads
     )
 
 
@@ -121,7 +121,7 @@ def _run(
     rows, classes = logits.shape
     if not classes or not rows:
         return
-    stored, stride = _flat(logits)
+    stored, stride = flat(logits)
     nothing = NOTHING[FLOAT64 if logits.dtype == FLOAT64 else np.dtype(np.float32)]
     soft = target.dtype.kind == "f"
     labels, soft_target = (NO_LABELS, target.reshape(-1)) if soft else (target, nothing)

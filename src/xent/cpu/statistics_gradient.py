@@ -18,16 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xent.cpu.accumulation import put
+from xent.cpu.blocks import multiply
 from xent.cpu.compilation import allocator, device, kernel
-from xent.cpu.formats import decode, scratch
+from xent.cpu.cross_entropy import PARALLEL_SIZE
+from xent.cpu.formats import bits, decode, scratch
 from xent.cpu.primitives import exp, softcap_and_derivative
 from xent.cpu.threads import get_num_threads, over_rows
+from xent.cpu.tile import BLOCK
 from xent.objective import Objective
 
 Array = NDArray[Any]
-
-BLOCK = 2048
-PARALLEL_SIZE = 2**17
 
 
 def statistics_gradient(
@@ -48,7 +48,7 @@ def statistics_gradient(
     """
     rows, classes = logits.shape
     options = np.array((objective.logit_scale, objective.softcap or 0.0))
-    flat, into = _bits(logits.reshape(-1)), _bits(out.reshape(-1))
+    flat, into = bits(logits.reshape(-1)), bits(out.reshape(-1))
     arguments = (flat, classes, labels, objective.ignore_index, options, lse, entropy, *upstream, into)
     over_rows(_kernel, arguments, rows, (threads or get_num_threads()) if logits.size >= PARALLEL_SIZE else 1)
 
@@ -81,12 +81,6 @@ def _gradient(z: Any, lse: float, plain: Any, sloped: Any, entropy: Any) -> None
         z[i] = exp(log_q) * (plain - sloped * shifted)
 
 
-@device
-def _times(z: Any, derivative: Any) -> None:
-    for i in range(len(z)):
-        z[i] = z[i] * derivative[i]
-
-
 @kernel
 def _kernel(
     logits: Any, classes: int, labels: Any, ignore_index: int, options: Any, lse: Any, entropy: Any, d_log_prob: Any,
@@ -107,10 +101,5 @@ def _kernel(
             _gradient(z, lse[r], number(d_lse[r] - of_label), number(d_entropy[r]), number(entropy[r]))
             if has_label and start <= label < stop:
                 z[label - start] += number(of_label)
-            _times(z, derivative)
+            multiply(z, derivative)
             put(out[r * classes + start : r * classes + stop], z)
-
-
-def _bits(stored: Array) -> Array:
-    """float16 as the integers of its bits."""
-    return stored.view(np.int16) if stored.dtype == np.float16 else stored

@@ -19,8 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from xent import memory
 from xent.cpu import accumulation as kernels
 from xent.cpu import cross_entropy as cpu
+from xent.cpu.formats import bits
 from xent.cpu.threads import over_rows
 from xent.linear.plan import Plan, Sizes, aligned
 from xent.linear.products import BFLOAT16, Products, adds, multiply, multiply_and_add
@@ -117,7 +119,7 @@ class Host:
         self.of_input: Array | None = None
         self.of_weight: Array | None = None
         self.sums: Array | None = None
-        self._memory = np.empty(plan.bytes, np.uint8)
+        self._memory = memory.empty(plan.bytes, np.uint8)
         self._used = -self._memory.ctypes.data % 64
         self._logits = self._take(plan.chunk_rows * problem.classes, method.chunk)
         self._soft = self._take(plan.chunk_rows * problem.classes if problem.copies_target else 0, problem.compute)
@@ -132,8 +134,8 @@ class Host:
     def want(self, *, input: bool, weight: bool, bias: bool) -> None:
         """Make room for gradients."""
         problem = self.problem
-        self.of_input = np.empty(problem.input.shape, problem.input.dtype) if input else None
-        self.of_weight = np.empty(problem.weight.shape, problem.weight_gradient) if weight else None
+        self.of_input = memory.empty(problem.input.shape, problem.input.dtype) if input else None
+        self.of_weight = memory.empty(problem.weight.shape, problem.weight_gradient) if weight else None
         self.sums = self._take(problem.classes, np.dtype(np.float64)) if bias else None
 
     # ----------------------------------------------------------------------------------------------------- the steps
@@ -192,7 +194,7 @@ class Host:
             shape = (last - first, self.problem.features)
             multiply(library, gradient[:, start:stop], self._weight(start, stop), partial.reshape(shape))
             self._run(kernels.add, (partial, total, start == 0), size)
-        self._run(kernels.convert, (total, _bits(self.of_input[first:last].reshape(-1))), size)
+        self._run(kernels.convert, (total, bits(self.of_input[first:last].reshape(-1))), size)
 
     def bias_gradient(self, first: int, last: int) -> None:
         """dbias += column sums of dlogits."""
@@ -216,7 +218,7 @@ class Host:
                 lower = self._lower[(start - part[0]) * features :][:size]
                 self._run(kernels.add_to_halves, (partial, total.view(np.uint16), lower, is_first), size)
             elif total.itemsize == 2:
-                self._run(kernels.convert, (partial, _bits(total)), size)
+                self._run(kernels.convert, (partial, bits(total)), size)
             else:
                 self._run(kernels.add, (partial, total, is_first), size)
 
@@ -226,7 +228,7 @@ class Host:
             assert self.of_weight is not None
             total = self.of_weight[part[0] : part[1]].reshape(-1)
             lower = self._lower[: total.size]
-            self._run(kernels.round_halves, (total.view(np.uint16), lower, _bits(total)), total.size)
+            self._run(kernels.round_halves, (total.view(np.uint16), lower, bits(total)), total.size)
 
     # ------------------------------------------------------------------------------------------------------- helpers
 
@@ -267,13 +269,8 @@ class Host:
         return room
 
     def _widened(self, narrow: Array, room: Array) -> Array:
-        self._run(kernels.convert, (_bits(np.ascontiguousarray(narrow).reshape(-1)), room), room.size)
+        self._run(kernels.convert, (bits(np.ascontiguousarray(narrow).reshape(-1)), room), room.size)
         return room
 
     def _run(self, kernel: Any, arguments: tuple[Any, ...], count: int, size: int | None = None) -> None:
         over_rows(kernel, arguments, count, self.threads if (size or count) > SMALL else 1)
-
-
-def _bits(stored: Array) -> Array:
-    """float16 as the integers of its bits, as the kernels know it."""
-    return stored.view(np.int16) if stored.dtype == np.float16 else stored

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from xent import memory
 from xent.cpu import shards as cpu
 from xent.cpu.shards import IGNORED, Local, LocalStatistics, Shard
 from xent.cpu.statistics_gradient import statistics_gradient
@@ -143,7 +144,7 @@ class Statistics(torch.autograd.Function):
             gradient = shard_formulas.statistics_gradient(logits, here, ctx.lse, ctx.entropy, above, call.objective)
             return gradient, None, None
         x = np.ascontiguousarray(as_array(logits))
-        out = np.empty_like(x)
+        out = memory.empty(x.shape, x.dtype)
         write_statistics_gradient(
             x, local_labels(labels, call), ctx.lse, ctx.entropy, (d_log_prob, d_entropy, d_lse), call.objective, out
         )
@@ -235,7 +236,7 @@ def _backward(
         return shard_formulas.backward(logits, target, weight, found, upstream, call.objective, call.shard)
     x = as_array(logits)
     y = kernels.target_array(target, x) if target.is_floating_point() else local_labels(target, call)
-    out = np.empty(x.shape, x.dtype)
+    out = memory.empty(x.shape, x.dtype)
     scale = np.ascontiguousarray(upstream.detach().double().numpy())
     objective = weighted(call.objective, weight, x)
     lse, mass = found.lse.numpy(), found.mass.numpy()
