@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import xent
+from xent import memory
 
 PACKAGES = ("numpy", "numba", "array-api-compat", "torch", "triton", "scikit-learn", "polars", "altair", "typer")
 
@@ -53,9 +54,10 @@ def _kernels() -> dict[str, str]:
     else:
         torch_front = "CPU tensors: Numba kernels; " + _gpu_kernels()
     return {
-        "xent.numpy": "cross_entropy: Numba kernels; squared_error, linear_cross_entropy: the float64 reference",
+        "xent.numpy": "cross_entropy, linear_cross_entropy: Numba kernels; squared_error: the float64 reference",
         "xent.torch": torch_front,
         "compiled code": _cache(),
+        "large results": _kept(),
     }
 
 
@@ -86,6 +88,13 @@ def _cache() -> str:
 
     folder = cache_folder()
     return f"kept in {folder}" if folder else "not kept: no writable folder; set NUMBA_CACHE_DIR to one"
+
+
+def _kept() -> str:
+    """What becomes of their memory."""
+    if not memory.HAS_PRIVATE_PAGES:
+        return "new memory each time: this system has no MADV_FREE"
+    return f"up to {memory.KEPT} bytes kept for the next call; {memory.VARIABLE} sets another limit"
 
 
 def _threads() -> dict[str, Any]:

@@ -23,6 +23,7 @@ from typing import Any
 from xent.benchmark.machine import limited, process_bytes
 from xent.benchmark.peers import CONTESTANTS, NotAvailableError, make_inputs
 from xent.benchmark.shapes import Shape
+from xent.memory import release
 
 PEAK_SINCE_RESET, PEAK_OF_PROCESS = "peak since inputs and warm-up", "peak of the process"
 
@@ -82,7 +83,8 @@ def _reset_peak() -> bool:
 
 
 def _give_back() -> None:
-    """Free memory that the C library keeps for later goes back to the system, so that it counts when it is used."""
+    """Free memory that xent and the C library keep for later goes to the system, so that it counts when it is used."""
+    release()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

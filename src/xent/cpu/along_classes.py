@@ -37,8 +37,9 @@ from xent.cpu.blocks import (
     weighted,
 )
 from xent.cpu.compilation import device
-from xent.cpu.formats import encode, store
+from xent.cpu.formats import encode
 from xent.cpu.primitives import exp, raise_maximum
+from xent.cpu.streaming import store_large
 from xent.cpu.tile import BLOCK, in_float32, without_label
 
 # Between these the sum of the exponentials is taken as it is: its terms are normal numbers, or too small to matter.
@@ -146,7 +147,7 @@ def target_masses(inputs: Any, terms: Any, g: int, size: int, tile: Any) -> None
 
 
 @device
-def gradients(inputs: Any, terms: Any, g: int, size: int, tile: Any, known: bool, out: Any) -> None:
+def gradients(inputs: Any, terms: Any, g: int, size: int, tile: Any, known: bool, out: Any, staging: Any) -> None:
     """out = (factor * exp(z - reference) - target_factor * t) * dz/dx; `known`: `normalise` left the exponentials."""
     classes = inputs.classes
     for p in range(size):
@@ -178,7 +179,7 @@ def gradients(inputs: Any, terms: Any, g: int, size: int, tile: Any, known: bool
                 if terms.softcap != 0.0:
                     multiply(z, derivative)
                 at, factor = -1, tile.z.dtype.type(1)
-            store(row_out[start:stop], z, factor, at, label_share)
+            store_large(row_out[start:stop], z, factor, at, label_share, staging)
 
 
 @device

@@ -16,7 +16,9 @@ import numpy as np
 
 from xent.cpu import across_positions, along_classes
 from xent.cpu.compilation import device, kernel
+from xent.cpu.streaming import staging_for, streams_done
 from xent.cpu.tile import (
+    BLOCK,
     Inputs,
     factors,
     from_lse,
@@ -58,25 +60,28 @@ def forward_backward_tile(
     loss: Any,
     lse: Any,
     out: Any,
+    staging: Any,
 ) -> None:
     """Loss, log-sum-exp and gradient of a tile."""
     all_known = forward_tile(inputs, terms, g, size, tile, loss, lse, True)
     factors(row_scale, lse, terms, g, size, tile)
     if tile.along:
-        along_classes.gradients(inputs, terms, g, size, tile, tile.kept, out)
+        along_classes.gradients(inputs, terms, g, size, tile, tile.kept, out, staging)
     else:
         across_positions.gradients(inputs, terms, all_known, g, size, tile, out)
 
 
 @device
-def backward_tile(inputs: Any, terms: Any, g: int, size: int, tile: Any, lse: Any, row_scale: Any, out: Any) -> None:
+def backward_tile(
+    inputs: Any, terms: Any, g: int, size: int, tile: Any, lse: Any, row_scale: Any, out: Any, staging: Any
+) -> None:
     """Gradient of a tile from its log-sum-exp."""
     all_known = read_labels(inputs, terms, g, size, tile)
     from_lse(lse[g : g + size], size, tile)
     if tile.along:
         along_classes.target_masses(inputs, terms, g, size, tile)
         factors(row_scale, lse, terms, g, size, tile)
-        along_classes.gradients(inputs, terms, g, size, tile, False, out)
+        along_classes.gradients(inputs, terms, g, size, tile, False, out, staging)
     else:
         across_positions.prepare(inputs, terms, g, size, tile)
         across_positions.exponentials_and_masses(inputs, terms, size, tile)
@@ -159,11 +164,13 @@ def backward(
     inputs = Inputs(logits, outer_stride, classes, inner, labels, soft, weight)
     terms = terms_of(options, ignore_index, inputs)
     tile = tile_for(inputs, terms, along, False)
+    staging = staging_for(logits, out, BLOCK)
     g = first
     while g < last:
         size = tile_size(inputs, tile, g, last)
-        backward_tile(inputs, terms, g, size, tile, lse, row_scale, out)
+        backward_tile(inputs, terms, g, size, tile, lse, row_scale, out, staging)
         g += size
+    streams_done()
 
 
 @kernel
@@ -189,11 +196,13 @@ def forward_backward(
     inputs = Inputs(logits, outer_stride, classes, inner, labels, soft, weight)
     terms = terms_of(options, ignore_index, inputs)
     tile = tile_for(inputs, terms, along, True)
+    staging = staging_for(logits, out, BLOCK)
     g = first
     while g < last:
         size = tile_size(inputs, tile, g, last)
-        forward_backward_tile(inputs, terms, g, size, tile, row_scale, loss, lse, out)
+        forward_backward_tile(inputs, terms, g, size, tile, row_scale, loss, lse, out, staging)
         g += size
+    streams_done()
 
 
 @kernel

@@ -25,6 +25,7 @@ from xent.cpu.compilation import device, kernel
 from xent.cpu.cross_entropy import FLOAT64, NO_LABELS, NOTHING, PARALLEL_SIZE
 from xent.cpu.formats import bits, encode, flat
 from xent.cpu.primitives import log
+from xent.cpu.streaming import staging_for, streams_done
 from xent.cpu.threads import get_num_threads, over_rows
 from xent.cpu.tile import BLOCK, Inputs, Terms, from_lse, tile_for
 from xent.objective import Objective
@@ -215,6 +216,7 @@ def _backward(
     inputs = Inputs(logits, stride, classes, 1, NO_LABELS, soft, weight)
     terms = _terms(options, soft)
     tile = tile_for(inputs, terms, True, False)
+    staging = staging_for(logits, out, BLOCK)
     # The derivative of the softcap has the logit scale in it.
     scale = 1.0 if terms.softcap != 0.0 else terms.scale
     for g in range(first, last):
@@ -227,7 +229,8 @@ def _backward(
         from_lse(lse[g : g + 1], 1, tile)
         tile.target_factor[0] = row_scale[g] * scale
         tile.factor[0] = pull[g] * scale / tile.total[0]
-        along_classes.gradients(inputs, terms, g, 1, tile, False, out)
+        along_classes.gradients(inputs, terms, g, 1, tile, False, out, staging)
+    streams_done()
 
 
 @kernel
