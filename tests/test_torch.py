@@ -300,6 +300,27 @@ def test_training_on_digits_follows_torch_step_by_step():
     assert curves[0] == pytest.approx(curves[1], rel=1e-10)
 
 
+def test_every_argument_reaches_a_subclass_that_takes_the_call_over():
+    """As deferred logits do: what is given to the call arrives at `__torch_function__`, `check` with it."""
+    taken = []
+
+    class Taking(Tensor):
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            taken.append((func, args, kwargs))
+            return func
+
+    x, y, weight = logits_of((2, 3)).as_subclass(Taking), torch.tensor([0, 1]), torch.ones(3)
+    options = {"z_loss": 0.5, "reduction": "sum"}
+    assert xent.torch.cross_entropy(x, y, weight, check=True, **options) is xent.torch.cross_entropy
+    assert xent.torch.statistics(x, y, check=True, softcap=2.0) is xent.torch.statistics
+    bent = {"ignore_index": -100, "softcap": 2.0, "logit_scale": 1.0}
+    given = [((x, y, weight), {"check": True, **options}), ((x, y), {"check": True, **bent})]
+    for (_, args, kwargs), (wanted, keywords) in zip(taken, given, strict=True):
+        assert all(argument is tensor for argument, tensor in zip(args, wanted, strict=True))
+        assert kwargs == keywords
+
+
 def test_module_is_saved_moved_and_printed_like_torchs():
     loss = xent.torch.CrossEntropyLoss(torch.tensor([1.0, 2.0]), label_smoothing=0.1)
     assert list(loss.state_dict()) == ["weight"]

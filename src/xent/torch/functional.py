@@ -84,14 +84,13 @@ def cross_entropy(
     Bridle (1990), Probabilistic Interpretation of Feedforward Classification Network Outputs
     """
     if has_torch_function_variadic(input, target, weight):
-        found: Tensor = handle_torch_function(cross_entropy, (input, target, weight), input, target, weight, **options)
+        tensors = (input, target, weight)
+        found: Tensor = handle_torch_function(cross_entropy, tensors, *tensors, check=check, **options)
         return found
     objective = Objective.of("cross_entropy", options) if options else DEFAULT
-    how = _layout("cross_entropy", input, target, weight, objective)
+    how = layout_of("cross_entropy", input, target, weight, objective, check=check)
     logits = as_rows(input)
     rows = as_rows(target) if how.soft else labels_as_rows(target, how)
-    if check and not how.soft:
-        check_labels("cross_entropy", target.to(torch.int64), how.classes, objective.ignore_index)
     implementation = _implementation(input, target, weight)
     if implementation not in (operators, composed):
         loss: Tensor = implementation.cross_entropy(logits, rows, weight, objective)
@@ -167,16 +166,14 @@ def statistics(
     """
     if has_torch_function_variadic(input, target):
         options: dict[str, Any] = {"ignore_index": ignore_index, "softcap": softcap, "logit_scale": logit_scale}
-        found: Statistics = handle_torch_function(statistics, (input, target), input, target, **options)
+        found: Statistics = handle_torch_function(statistics, (input, target), input, target, check=check, **options)
         return found
     objective = Objective(ignore_index=ignore_index, softcap=softcap, logit_scale=logit_scale)
-    how = _layout("statistics", input, target, None, objective)
+    how = layout_of("statistics", input, target, None, objective, check=check)
     if how.soft:
         wrong = "found class probabilities, expected class indices"
         raise DTypeError(message("statistics", "target", wrong, "For probabilities use cross_entropy"))
     logits, labels = as_rows(input), labels_as_rows(target, how)
-    if check:
-        check_labels("statistics", target.to(torch.int64), how.classes, ignore_index)
     implementation = _implementation(input, target, None)
     if implementation in (operators, composed):
         rows = implementation.statistics_rows(logits, labels, objective)
@@ -199,8 +196,10 @@ def _implementation(input: Tensor, target: Tensor, weight: Tensor | None) -> Mod
     return gpu_autograd
 
 
-def _layout(call: str, input: Tensor, target: Tensor, weight: Tensor | None, objective: Objective) -> Layout:
-    """Check shapes and dtypes; return how input and target lie as rows."""
+def layout_of(
+    call: str, input: Tensor, target: Tensor, weight: Tensor | None, objective: Objective, *, check: bool = False
+) -> Layout:
+    """Check shapes and dtypes, and with `check` the labels; return how input and target lie as rows."""
     for name, tensor in (("input", input), ("target", target)):
         if not isinstance(tensor, Tensor):
             found = f"found a {type(tensor).__name__}, expected a tensor"
@@ -216,4 +215,6 @@ def _layout(call: str, input: Tensor, target: Tensor, weight: Tensor | None, obj
     if weight is not None and tuple(weight.shape) != (how.classes,):
         found = f"found shape {tuple(weight.shape)}, expected ({how.classes},), one weight for each class"
         raise ShapeError(message(call, "weight", found, "A weight per row belongs on the losses of reduction='none'"))
+    if check and not how.soft:
+        check_labels(call, target.to(torch.int64), how.classes, objective.ignore_index)
     return how

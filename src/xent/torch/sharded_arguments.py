@@ -144,7 +144,7 @@ class Arguments:
         if self.workspace is None:
             axis = 0 if getattr(x, "ndim", 2) == 1 else 1
             soft = isinstance(y, Tensor) and y.is_floating_point()
-            how = functional._layout(
+            how = functional.layout_of(
                 call, _one(x, axis), _one(y, axis) if soft else y, _one(class_weight, 0), objective
             )
             how = replace(how, logits_shape=tuple(x.shape))
