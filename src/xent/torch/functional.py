@@ -19,7 +19,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from xent.errors import DTypeError, ObjectiveError, ShapeError, message
 from xent.objective import Objective, UnweightedOptions
-from xent.reduction import mean_denominator, reduce
+from xent.reduction import mean_denominator
 from xent.targets import Layout, check_labels, layout
 from xent.torch import autograd, composed, operators
 from xent.torch.backends import backend_of
@@ -94,15 +94,11 @@ def cross_entropy(
     implementation = _implementation(input, target, weight)
     if implementation not in (operators, composed):
         loss: Tensor = implementation.cross_entropy(logits, rows, weight, objective)
-        return from_rows(loss, how) if objective.reduction == "none" else loss
-    losses = implementation.cross_entropy_rows(logits, rows, weight, objective)
-    if objective.reduction == "none":
-        return from_rows(losses, how)
-    total = losses.sum(dtype=torch.float64)
-    if objective.reduction == "mean":
-        total = reduce(total, mean_denominator(rows, weight, how.soft, how.rows, objective), objective)
-    mean: Tensor = total.to(losses.dtype)
-    return mean
+    else:
+        losses = implementation.cross_entropy_rows(logits, rows, weight, objective)
+        denominator = mean_denominator(rows, weight, how.soft, how.rows, objective)
+        loss = composed.reduced(losses, denominator, objective)
+    return from_rows(loss, how) if objective.reduction == "none" else loss
 
 
 class Statistics(NamedTuple):

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from xent.cpu import cross_entropy as cpu
 from xent.objective import Objective
+from xent.reduction import mean_denominator, reduce
+from xent.targets import check_labels
 
 Array = NDArray[Any]
 
@@ -63,6 +65,26 @@ def statistics(logits: Tensor, labels: Tensor, objective: Objective) -> tuple[Te
     wide = _wide(x.dtype)[1]
     log_prob, entropy, lse, argmax, rank = (torch.from_numpy(array).reshape(shape) for array in found)
     return log_prob, entropy, lse.to(wide), argmax, rank
+
+
+def denominator_of(target: Tensor, weight: Tensor | None, rows: int, objective: Objective) -> float:
+    """What a mean over these rows divides by."""
+    soft = target.is_floating_point()
+    weights = None if weight is None else weight.detach().double().numpy()
+    return float(mean_denominator(None if soft else target.numpy(), weights, soft, rows, objective))
+
+
+def reduced(call: str, losses: Array, denominator: float, target: Tensor, classes: int, objective: Objective) -> Tensor:
+    """Return what the reduction makes of the losses; LabelError if a label is why there is a NaN among them.
+
+    So the labels are looked at only where something is wrong: the kernels give NaN for a label out of range.
+    """
+    total = float(np.add.reduce(losses, dtype=np.float64))
+    if total != total and not target.is_floating_point():
+        check_labels(call, target, classes, objective.ignore_index)
+    if objective.reduction == "none":
+        return torch.from_numpy(losses)
+    return torch.from_numpy(np.array(reduce(total, denominator, objective), dtype=losses.dtype))
 
 
 def as_array(tensor: Tensor) -> Array:

@@ -16,9 +16,9 @@ from torch import Tensor
 from xent.errors import DTypeError, ObjectiveError, ShapeError, message
 from xent.linear.plan import DEFAULT_WORKSPACE, parse_bytes
 from xent.objective import Objective, UnweightedOptions
-from xent.reduction import mean_denominator, reduce
+from xent.reduction import mean_denominator
 from xent.targets import Layout, check_linear_shapes, checked_layout
-from xent.torch import linear_autograd, linear_composed, linear_operators
+from xent.torch import composed, linear_autograd, linear_composed, linear_operators
 from xent.torch.backends import backend_of
 from xent.torch.functional import Statistics
 from xent.torch.linear_kernels import NUMPY, Call
@@ -100,15 +100,11 @@ def linear_cross_entropy(
     implementation = _implementation(rows)
     if implementation is not linear_composed:
         loss: Tensor = implementation.cross_entropy(call, rows)
-        return loss.reshape(how.loss_shape) if objective.reduction == "none" else loss
-    losses = linear_composed.cross_entropy_rows(rows.to(call.dtype), objective)
-    if objective.reduction == "none":
-        return losses.reshape(how.loss_shape)
-    total = losses.sum(dtype=torch.float64)
-    if objective.reduction == "mean":
-        total = reduce(total, mean_denominator(y, weight, how.soft, how.rows, objective), objective)
-    mean: Tensor = total.to(losses.dtype)
-    return mean
+    else:
+        losses = linear_composed.cross_entropy_rows(rows.to(call.dtype), objective)
+        denominator = mean_denominator(y, weight, how.soft, how.rows, objective)
+        loss = composed.reduced(losses, denominator, objective)
+    return loss.reshape(how.loss_shape) if objective.reduction == "none" else loss
 
 
 def linear_statistics(

@@ -23,8 +23,8 @@ from xent.linear.driver import Wanted
 from xent.linear.plan import Sizes, make_plan
 from xent.reduction import gradient_scale
 from xent.torch import linear_composed as composed
-from xent.torch.composed import compute_dtype
-from xent.torch.gpu_autograd import denominator_of, reduced, with_weight
+from xent.torch.composed import compute_dtype, reduced
+from xent.torch.gpu_autograd import denominator_of, with_weight
 from xent.torch.linear_kernels import Call
 from xent.torch.rows import LinearRows
 

@@ -233,12 +233,11 @@ class Agreed:
         return Statistics(*(v.reshape(shape).to(wide) for v in values[:3]), *(v.reshape(shape) for v in values[3:]))
 
     def denominator(self) -> float:
-        """What a mean divides by; 1 for other reductions, which do not ask."""
+        """What a mean divides by."""
         prepared, objective, shard = self.prepared, self.prepared.objective, self.sharded.shard
-        if objective.reduction != "mean":
-            return 1.0
         target, weight, soft = prepared.rows.target, prepared.rows.class_weight, prepared.how.soft
-        if weight is None or soft or objective.denominator is not None:
+        is_known = soft or objective.reduction != "mean" or objective.denominator is not None
+        if weight is None or is_known:
             count = float(mean_denominator(target, None, soft, prepared.how.rows, objective))
         else:
             # Each label's weight lies with the label.
