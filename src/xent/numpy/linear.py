@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from xent.cpu.cross_entropy import Statistics
-from xent.errors import DTypeError, message
 from xent.linear import calls
 from xent.linear import statistics as linear
 from xent.linear.driver import Wanted
@@ -19,7 +18,7 @@ from xent.linear.products import side_by_side
 from xent.numpy.rows import Array, Rows, as_bits, checked
 from xent.objective import Objective, Options
 from xent.reference import Gradients
-from xent.targets import Layout, as_numpy, as_rows, check_linear_shapes, checked_layout
+from xent.targets import Layout, as_numpy, as_rows, check_linear_shapes, checked_layout, require_labels
 
 
 def linear_cross_entropy(
@@ -146,9 +145,7 @@ def linear_statistics(
     call = "linear_statistics"
     options = Options(ignore_index=ignore_index, softcap=softcap, logit_scale=logit_scale)
     rows = _linear_rows(call, input, linear_weight, linear_bias, target, workspace, options)
-    if rows.layout.soft:
-        wrong = "found class probabilities, expected class indices"
-        raise DTypeError(message(call, "target", wrong, "For probabilities use linear_cross_entropy"))
+    require_labels(call, rows.layout, "linear_cross_entropy")
     found = linear.forward(call, rows.problem, rows.workspace)
     found = found._replace(lse=found.lse.astype(found.entropy.dtype))
     return Statistics(*(array.reshape(rows.layout.loss_shape) for array in found))

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from xent.errors import DTypeError, ObjectiveError, ShapeError, message
+from xent.errors import DTypeError, message
 from xent.objective import Objective, UnweightedOptions
 from xent.reduction import mean_denominator
-from xent.targets import Layout, check_labels, layout
+from xent.targets import Layout, check_ignore_index, check_labels, check_weight_shape, layout, require_labels
 from xent.torch import autograd, composed, operators
 from xent.torch.backends import backend_of
-from xent.torch.rows import as_rows, from_rows, is_traced, is_transformed, labels_as_rows
+from xent.torch.rows import as_rows, check_tensors, from_rows, is_traced, is_transformed, labels_as_rows
 
 DEFAULT = Objective()
 
@@ -166,9 +166,7 @@ def statistics(
         return found
     objective = Objective(ignore_index=ignore_index, softcap=softcap, logit_scale=logit_scale)
     how = layout_of("statistics", input, target, None, objective, check=check)
-    if how.soft:
-        wrong = "found class probabilities, expected class indices"
-        raise DTypeError(message("statistics", "target", wrong, "For probabilities use cross_entropy"))
+    require_labels("statistics", how, "cross_entropy")
     logits, labels = as_rows(input), labels_as_rows(target, how)
     implementation = _implementation(input, target, None)
     if implementation in (operators, composed):
@@ -196,21 +194,15 @@ def layout_of(
     call: str, input: Tensor, target: Tensor, weight: Tensor | None, objective: Objective, *, check: bool = False
 ) -> Layout:
     """Check shapes and dtypes, and with `check` the labels; return how input and target lie as rows."""
-    for name, tensor in (("input", input), ("target", target)):
-        if not isinstance(tensor, Tensor):
-            found = f"found a {type(tensor).__name__}, expected a tensor"
-            raise DTypeError(message(call, name, found, "For NumPy arrays and lists use xent.numpy"))
+    check_tensors(call, input=input, target=target)
     if not input.is_floating_point():
         found = f"found dtype {input.dtype}, expected floating point logits"
         raise DTypeError(message(call, "input", found, "Convert them with input.float()"))
     soft = target.is_floating_point()
     how = layout(call, "input", tuple(input.shape), tuple(target.shape), floating_target=soft)
-    if how.soft and objective.ignore_index >= 0:
-        found = f"ignore_index={objective.ignore_index} has no meaning with class probabilities"
-        raise ObjectiveError(message(call, "ignore_index", found, "Leave such rows out, or pass class indices"))
-    if weight is not None and tuple(weight.shape) != (how.classes,):
-        found = f"found shape {tuple(weight.shape)}, expected ({how.classes},), one weight for each class"
-        raise ShapeError(message(call, "weight", found, "A weight per row belongs on the losses of reduction='none'"))
+    check_ignore_index(call, how, objective)
+    if weight is not None:
+        check_weight_shape(call, tuple(weight.shape), how.classes)
     if check and not how.soft:
         check_labels(call, target.to(torch.int64), how.classes, objective.ignore_index)
     return how
