@@ -18,7 +18,7 @@ from torch import Tensor
 from xent.gpu import cross_entropy as gpu
 from xent.objective import Objective
 from xent.reduction import gradient_scale, mean_denominator
-from xent.torch import composed
+from xent.torch import autograd, composed
 from xent.torch.composed import reduced
 
 
@@ -70,8 +70,8 @@ class _CrossEntropy(torch.autograd.Function):
         return dlogits, dtarget, None, None
 
 
-class Statistics(torch.autograd.Function):
-    """`xent.torch.statistics` of rows, by the kernel; the gradient is a formula of torch operations."""
+class Statistics(autograd.Statistics):
+    """`xent.torch.statistics` of rows, by the kernel; the gradient is that of the CPU's, a formula."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor, objective: Objective) -> tuple[Tensor, ...]:
@@ -80,14 +80,6 @@ class Statistics(torch.autograd.Function):
         ctx.save_for_backward(logits, labels)
         ctx.mark_non_differentiable(*found[3:])
         return found
-
-    @staticmethod
-    def backward(
-        ctx: Any, d_log_prob: Tensor, d_entropy: Tensor, d_lse: Tensor, *_: Tensor
-    ) -> tuple[Tensor, None, None]:
-        logits, labels = ctx.saved_tensors
-        gradient = composed.statistics_gradient(logits, labels, d_log_prob, d_entropy, d_lse, ctx.objective)
-        return gradient, None, None
 
 
 def backward(logits: Tensor, target: Tensor, lse: Tensor, row_scale: Tensor, objective: Objective) -> Tensor:
