@@ -111,7 +111,7 @@ def _prepared(call: Call, rows: LinearRows, wanted: Wanted, row_scale: Tensor | 
     problem = gpu.Problem(own.input, own.weight, own.bias, of.target, objective, kept)
     sizes = Sizes(len(own.input), len(own.weight), problem.row_bytes)
     plan = make_plan(call.name, sizes, call.workspace)
-    return gpu.Device(problem, plan.chunks, plan.parts, gpu.Wanted(*wanted), row_scale), plan
+    return gpu.Device(problem, plan.chunks, plan.parts, row_scale, **wanted._asdict()), plan
 
 
 def _denominator(call: Call, rows: LinearRows) -> Any:
