@@ -69,11 +69,6 @@ def report(record, tmp_path_factory):
     return write_score(record, tmp_path_factory.mktemp("score") / "score.html")
 
 
-@pytest.fixture(scope="module")
-def opened(open_page, report):
-    return open_page(report)
-
-
 def test_the_page_is_one_small_file_that_names_its_input(record, report):
     text = report.read_text()
     assert report.stat().st_size < LARGEST
