@@ -164,7 +164,7 @@ def statistics(
         options: dict[str, Any] = {"ignore_index": ignore_index, "softcap": softcap, "logit_scale": logit_scale}
         found: Statistics = handle_torch_function(statistics, (input, target), input, target, check=check, **options)
         return found
-    objective = Objective(ignore_index=ignore_index, softcap=softcap, logit_scale=logit_scale)
+    objective = Objective(ignore_index=ignore_index, softcap=softcap, logit_scale=logit_scale, call="statistics")
     how = layout_of("statistics", input, target, None, objective, check=check)
     require_labels("statistics", how, "cross_entropy")
     logits, labels = as_rows(input), labels_as_rows(target, how)

@@ -159,7 +159,7 @@ def linear_statistics(
     ([4.0, 4.0], [0, 0])
     """
     name = "linear_statistics"
-    objective = Objective(ignore_index=ignore_index, softcap=softcap, logit_scale=logit_scale)
+    objective = Objective(ignore_index=ignore_index, softcap=softcap, logit_scale=logit_scale, call=name)
     how = layout_of(name, input, linear_weight, linear_bias, target, None, objective)
     require_labels(name, how, "linear_cross_entropy")
     call = Call(name, objective, parse_bytes(name, workspace), product_dtype(name, input, linear_weight, linear_bias))
