@@ -77,7 +77,7 @@ def test_the_page_is_one_small_file_that_names_its_input(record, report):
 
 
 def test_a_billion_rows_make_no_larger_page_than_a_thousand(record, tmp_path):
-    """ydata-profiling #1579: a report of 80 MB. States of many rows are of the same size as those of few."""
+    """ydata-profiling #1579, #253: a report of 80 MB. States of many rows are of the same size as those of few."""
     labels, p = predictions(1000)
     state = ScoreState.from_batch(labels, p)
     small = write_score(record_of(state.finalize()), tmp_path / "a.html").stat().st_size
