@@ -92,3 +92,9 @@ def open_page(chromium: Any) -> Iterator[Callable[..., Opened]]:
             return found
 
         yield opened
+
+
+@pytest.fixture(scope="module")
+def opened(open_page: Callable[..., Opened], report: Path) -> Opened:
+    """One page of the module's `report` for all its tests; each compares what it moves with what it found."""
+    return open_page(report)

@@ -192,5 +192,16 @@ SQUARED_ERROR = [case for case in CASES if not {"weight", "z_loss"} & set(case.o
 
 REDUCTIONS = [{"reduction": "sum"}, {"reduction": "mean"}, {"reduction": "mean", "denominator": 2.5}]
 
+# For tests that bring logits of their own: the options of a row as keywords, and the names of the reductions.
+KEYWORDS = {
+    "plain": {},
+    "smoothing": {"label_smoothing": 0.1},
+    "z-loss": {"z_loss": 0.01},
+    "softcap": {"softcap": 3.0},
+    "scale": {"logit_scale": 0.7},
+    "all": {"label_smoothing": 0.1, "z_loss": 0.01, "softcap": 3.0, "logit_scale": 0.7},
+}
+EVERY_REDUCTION = ["none", "sum", "mean"]
+
 # Numbers of classes around the sizes that kernels like to work in.
 AWKWARD_CLASSES = [1, 2, 7, 8, 9, 15, 16, 17, 127, 128, 129, 1000, 1025, 2500]

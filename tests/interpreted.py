@@ -257,9 +257,9 @@ def test_operators_for_a_gpu_are_those_of_the_cpu():
 # ------------------------------------------------------------------------------------------------------ the linear loss
 
 
-def drive(device: linear.Device, chunks, parts, wanted: linear.Wanted) -> None:
+def drive(device: linear.Device, chunks, parts, wanted: driver.Wanted) -> None:
     plan = Plan(tuple(chunks), tuple(parts), 1, summed=False, slab_bytes=0, bytes=0)
-    driver.forward_backward(device, plan, driver.Wanted(*wanted))
+    driver.forward_backward(device, plan, wanted)
 
 
 CUTS = {
@@ -278,9 +278,9 @@ def test_linear_steps_agree_with_the_reference(cut, dtype, per_row):
     labels = torch.tensor([0, 5, 2, -100, 1, 4, 3])
     options = {**EVERYTHING, "weight": torch.tensor(WEIGHT, dtype=gpu.compute_dtype(dtype))}
     row_scale = torch.linspace(0.5, 2.0, 7) if per_row else 0.5
-    wanted = linear.Wanted(input=True, weight=True, bias=True)
+    wanted = driver.Wanted()
     problem = linear.Problem(x, weight, bias, labels, Objective(**options), dtype)
-    device = linear.Device(problem, chunks, parts, wanted, row_scale)
+    device = linear.Device(problem, chunks, parts, row_scale, **wanted._asdict())
     drive(device, chunks, parts, wanted)
 
     objective = Objective(**{**options, "weight": np.array(WEIGHT)})
@@ -291,7 +291,7 @@ def test_linear_steps_agree_with_the_reference(cut, dtype, per_row):
     # Logits below 8 and their gradients below 16 are rounded to the dtype, and 5 or 7 products of theirs added up.
     unit = eps({torch.float64: "float64", torch.float32: "float32", torch.float16: "float16"}[dtype])
     assert_within(device.losses.double(), losses, 4 * unit * 8 * max(WEIGHT))
-    found = (device.of_input, device.of_weight, device.bias_gradient_of())
+    found = (device.of_input, device.of_weight, device.bias_sums.to(dtype))
     assert [tensor.dtype for tensor in found] == [dtype] * 3
     for tensor, gradient in zip(found, gradients, strict=True):
         assert_within(tensor.double(), gradient, 8 * unit * 16)
@@ -302,10 +302,10 @@ def test_the_gradient_of_the_weight_is_added_up_in_more_than_16_bits():
     rows, chunks = 64, [(i, i + 1) for i in range(64)]
     x, weight = random(1, 8, dtype=torch.float16).expand(rows, 8).contiguous(), random(3, 8, dtype=torch.float16) / 8
     problem = linear.Problem(x, weight, None, torch.zeros(rows, dtype=torch.long), Objective(), torch.float16)
-    wanted = linear.Wanted(weight=True)
-    device = linear.Device(problem, chunks, [(0, 3)], wanted, 1 / rows)
+    wanted = driver.Wanted(input=False, bias=False)
+    device = linear.Device(problem, chunks, [(0, 3)], 1 / rows, weight=True)
     drive(device, chunks, [(0, 3)], wanted)
-    one = linear.Device(problem, [(0, rows)], [(0, 3)], wanted, 1 / rows)
+    one = linear.Device(problem, [(0, rows)], [(0, 3)], 1 / rows, weight=True)
     drive(one, [(0, rows)], [(0, 3)], wanted)
     # The logits' gradients are rounded to float16 in both; their sums then differ by the rounding of the result.
     whole = one.of_weight.double().numpy()

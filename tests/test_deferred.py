@@ -29,7 +29,7 @@ import xent.torch
 from xent.errors import ArgumentError, LabelError, ObjectiveError, ShapeError
 from xent.torch import deferred_operations, linear_kernels
 from xent.torch.deferred import DeferredLinear, DeferredLogits, defer_logits, restore_logits
-from xent.torch.deferred_formula import Product
+from xent.torch.deferred_formula import Formula, Product
 
 IDS = token_ids(3, 17)
 LABELS = torch.where(token_ids(3, 17, seed=5) % 4 == 0, -100, token_ids(3, 17, seed=2))
@@ -591,6 +591,48 @@ def test_mistakes_in_the_call_of_the_loss_are_the_errors_of_the_loss(pair):
         logits.view(7, -1, VOCABULARY)
     with pytest.raises(IndexError, match="out of bounds"):
         logits[99]
+
+
+CHECKED = {
+    "cross_entropy": xent.torch.cross_entropy,
+    "statistics": xent.torch.statistics,
+    "module": lambda x, y, *, check: xent.torch.CrossEntropyLoss(check=check)(x, y),
+}
+
+
+@pytest.mark.parametrize("call", CHECKED.values(), ids=CHECKED)
+def test_labels_that_shall_be_checked_are_checked_before_anything_is_computed(pair, call, monkeypatch):
+    """`check=True` is an option of the loss of these logits, and the error is that of real logits."""
+    deferred, plain = (logits.flatten(0, 1) for logits in both(pair))
+    wrong = rows.clone()
+    wrong[7] = VOCABULARY
+    monkeypatch.setattr(Formula, "call", lambda *_: pytest.fail("computed"))
+    found = []
+    for logits in (deferred, plain):
+        with pytest.raises(LabelError, match=r"class index 1000 at row 7 is outside \[0, 1000\)") as error:
+            call(logits, wrong, check=True)
+        found.append(str(error.value))
+    assert found[0] == found[1]
+    assert not is_made(deferred)
+
+
+@pytest.mark.parametrize("check", [False, True])
+@pytest.mark.parametrize("call", CHECKED.values(), ids=CHECKED)
+def test_labels_that_are_right_pass_the_check(pair, call, check):
+    deferred, plain = (logits.flatten(0, 1) for logits in both(pair))
+    found, wanted = (call(logits, rows, check=check) for logits in (deferred, plain))
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    assert not is_made(deferred)
+    wrong = torch.full_like(rows, VOCABULARY)
+    for logits in (deferred, plain):  # on the CPU labels are always looked at
+        with pytest.raises(LabelError, match="row 0"):
+            call(logits, wrong, check=check)
+
+
+def test_probabilities_have_no_labels_to_check(pair):
+    deferred, plain = (logits.flatten(0, 1)[:17] for logits in both(pair))
+    found, wanted = (xent.torch.cross_entropy(logits, soft, check=True) for logits in (deferred, plain))
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=0)
 
 
 def test_a_head_with_a_wrong_input_gives_torchs_own_error():

@@ -69,6 +69,20 @@ def test_bad_logits_are_refused(error, logits, target, parts):
     refuse(error, ["cross_entropy(", *parts], xent.numpy.cross_entropy, logits, target)
 
 
+@pytest.mark.parametrize("empty", [[], (), np.array([], int)], ids=str)
+def test_an_empty_list_is_no_labels(empty):
+    """NumPy makes floating point numbers of it, which are no labels; an array of them is refused as any other."""
+    loss, gradient = xent.numpy.cross_entropy_value_and_grad(np.zeros((0, 3)), empty)
+    assert math.isnan(loss)
+    assert gradient.shape == (0, 3)
+    assert xent.numpy.squared_error(np.zeros((0, 3)), empty, reduction="sum") == 0
+    assert xent.numpy.cross_entropy(np.zeros((2, 3, 0)), [empty, empty], reduction="none").shape == (2, 0)
+    assert xent.numpy.linear_cross_entropy(np.zeros((0, 2)), np.zeros((3, 2)), empty, reduction="sum") == 0
+    assert xent.numpy.cross_entropy(np.zeros((2, 3, 0)), [[[]] * 3] * 2, reduction="none").shape == (2, 0)
+    refuse(DTypeError, ["target=", "integers"], xent.numpy.cross_entropy, np.zeros((0, 3)), np.array([]))
+    refuse(ShapeError, ["target=", "(0,)", "(2, 3)"], xent.numpy.cross_entropy, LOGITS, empty)
+
+
 OPTIONS = {
     "smoothing above 1": ({"label_smoothing": 1.5}, ["1.5", "[0, 1]"]),
     "smoothing below 0": ({"label_smoothing": -0.1}, ["-0.1", "[0, 1]"]),
@@ -94,12 +108,22 @@ OPTIONS = {
 @pytest.mark.parametrize(("options", "parts"), OPTIONS.values(), ids=OPTIONS)
 def test_options_out_of_range_are_refused(options, parts):
     (name,) = options
-    refuse(ObjectiveError, [f"{name}=", *parts], xent.numpy.cross_entropy, LOGITS, LABELS, **options)
+    refuse(ObjectiveError, [f"cross_entropy({name}=", *parts], xent.numpy.cross_entropy, LOGITS, LABELS, **options)
+    refuse(ObjectiveError, [f"Objective({name}=", *parts], xent.Objective, **options)
+
+
+def test_an_option_out_of_range_is_told_in_the_name_of_the_call():
+    x, w, y, wrong = torch.zeros(2, 3), torch.zeros(4, 3), torch.tensor([0, 1]), {"softcap": -1.0}
+    for call in (xent.torch.cross_entropy, xent.torch.statistics, xent.torch.CrossEntropyLoss):
+        arguments = () if call is xent.torch.CrossEntropyLoss else (x, y)
+        refuse(ObjectiveError, [f"{call.__name__}(softcap="], call, *arguments, **wrong)
+    for call in (xent.torch.linear_cross_entropy, xent.torch.linear_statistics, xent.numpy.linear_statistics):
+        refuse(ObjectiveError, [f"{call.__name__}(softcap="], call, x, w, y, **wrong)
 
 
 @pytest.mark.parametrize("reduction", ["sum", "none"])
 def test_a_denominator_goes_with_a_mean_only(reduction):
-    parts = ["denominator=", f"'{reduction}'", "mean"]
+    parts = ["cross_entropy(denominator=", f"'{reduction}'", "mean"]
     refuse(ObjectiveError, parts, xent.numpy.cross_entropy, LOGITS, LABELS, denominator=2.0, reduction=reduction)
 
 
@@ -194,6 +218,8 @@ def test_one_hot_labels_are_integers_in_range():
     refuse(LabelError, ["one_hot(", "labels=", "5", "row 1", "[0, 3)"], information.one_hot, [0, 5], 3)
     refuse(LabelError, ["one_hot(", "-1", "row 0"], information.one_hot, [-1], 3)
     refuse(DTypeError, ["one_hot(", "labels=", "float64"], information.one_hot, [0.0, 1.0], 3)
+    for classes in (0, -1, 2.5):
+        refuse(ArgumentError, ["one_hot(classes=", str(classes), "1 or more"], information.one_hot, [0], classes)
 
 
 LIKELIHOODS = {

@@ -1,8 +1,14 @@
-"""Where other libraries went wrong: each public report about a loss is a case here, its thread in the docstring."""
+"""Where other libraries went wrong: each public report about a loss is a case, its thread in the docstring.
+
+Cases of one front or tool stand with its other tests; `THREADS` lists them all, and a test looks for each.
+"""
 
 from __future__ import annotations
 
+import ast
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +22,65 @@ from xent.information import cross_entropy, entropy, softmax
 from xent.likelihood import negative_log_likelihood
 
 EPS = eps(np.float64)
+
+THREADS = {
+    "Liger-Kernel": (968, 678, 243, 1338, 512, 827, 830, 1391, 177, 237, 1441, 802),
+    "Megatron-LM": (737, 7464),
+    "Modalities": (464,),
+    "OLMo-core": (702,),
+    "SkyRL": (2259,),
+    "TRL": (7252, 7076, 5890),
+    "TransformerEngine": (2139, 2476),
+    "lm-evaluation-harness": (3831,),
+    "ml-cross-entropy": (52, 59, 37),
+    "mljar": (749,),
+    "optax": (1185,),
+    "pytorch": (185167, 116349, 75181, 85786, 111484, 190139),
+    "scikit-learn": (17399, 24315, 24515, 28851, 30910, 4033, 18523),
+    "torchtune": (2341,),
+    "transformers": (35203,),
+    "unsloth": (10616, 5002),
+    "verl": (2899, 2656),
+    "ydata-profiling": (1579, 253),
+}
+"""The reports about losses and scores, by project: the numbers of issues and pull requests."""
+
+WITHOUT_THREAD = (
+    "tokamax, chunked path",
+    "tokamax: log-sum-exp",
+    "flash-attention",
+    "TRL: entropy",
+    "torch 2.13",
+    "Liger-Kernel, fused linear",
+    "torch gives NaN",
+    "CCE divides by zero",
+    "dask-ml",
+    "evaluate averages",
+    "torchmetrics",
+)
+"""What was seen in a library, without a report: the words by which its test names it."""
+
+
+def told_by_tests() -> list[str]:
+    """Name and docstring of every test of all files; threads in a name are written as in a docstring."""
+    found = []
+    for path in sorted(Path(__file__).parent.glob("test_*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                name = re.sub(r"_(\d{3,})", r" #\1", node.name.replace("sklearn", "scikit-learn"))
+                found.append(f"{name}: {ast.get_docstring(node)}")
+    return found
+
+
+def test_every_report_has_a_test():
+    told = told_by_tests()
+    missing = [words for words in WITHOUT_THREAD if not any(words in text for text in told)]
+    for project, numbers in THREADS.items():
+        of_project = [text for text in told if project in text]
+        missing += [
+            f"{project} #{n}" for n in numbers if not any(re.search(rf"#{n}(?!\d)", text) for text in of_project)
+        ]
+    assert not missing
 
 
 def _rows(rows: int = 6, classes: int = 10, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

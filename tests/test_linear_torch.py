@@ -8,6 +8,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import EVERY_REDUCTION, KEYWORDS
 from torch import Tensor, nn
 
 import xent
@@ -20,15 +21,6 @@ from xent.torch import (
     statistics,
 )
 
-OPTIONS = {
-    "plain": {},
-    "smoothing": {"label_smoothing": 0.1},
-    "z-loss": {"z_loss": 0.01},
-    "softcap": {"softcap": 3.0},
-    "scale": {"logit_scale": 0.7},
-    "all": {"label_smoothing": 0.1, "z_loss": 0.01, "softcap": 3.0, "logit_scale": 0.7},
-}
-REDUCTIONS = ["none", "sum", "mean"]
 KINDS = ["labels", "probabilities"]
 ROWS, FEATURES, CLASSES = 5, 3, 4
 
@@ -55,26 +47,26 @@ def unfused(x, w, y, *, linear_bias=None, **options):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("options", KEYWORDS)
 @pytest.mark.parametrize("weighted", [False, True])
 def test_gradients_of_first_and_second_order_are_those_of_the_loss(kind, options, weighted):
     x, w, b = tensors()
     weight = torch.tensor([0.5, 1.0, 2.0, 0.1], dtype=torch.float64) if weighted else None
     y = target_of(kind)
     y = y.requires_grad_() if kind == "probabilities" else y
-    for reduction in REDUCTIONS:
+    for reduction in EVERY_REDUCTION:
 
         def loss(x, w, b, y, reduction=reduction):
             given = {"linear_bias": b, "weight": weight, "reduction": reduction, "workspace": 4096}
-            return linear_cross_entropy(x, w, y, **given, **OPTIONS[options])
+            return linear_cross_entropy(x, w, y, **given, **KEYWORDS[options])
 
         assert torch.autograd.gradcheck(loss, (x, w, b, y))
         assert torch.autograd.gradgradcheck(loss, (x, w, b, y))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("options", KEYWORDS)
+@pytest.mark.parametrize("reduction", EVERY_REDUCTION)
 @pytest.mark.parametrize("sizes", [(5, 3, 4), (17, 5, 300), (1, 1, 1), (0, 3, 4), (3, 7, 1)])
 def test_values_and_gradients_are_those_without_fusion(kind, options, reduction, sizes):
     rows, _, classes = sizes
@@ -83,7 +75,7 @@ def test_values_and_gradients_are_those_without_fusion(kind, options, reduction,
         x, w, b = tensors(*sizes)
         more = {"workspace": 40_000} if function is linear_cross_entropy else {}
         y = target_of(kind, rows, classes)
-        loss = function(x, w, y, linear_bias=b, reduction=reduction, **OPTIONS[options], **more)
+        loss = function(x, w, y, linear_bias=b, reduction=reduction, **KEYWORDS[options], **more)
         upstream = torch.linspace(1, 2, max(1, loss.numel()), dtype=torch.float64)[: loss.numel()].reshape(loss.shape)
         results.append((loss.detach(), *torch.autograd.grad(loss, (x, w, b), 3 * upstream)))
     for theirs, ours in zip(*results, strict=True):
@@ -263,7 +255,7 @@ def test_autocast_multiplies_in_16_bits_and_sums_in_32(dtype):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("reduction", EVERY_REDUCTION)
 def test_compiled_without_a_graph_break(kind, reduction):
     def loss(x, w, b, y):
         options = {"label_smoothing": 0.1, "z_loss": 0.01, "reduction": reduction, "workspace": 4096}

@@ -42,12 +42,6 @@ def report(record, tmp_path_factory):
     return write_why(record, tmp_path_factory.mktemp("report") / "made on the way")
 
 
-@pytest.fixture(scope="module")
-def opened(open_page, report):
-    """One page for all tests; each compares what it moves with what it found."""
-    return open_page(report)
-
-
 def plain_text(parts):
     return re.sub(r"<[^>]*>", "", " ".join(map(str, parts)))
 

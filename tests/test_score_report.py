@@ -69,11 +69,6 @@ def report(record, tmp_path_factory):
     return write_score(record, tmp_path_factory.mktemp("score") / "score.html")
 
 
-@pytest.fixture(scope="module")
-def opened(open_page, report):
-    return open_page(report)
-
-
 def test_the_page_is_one_small_file_that_names_its_input(record, report):
     text = report.read_text()
     assert report.stat().st_size < LARGEST
@@ -82,7 +77,7 @@ def test_the_page_is_one_small_file_that_names_its_input(record, report):
 
 
 def test_a_billion_rows_make_no_larger_page_than_a_thousand(record, tmp_path):
-    """ydata-profiling #1579: a report of 80 MB. States of many rows are of the same size as those of few."""
+    """ydata-profiling #1579, #253: a report of 80 MB. States of many rows are of the same size as those of few."""
     labels, p = predictions(1000)
     state = ScoreState.from_batch(labels, p)
     small = write_score(record_of(state.finalize()), tmp_path / "a.html").stat().st_size

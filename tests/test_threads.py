@@ -166,3 +166,23 @@ def test_more_elements_than_32_bits_can_count():
     _, gradient = xent.numpy.cross_entropy_value_and_grad(logits, labels, reduction="sum")
     assert gradient[-1, 7] == pytest.approx(np.exp(5.0) / (classes - 1 + np.exp(5.0)) - 1, rel=1e-3)
     assert gradient[-2, 0] == pytest.approx(-1, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_more_elements_than_32_bits_can_count_with_positions_after_the_classes():
+    """The last sample begins 2^31 logits after the first, beyond int32 (pytorch #190139, in backward)."""
+    classes, positions = 2**10, 2**6
+    samples = 2**15 + 1
+    logits = np.zeros((samples, classes, positions), dtype=np.float16)
+    logits[-1, 7] = 5.0
+    labels = np.zeros((samples, positions), dtype=np.int64)
+    labels[-1] = 7
+    losses = xent.numpy.cross_entropy(logits, labels, reduction="none")
+    assert losses[0] == pytest.approx(np.log(classes), rel=1e-6)
+    assert losses[-1] == pytest.approx(np.log(classes - 1 + np.exp(5.0)) - 5.0, rel=1e-6)
+    _, gradient = xent.numpy.cross_entropy_value_and_grad(logits, labels, reduction="sum")
+    q = np.exp(5.0) / (classes - 1 + np.exp(5.0))
+    assert gradient[-1, 7] == pytest.approx(q - 1, rel=1e-3)
+    assert gradient[-1, 8] == pytest.approx(np.exp(-5.0) * q, rel=1e-3)
+    assert gradient[-2, 0] == pytest.approx(1 / classes - 1, rel=1e-3)
+    assert gradient[0, 0] == pytest.approx(1 / classes - 1, rel=1e-3)

@@ -8,6 +8,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import EVERY_REDUCTION, KEYWORDS
 from torch import Tensor, nn
 
 import xent
@@ -15,15 +16,6 @@ import xent.torch
 from xent.objective import Objective
 from xent.torch import composed
 
-OPTIONS = {
-    "plain": {},
-    "smoothing": {"label_smoothing": 0.1},
-    "z-loss": {"z_loss": 0.01},
-    "softcap": {"softcap": 3.0},
-    "scale": {"logit_scale": 0.7},
-    "all": {"label_smoothing": 0.1, "z_loss": 0.01, "softcap": 3.0, "logit_scale": 0.7},
-}
-REDUCTIONS = ["none", "sum", "mean"]
 SHAPES = {"one row": (5,), "rows": (6, 5), "positions": (2, 5, 3), "images": (2, 5, 2, 2)}
 
 
@@ -49,7 +41,7 @@ def target_of(shape, kind: str, seed=1) -> Tensor:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("kind", ["labels", "probabilities"])
-@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("options", KEYWORDS)
 @pytest.mark.parametrize("weighted", [False, True])
 def test_gradients_of_first_and_second_order_are_those_of_the_loss(shape, kind, options, weighted):
     """gradcheck and gradgradcheck, also for class probabilities as the variable."""
@@ -57,10 +49,10 @@ def test_gradients_of_first_and_second_order_are_those_of_the_loss(shape, kind, 
     logits = logits_of(shape).requires_grad_()
     target = target_of(shape, kind)
     weight = torch.tensor([0.5, 1.0, 2.0, 0.1, 1.5], dtype=torch.float64) if weighted else None
-    for reduction in REDUCTIONS:
+    for reduction in EVERY_REDUCTION:
 
         def loss(x, y, reduction=reduction):
-            return xent.torch.cross_entropy(x, y, weight, reduction=reduction, **OPTIONS[options])
+            return xent.torch.cross_entropy(x, y, weight, reduction=reduction, **KEYWORDS[options])
 
         variables = (logits, target.clone().requires_grad_() if kind == "probabilities" else target)
         assert torch.autograd.gradcheck(loss, variables)
@@ -71,7 +63,7 @@ def test_gradients_of_first_and_second_order_are_those_of_the_loss(shape, kind, 
 @pytest.mark.parametrize("kind", ["labels", "probabilities"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("reduction", EVERY_REDUCTION)
 def test_value_and_gradient_are_those_of_torch(shape, kind, smoothing, weighted, reduction):
     classes = shape[0 if len(shape) == 1 else 1]
     weight = torch.linspace(0.5, 2, classes, dtype=torch.float64) if weighted else None
@@ -225,14 +217,14 @@ def test_composed_formula_is_the_contract_of_other_devices():
     assert (gradient.shape, gradient.dtype) == (x.shape, x.dtype)
 
 
-@pytest.mark.parametrize(("kind", "options"), list(itertools.product(["labels", "probabilities"], OPTIONS)))
+@pytest.mark.parametrize(("kind", "options"), list(itertools.product(["labels", "probabilities"], KEYWORDS)))
 def test_composed_formula_agrees_with_the_kernels(kind, options):
     x, y = logits_of((6, 5)), target_of((6, 5), kind)
     x[2, 3] = -torch.inf
     if kind == "probabilities":
         y[2, 3] = 0.0
-    objective = Objective(reduction="none", **OPTIONS[options])
-    ours = xent.torch.cross_entropy(x, y, reduction="none", **OPTIONS[options])
+    objective = Objective(reduction="none", **KEYWORDS[options])
+    ours = xent.torch.cross_entropy(x, y, reduction="none", **KEYWORDS[options])
     torch.testing.assert_close(composed.cross_entropy_rows(x, y, None, objective), ours, rtol=1e-13, atol=1e-14)
 
 
@@ -298,6 +290,27 @@ def test_training_on_digits_follows_torch_step_by_step():
     assert curves[0][-1] < 0.5 < curves[0][0]
     # Rounding differs by some 1e-16 and a hundred steps of training amplify it.
     assert curves[0] == pytest.approx(curves[1], rel=1e-10)
+
+
+def test_every_argument_reaches_a_subclass_that_takes_the_call_over():
+    """As deferred logits do: what is given to the call arrives at `__torch_function__`, `check` with it."""
+    taken = []
+
+    class Taking(Tensor):
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            taken.append((func, args, kwargs))
+            return func
+
+    x, y, weight = logits_of((2, 3)).as_subclass(Taking), torch.tensor([0, 1]), torch.ones(3)
+    options = {"z_loss": 0.5, "reduction": "sum"}
+    assert xent.torch.cross_entropy(x, y, weight, check=True, **options) is xent.torch.cross_entropy
+    assert xent.torch.statistics(x, y, check=True, softcap=2.0) is xent.torch.statistics
+    bent = {"ignore_index": -100, "softcap": 2.0, "logit_scale": 1.0}
+    given = [((x, y, weight), {"check": True, **options}), ((x, y), {"check": True, **bent})]
+    for (_, args, kwargs), (wanted, keywords) in zip(taken, given, strict=True):
+        assert all(argument is tensor for argument, tensor in zip(args, wanted, strict=True))
+        assert kwargs == keywords
 
 
 def test_module_is_saved_moved_and_printed_like_torchs():

@@ -8,7 +8,7 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
-from xent.errors import DistributionError, DTypeError, LabelError, ShapeError, message
+from xent.errors import ArgumentError, DistributionError, DTypeError, LabelError, ShapeError, message
 
 Array = Any  # any array of the array API standard
 
@@ -70,6 +70,13 @@ def as_labels(call: str, classes: int, check: bool, **array: Any) -> tuple[Any, 
                 message(call, name, found, f"Labels count from 0, so {classes} classes end at {classes - 1}")
             )
     return xp, labels
+
+
+def check_classes(call: str, classes: int) -> None:
+    """Raise ArgumentError unless this can be a number of classes."""
+    if classes < 1 or classes != int(classes):
+        found = f"found {classes!r}, expected a whole number of 1 or more"
+        raise ArgumentError(message(call, "classes", found, "Pass the number of all classes, labelled here or not"))
 
 
 def check_soft_target(call: str, target: Array, axis: int) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 import array_api_compat
 
-from xent.arrays import Array, as_arrays, as_distributions, as_labels, as_probabilities
+from xent.arrays import Array, as_arrays, as_distributions, as_labels, as_probabilities, check_classes
 from xent.terms import (
     checked_base,
     cross_terms,
@@ -392,6 +392,8 @@ def one_hot(labels: Array, classes: int, *, dtype: Any = None, check: bool = Tru
 
     Raises
     ------
+    ArgumentError
+        The number of classes is not a whole number of 1 or more.
     DTypeError
         The labels are not integers.
     LabelError
@@ -403,6 +405,7 @@ def one_hot(labels: Array, classes: int, *, dtype: Any = None, check: bool = Tru
     array([[0., 0., 1.],
            [1., 0., 0.]])
     """
+    check_classes("one_hot", classes)
     xp, labels = as_labels("one_hot", classes, check, labels=labels)
     if dtype is None:
         dtype = xp.__array_namespace_info__().default_dtypes(device=None)["real floating"]

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, InitVar, dataclass
 from typing import Any, Literal, TypedDict, get_args
 
 from xent.errors import ObjectiveError, message
@@ -83,6 +83,8 @@ class Objective:
         What is returned of the losses of the rows.
     denominator : float above 0, optional
         What "mean" divides the sum by, in place of the weighted count of the rows that are not ignored.
+    call : str
+        The name that errors give to the call; not kept.
 
     Raises
     ------
@@ -103,8 +105,10 @@ class Objective:
     logit_scale: float = 1.0
     reduction: Reduction = "mean"
     denominator: float | None = None
+    _: KW_ONLY
+    call: InitVar[str] = "Objective"
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, call: str) -> None:
         for option, (holds, expected) in _RANGES.items():
             value = getattr(self, option)
             try:
@@ -113,11 +117,11 @@ class Objective:
                 usable = False
             if not usable:
                 found = f"found {value!r}, expected {expected}"
-                raise ObjectiveError(message("Objective", option, found, "See help(xent.Objective)"))
+                raise ObjectiveError(message(call, option, found, "See help(xent.Objective)"))
         if self.denominator is not None and self.reduction != "mean":
             found = f"a denominator has no meaning with reduction={self.reduction!r}"
             remedy = "Use reduction='mean', or leave the denominator out and divide the result yourself"
-            raise ObjectiveError(message("Objective", "denominator", found, remedy))
+            raise ObjectiveError(message(call, "denominator", found, remedy))
 
     @classmethod
     def of(cls, call: str, options: Options | UnweightedOptions) -> Objective:
@@ -126,7 +130,7 @@ class Objective:
             if option not in OPTIONS:
                 found = f"there is no option {option!r}"
                 raise ObjectiveError(message(call, option, found, f"The options are {', '.join(OPTIONS)}"))
-        return cls(**options)
+        return cls(**options, call=call)
 
     def to_numbers(self) -> list[float]:
         """The options of a row's loss as numbers, for interfaces that take nothing else."""

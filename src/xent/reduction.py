@@ -19,7 +19,12 @@ from xent.objective import Objective
 
 
 def mean_denominator(target: Any, weight: Any, soft: bool, rows: int, objective: Objective) -> Any:
-    """What a mean over these rows divides by: a number, or an array of one where it has to be counted."""
+    """What a mean over these rows divides by: a number, or an array of one where it has to be counted.
+
+    1 for other reductions, which do not ask.
+    """
+    if objective.reduction != "mean":
+        return 1.0
     if objective.denominator is not None:
         return objective.denominator
     if soft:

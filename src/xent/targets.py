@@ -100,13 +100,32 @@ def label_error(call: str, row: str, label: int, classes: int) -> LabelError:
 
 def check_target(call: str, target: Array, layout: Layout, objective: Objective) -> None:
     """Check the values of a target: the range of labels, or that probabilities are distributions."""
+    check_ignore_index(call, layout, objective)
     if layout.soft:
-        if objective.ignore_index >= 0:
-            found = f"ignore_index={objective.ignore_index} has no meaning with class probabilities"
-            raise ObjectiveError(message(call, "ignore_index", found, "Leave such rows out, or pass class indices"))
         check_soft_target(call, target, layout.class_axis)
     else:
         check_labels(call, target, layout.classes, objective.ignore_index)
+
+
+def check_ignore_index(call: str, layout: Layout, objective: Objective) -> None:
+    """Raise ObjectiveError if a class is to be ignored where the target has no labels."""
+    if layout.soft and objective.ignore_index >= 0:
+        found = f"ignore_index={objective.ignore_index} has no meaning with class probabilities"
+        raise ObjectiveError(message(call, "ignore_index", found, "Leave such rows out, or pass class indices"))
+
+
+def require_labels(call: str, layout: Layout, loss: str) -> None:
+    """Raise DTypeError if the target holds class probabilities; `loss` names the call that takes them."""
+    if layout.soft:
+        found = "found class probabilities, expected class indices"
+        raise DTypeError(message(call, "target", found, f"For probabilities use {loss}"))
+
+
+def check_weight_shape(call: str, shape: tuple[int, ...], classes: int) -> None:
+    """Raise ShapeError unless there is one weight for each class."""
+    if shape != (classes,):
+        found = f"found shape {shape}, expected ({classes},), one weight for each class"
+        raise ShapeError(message(call, "weight", found, "A weight per row belongs on the losses of reduction='none'"))
 
 
 def class_weight(call: str, objective: Objective, classes: int) -> np.ndarray | None:
@@ -114,9 +133,7 @@ def class_weight(call: str, objective: Objective, classes: int) -> np.ndarray | 
     if objective.weight is None:
         return None
     weight = as_numpy(call, "weight", objective.weight).astype(np.float64)
-    if weight.shape != (classes,):
-        found = f"found shape {weight.shape}, expected ({classes},), one weight for each class"
-        raise ShapeError(message(call, "weight", found, "A weight per row belongs on the losses of reduction='none'"))
+    check_weight_shape(call, weight.shape, classes)
     if not (np.isfinite(weight) & (weight >= 0)).all():
         found = "found a weight that is negative or not finite"
         raise ObjectiveError(message(call, "weight", found, "Class weights are numbers of 0 or more"))

@@ -80,7 +80,7 @@ def _judged_ratio(case: Mapping[str, Any], bar: Bar) -> dict[str, Any] | None:
                 "median": value,
                 "low": ratio["low"],
                 "high": ratio["high"],
-                **_verdict(value, bar.bound, at_most=bar.is_limit),
+                **verdict(value, bar.bound, at_most=bar.is_limit),
             }
     return None
 
@@ -101,11 +101,12 @@ def _judged_memory(case: Mapping[str, Any]) -> dict[str, Any] | None:
                 "median": beside,
                 "low": beside,
                 "high": beside,
-                **_verdict(beside, bound, at_most=True),
+                **verdict(beside, bound, at_most=True),
             }
     return None
 
 
-def _verdict(value: float, bound: float, *, at_most: bool) -> dict[str, Any]:
+def verdict(value: float, bound: float, *, at_most: bool) -> dict[str, Any]:
+    """Whether a figure meets its bound, else by what factor it misses it."""
     excess = value / bound if at_most else bound / value
     return {"met": excess <= 1, "missed_by": None if excess <= 1 else round(excess, 3)}

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from xent.benchmark import linear_error, linear_memory, machine
-from xent.benchmark.bars import _verdict
+from xent.benchmark.bars import verdict
 from xent.benchmark.timing import Settings, Spread, interleaved, ratios
 from xent.linear.plan import DEFAULT_WORKSPACE, parse_bytes
 
@@ -114,12 +114,12 @@ def judged(case: dict[str, Any]) -> list[dict[str, Any]]:
             at_most = bar.against == LIMIT
             kind = "at most" if at_most else "at least"
             head = {"kind": kind, "measure": bar.measure, "against": bar.against, "bound": bar.bound}
-            found.append({**head, **ratio, **_verdict(ratio["median"], bar.bound, at_most=at_most)})
+            found.append({**head, **ratio, **verdict(ratio["median"], bar.bound, at_most=at_most)})
     for entry in case.get("memory", []):
         bound = entry["workspace_bytes"] + MEMORY_ALLOWANCE
         beside = entry["beside_bytes"]
         head = {"kind": "at most", "measure": "memory", "against": f"workspace + 16 MB, {entry['rows']} rows"}
-        found.append({**head, "bound": bound, "median": beside, **_verdict(beside, bound, at_most=True)})
+        found.append({**head, "bound": bound, "median": beside, **verdict(beside, bound, at_most=True)})
     return found
 
 

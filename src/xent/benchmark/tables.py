@@ -91,8 +91,7 @@ def bars(record: Record) -> str:
     rows = []
     for case in record["cases"]:
         for bar in case["bars"]:
-            verdict = "yes" if bar["met"] else f"no, by {number(bar['missed_by'])}x"
-            rows.append([_size(case), case["dtype"], *_requirement(bar), _measured(bar), verdict])
+            rows.append([_size(case), case["dtype"], *_requirement(bar), _measured(bar), _verdict(bar)])
     return table(["logits", "dtype", "measure", "required", "measured", "met"], rows, left=4)
 
 
@@ -207,13 +206,12 @@ def linear_bars(record: Record) -> str:
     rows = []
     for case in record["cases"]:
         for bar in case["bars"]:
-            verdict = "yes" if bar["met"] else f"no, by {number(bar['missed_by'])}x"
             if bar["measure"] == "memory":
                 what, cells = bar["against"], [megabytes(bar["bound"]) + " MB", megabytes(bar["median"]) + " MB"]
             else:
                 what = f"{LINEAR_MEASURES[bar['measure']]}, over {bar['against']}"
                 cells = [f"{bar['bound']:g}", _with_quartiles(bar)]
-            rows.append([case["dtype"], what, f"{bar['kind']} {cells[0]}", cells[1], verdict])
+            rows.append([case["dtype"], what, f"{bar['kind']} {cells[0]}", cells[1], _verdict(bar)])
     return table(["dtype", "measure", "required", "measured", "met"], rows, left=3)
 
 
@@ -356,6 +354,10 @@ def _requirement(bar: Record) -> list[str]:
         aim = f" (aim: {bar['aim']:g})" if bar["aim"] else ""
         return [what + "times a copy", f"at most {bar['bound']:g}{aim}"]
     return [what + f"times as fast as `{bar['against']}`", f"at least {bar['bound']:g}"]
+
+
+def _verdict(bar: Record) -> str:
+    return "yes" if bar["met"] else f"no, by {number(bar['missed_by'])}x"
 
 
 def _measured(bar: Record) -> str:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,35 +64,33 @@ class Problem:
         return 0 if self.weight_gradient == self.compute else self.weight.shape[1] * self.compute.itemsize
 
 
-class Wanted(NamedTuple):
-    """Which gradients are asked for; the others cost nothing."""
-
-    input: bool = False
-    weight: bool = False
-    bias: bool = False
-
-
 class Device:
-    """The steps (`xent.linear.driver.Steps`), and their results in the attributes `losses` ... `bias_sums`."""
+    """The steps (`xent.linear.driver.Steps`), and their results in the attributes `losses` ... `bias_sums`.
+
+    `input`, `weight` and `bias` say which gradients are wanted; the others cost nothing.
+    """
 
     def __init__(
         self,
         problem: Problem,
         chunks: Sequence[Range],
         parts: Sequence[Range],
-        wanted: Wanted = Wanted(),  # noqa: B008
         row_scale: Tensor | float = 1.0,
+        *,
+        input: bool = False,
+        weight: bool = False,
+        bias: bool = False,
     ) -> None:
         self.problem, self.row_scale = problem, row_scale
         rows, classes = problem.input.shape[0], problem.weight.shape[0]
         new = problem.input.new_empty
         self.losses, self.lse = new(rows, dtype=problem.compute), new(rows, dtype=torch.float64)
-        self.of_input = torch.empty_like(problem.input) if wanted.input else None
-        self.of_weight = new(problem.weight.shape, dtype=problem.weight_gradient) if wanted.weight else None
-        self.bias_sums = torch.zeros(classes, dtype=torch.float64, device=new(0).device) if wanted.bias else None
+        self.of_input = torch.empty_like(problem.input) if input else None
+        self.of_weight = new(problem.weight.shape, dtype=problem.weight_gradient) if weight else None
+        self.bias_sums = torch.zeros(classes, dtype=torch.float64, device=new(0).device) if bias else None
         self._logits = new((_longest(chunks), classes))
         self._single = len(chunks) == 1
-        summed = wanted.weight and problem.sum_bytes and len(chunks) > 1
+        summed = weight and problem.sum_bytes and len(chunks) > 1
         self._sums = new((_longest(parts), problem.weight.shape[1]), dtype=problem.compute) if summed else None
         if not chunks:
             for empty in (self.of_input, self.of_weight):
@@ -158,12 +156,6 @@ class Device:
         if self._sums is not None:
             assert self.of_weight is not None
             self.of_weight[part[0] : part[1]].copy_(self._sums[: part[1] - part[0]])
-
-    def bias_gradient_of(self) -> Tensor:
-        """The sums in the dtype of the bias."""
-        assert self.bias_sums is not None
-        assert self.problem.bias is not None
-        return self.bias_sums.to(self.problem.bias.dtype)
 
 
 def scale(gradients: Sequence[Tensor | None], factor: Tensor) -> None:

@@ -9,17 +9,16 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from xent.cpu.cross_entropy import Statistics
-from xent.errors import DTypeError, message
 from xent.linear import calls
 from xent.linear import statistics as linear
 from xent.linear.driver import Wanted
 from xent.linear.host import Problem
 from xent.linear.plan import DEFAULT_WORKSPACE, parse_bytes
 from xent.linear.products import side_by_side
-from xent.numpy.rows import Array, Rows, as_bits, checked
+from xent.numpy.rows import Array, Rows, as_bits, as_target, checked
 from xent.objective import Objective, Options
 from xent.reference import Gradients
-from xent.targets import Layout, as_numpy, as_rows, check_linear_shapes, checked_layout
+from xent.targets import Layout, as_numpy, as_rows, check_linear_shapes, checked_layout, require_labels
 
 
 def linear_cross_entropy(
@@ -146,9 +145,7 @@ def linear_statistics(
     call = "linear_statistics"
     options = Options(ignore_index=ignore_index, softcap=softcap, logit_scale=logit_scale)
     rows = _linear_rows(call, input, linear_weight, linear_bias, target, workspace, options)
-    if rows.layout.soft:
-        wrong = "found class probabilities, expected class indices"
-        raise DTypeError(message(call, "target", wrong, "For probabilities use linear_cross_entropy"))
+    require_labels(call, rows.layout, "linear_cross_entropy")
     found = linear.forward(call, rows.problem, rows.workspace)
     found = found._replace(lse=found.lse.astype(found.entropy.dtype))
     return Statistics(*(array.reshape(rows.layout.loss_shape) for array in found))
@@ -195,9 +192,10 @@ def _linear_rows(
     objective = Objective.of(call, options)
     x, w = as_numpy(call, "input", input), as_numpy(call, "linear_weight", linear_weight)
     b = None if linear_bias is None else as_numpy(call, "linear_bias", linear_bias)
-    y, shape = as_numpy(call, "target", target), x.shape
+    shape = x.shape
     check_linear_shapes(call, x.shape, w.shape, None if b is None else b.shape)
     logits_shape = (*x.shape[:-1], w.shape[0])
+    y = as_target(call, target, logits_shape)
     how = Layout(logits_shape, class_axis=len(logits_shape) - 1, soft=y.shape == logits_shape)
     checked_layout(call, "linear_weight", how, y.shape, floating_target=y.dtype.kind not in "iu")
     dtypes = (_floating(x.dtype), _floating(w.dtype), _floating((w if b is None else b).dtype))

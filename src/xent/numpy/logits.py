@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from xent import reference
 from xent.cpu import cross_entropy as cpu
 from xent.errors import ObjectiveError, message
-from xent.numpy.rows import Array, Rows, as_bits, checked, computing_dtype
+from xent.numpy.rows import Array, Rows, as_bits, as_target, checked, computing_dtype
 from xent.objective import Objective, Options
 from xent.targets import as_blocks, as_numpy, as_rows, from_rows, layout
 
@@ -150,7 +150,8 @@ class _LogitRows(Rows):
 
 def _rows(call: str, logits: ArrayLike, target: ArrayLike, options: Options) -> _LogitRows:
     objective = Objective.of(call, options)
-    x, y = as_numpy(call, "logits", logits), as_numpy(call, "target", target)
+    x = as_numpy(call, "logits", logits)
+    y = as_target(call, target, x.shape)
     x = x.astype(np.float64) if x.dtype.kind in "iu" else x
     how = layout(call, "logits", x.shape, y.shape, floating_target=y.dtype.kind not in "iu")
     common = checked(call, y, how, objective, x.dtype, as_blocks)

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from xent.objective import Objective
 from xent.reduction import gradient_scale, mean_denominator, reduce
-from xent.targets import Layout, check_target, class_weight
+from xent.targets import Layout, as_numpy, check_target, class_weight
 
 Array = NDArray[Any]
 
@@ -41,6 +41,13 @@ class Rows:
             return losses.reshape(self.layout.loss_shape).astype(dtype, copy=False)
         total = float(losses.sum(dtype=np.float64))
         return np.asarray(reduce(total, self.denominator, self.objective), dtype=dtype)[()]
+
+
+def as_target(call: str, target: ArrayLike, logits_shape: tuple[int, ...]) -> Array:
+    """The target as an array. Empty lists, of which NumPy makes floating point numbers, are no labels."""
+    array = as_numpy(call, "target", target)
+    is_without_dtype = array.size == 0 and not hasattr(target, "dtype")
+    return array.astype(np.int64) if is_without_dtype and array.shape != logits_shape else array
 
 
 def checked(

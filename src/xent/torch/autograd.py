@@ -13,15 +13,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from xent.objective import Objective
-from xent.reduction import gradient_scale, mean_denominator, reduce
+from xent.reduction import gradient_scale
 from xent.targets import check_labels
 from xent.torch import composed, kernels
-from xent.torch.kernels import Array
 
 
 def cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None, objective: Objective) -> Tensor:
@@ -30,7 +28,8 @@ def cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None, objecti
         loss: Tensor = _CrossEntropy.apply(logits, target, weight, objective)  # type: ignore[no-untyped-call]
         return loss
     losses, _ = kernels.forward(logits, target, weight, objective)
-    return _reduced(losses, _denominator(logits, target, weight, objective), logits, target, objective)
+    denominator = _denominator(logits, target, weight, objective)
+    return kernels.reduced("cross_entropy", losses, denominator, target, logits.shape[1], objective)
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -43,7 +42,7 @@ class _CrossEntropy(torch.autograd.Function):
         else:
             losses, ctx.ready = kernels.forward_backward(logits, target, weight, ctx.scale, objective)
         ctx.save_for_backward(logits, target, weight)
-        return _reduced(losses, denominator, logits, target, objective)
+        return kernels.reduced("cross_entropy", losses, denominator, target, logits.shape[1], objective)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
@@ -98,23 +97,4 @@ def _row_scale(upstream: Tensor, scale: float, logits: Tensor) -> Tensor:
 
 
 def _denominator(logits: Tensor, target: Tensor, weight: Tensor | None, objective: Objective) -> float:
-    """What a mean divides by; 1 for other reductions, which do not ask."""
-    if objective.reduction != "mean":
-        return 1.0
-    soft = target.is_floating_point()
-    weights = None if weight is None else weight.detach().double().numpy()
-    labels = None if soft else target.numpy()
-    return float(mean_denominator(labels, weights, soft, logits.numel() // logits.shape[1], objective))
-
-
-def _reduced(losses: Array, denominator: float, logits: Tensor, target: Tensor, objective: Objective) -> Tensor:
-    """Return what the reduction makes of the losses; LabelError if a label is why there is a NaN among them.
-
-    So the labels are looked at only where something is wrong: the kernels give NaN for a label out of range.
-    """
-    total = float(np.add.reduce(losses, dtype=np.float64))
-    if total != total and not target.is_floating_point():
-        check_labels("cross_entropy", target, logits.shape[1], objective.ignore_index)
-    if objective.reduction == "none":
-        return torch.from_numpy(losses)
-    return torch.from_numpy(np.array(reduce(total, denominator, objective), dtype=losses.dtype))
+    return kernels.denominator_of(target, weight, logits.numel() // logits.shape[1], objective)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from xent.objective import Objective
+from xent.reduction import reduce
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -78,6 +79,14 @@ def cross_entropy_rows(logits: Tensor, target: Tensor, weight: Tensor | None, ob
     if objective.z_loss:
         loss = loss + objective.z_loss * (lse + shift).squeeze(1) ** 2
     return loss if target.is_floating_point() else loss.masked_fill(target == objective.ignore_index, 0.0)
+
+
+def reduced(losses: Tensor, denominator: Tensor | float, objective: Objective) -> Tensor:
+    """What the reduction makes of the losses, without waiting for them."""
+    if objective.reduction == "none":
+        return losses
+    value: Tensor = reduce(losses.sum(dtype=torch.float64), denominator, objective).to(losses.dtype)
+    return value
 
 
 def cross_entropy_gradient(

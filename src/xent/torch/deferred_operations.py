@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_iter
 from xent.objective import Objective, Options
 from xent.torch.deferred_formula import Formula, Lazy, Step
 from xent.torch.deferred_logits import RULES, DeferredLogits, Rule, attached, named
-from xent.torch.functional import cross_entropy, statistics
+from xent.torch.functional import cross_entropy, layout_of, statistics
 from xent.torch.linear import linear_cross_entropy, linear_statistics
 
 
@@ -242,10 +242,11 @@ def _torch_cross_entropy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
 def _cross_entropy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """`xent.torch.cross_entropy`."""
 
-    def rule(input: Any, target: Any, weight: Tensor | None = None, **options: Any) -> Any:
+    def rule(input: Any, target: Any, weight: Tensor | None, *, check: bool, **options: Any) -> Any:
         if not isinstance(input, DeferredLogits):
             return NotImplemented
-        Objective.of("cross_entropy", cast(Options, options))
+        objective = Objective.of("cross_entropy", cast(Options, options))
+        layout_of("cross_entropy", input.lazy.twin, target, weight, objective, check=check)
         return _fused(input.lazy, linear_cross_entropy, target, {**options, "weight": weight})
 
     return rule(*args, **kwargs)
@@ -253,9 +254,15 @@ def _cross_entropy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
 def _statistics(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """`xent.torch.statistics`."""
-    if len(args) != 2 or not isinstance(args[0], DeferredLogits):
-        return NotImplemented
-    return _fused(args[0].lazy, linear_statistics, args[1], kwargs)
+
+    def rule(input: Any, target: Any, *, check: bool, **options: Any) -> Any:
+        if not isinstance(input, DeferredLogits):
+            return NotImplemented
+        objective = Objective.of("statistics", cast(Options, options))
+        layout_of("statistics", input.lazy.twin, target, None, objective, check=check)
+        return _fused(input.lazy, linear_statistics, target, options)
+
+    return rule(*args, **kwargs)
 
 
 # ----------------------------------------------------------------------------------------------------------- the table

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from xent.errors import DTypeError, ObjectiveError, ShapeError, message
+from xent.errors import DTypeError, message
 from xent.objective import Objective, UnweightedOptions
-from xent.reduction import mean_denominator, reduce
-from xent.targets import Layout, check_labels, layout
+from xent.reduction import mean_denominator
+from xent.targets import Layout, check_ignore_index, check_labels, check_weight_shape, layout, require_labels
 from xent.torch import autograd, composed, operators
 from xent.torch.backends import backend_of
-from xent.torch.rows import as_rows, from_rows, is_traced, is_transformed, labels_as_rows
+from xent.torch.rows import as_rows, check_tensors, from_rows, is_traced, is_transformed, labels_as_rows
 
 DEFAULT = Objective()
 
@@ -84,26 +84,21 @@ def cross_entropy(
     Bridle (1990), Probabilistic Interpretation of Feedforward Classification Network Outputs
     """
     if has_torch_function_variadic(input, target, weight):
-        found: Tensor = handle_torch_function(cross_entropy, (input, target, weight), input, target, weight, **options)
+        tensors = (input, target, weight)
+        found: Tensor = handle_torch_function(cross_entropy, tensors, *tensors, check=check, **options)
         return found
     objective = Objective.of("cross_entropy", options) if options else DEFAULT
-    how = _layout("cross_entropy", input, target, weight, objective)
+    how = layout_of("cross_entropy", input, target, weight, objective, check=check)
     logits = as_rows(input)
     rows = as_rows(target) if how.soft else labels_as_rows(target, how)
-    if check and not how.soft:
-        check_labels("cross_entropy", target.to(torch.int64), how.classes, objective.ignore_index)
     implementation = _implementation(input, target, weight)
     if implementation not in (operators, composed):
         loss: Tensor = implementation.cross_entropy(logits, rows, weight, objective)
-        return from_rows(loss, how) if objective.reduction == "none" else loss
-    losses = implementation.cross_entropy_rows(logits, rows, weight, objective)
-    if objective.reduction == "none":
-        return from_rows(losses, how)
-    total = losses.sum(dtype=torch.float64)
-    if objective.reduction == "mean":
-        total = reduce(total, mean_denominator(rows, weight, how.soft, how.rows, objective), objective)
-    mean: Tensor = total.to(losses.dtype)
-    return mean
+    else:
+        losses = implementation.cross_entropy_rows(logits, rows, weight, objective)
+        denominator = mean_denominator(rows, weight, how.soft, how.rows, objective)
+        loss = composed.reduced(losses, denominator, objective)
+    return from_rows(loss, how) if objective.reduction == "none" else loss
 
 
 class Statistics(NamedTuple):
@@ -167,16 +162,12 @@ def statistics(
     """
     if has_torch_function_variadic(input, target):
         options: dict[str, Any] = {"ignore_index": ignore_index, "softcap": softcap, "logit_scale": logit_scale}
-        found: Statistics = handle_torch_function(statistics, (input, target), input, target, **options)
+        found: Statistics = handle_torch_function(statistics, (input, target), input, target, check=check, **options)
         return found
-    objective = Objective(ignore_index=ignore_index, softcap=softcap, logit_scale=logit_scale)
-    how = _layout("statistics", input, target, None, objective)
-    if how.soft:
-        wrong = "found class probabilities, expected class indices"
-        raise DTypeError(message("statistics", "target", wrong, "For probabilities use cross_entropy"))
+    objective = Objective(ignore_index=ignore_index, softcap=softcap, logit_scale=logit_scale, call="statistics")
+    how = layout_of("statistics", input, target, None, objective, check=check)
+    require_labels("statistics", how, "cross_entropy")
     logits, labels = as_rows(input), labels_as_rows(target, how)
-    if check:
-        check_labels("statistics", target.to(torch.int64), how.classes, ignore_index)
     implementation = _implementation(input, target, None)
     if implementation in (operators, composed):
         rows = implementation.statistics_rows(logits, labels, objective)
@@ -199,21 +190,19 @@ def _implementation(input: Tensor, target: Tensor, weight: Tensor | None) -> Mod
     return gpu_autograd
 
 
-def _layout(call: str, input: Tensor, target: Tensor, weight: Tensor | None, objective: Objective) -> Layout:
-    """Check shapes and dtypes; return how input and target lie as rows."""
-    for name, tensor in (("input", input), ("target", target)):
-        if not isinstance(tensor, Tensor):
-            found = f"found a {type(tensor).__name__}, expected a tensor"
-            raise DTypeError(message(call, name, found, "For NumPy arrays and lists use xent.numpy"))
+def layout_of(
+    call: str, input: Tensor, target: Tensor, weight: Tensor | None, objective: Objective, *, check: bool = False
+) -> Layout:
+    """Check shapes and dtypes, and with `check` the labels; return how input and target lie as rows."""
+    check_tensors(call, input=input, target=target)
     if not input.is_floating_point():
         found = f"found dtype {input.dtype}, expected floating point logits"
         raise DTypeError(message(call, "input", found, "Convert them with input.float()"))
     soft = target.is_floating_point()
     how = layout(call, "input", tuple(input.shape), tuple(target.shape), floating_target=soft)
-    if how.soft and objective.ignore_index >= 0:
-        found = f"ignore_index={objective.ignore_index} has no meaning with class probabilities"
-        raise ObjectiveError(message(call, "ignore_index", found, "Leave such rows out, or pass class indices"))
-    if weight is not None and tuple(weight.shape) != (how.classes,):
-        found = f"found shape {tuple(weight.shape)}, expected ({how.classes},), one weight for each class"
-        raise ShapeError(message(call, "weight", found, "A weight per row belongs on the losses of reduction='none'"))
+    check_ignore_index(call, how, objective)
+    if weight is not None:
+        check_weight_shape(call, tuple(weight.shape), how.classes)
+    if check and not how.soft:
+        check_labels(call, target.to(torch.int64), how.classes, objective.ignore_index)
     return how

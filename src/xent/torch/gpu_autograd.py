@@ -17,8 +17,9 @@ from torch import Tensor
 
 from xent.gpu import cross_entropy as gpu
 from xent.objective import Objective
-from xent.reduction import gradient_scale, mean_denominator, reduce
-from xent.torch import composed
+from xent.reduction import gradient_scale, mean_denominator
+from xent.torch import autograd, composed
+from xent.torch.composed import reduced
 
 
 def cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None, objective: Objective) -> Tensor:
@@ -69,8 +70,8 @@ class _CrossEntropy(torch.autograd.Function):
         return dlogits, dtarget, None, None
 
 
-class Statistics(torch.autograd.Function):
-    """`xent.torch.statistics` of rows, by the kernel; the gradient is a formula of torch operations."""
+class Statistics(autograd.Statistics):
+    """`xent.torch.statistics` of rows, by the kernel; the gradient is that of the CPU's, a formula."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor, objective: Objective) -> tuple[Tensor, ...]:
@@ -79,14 +80,6 @@ class Statistics(torch.autograd.Function):
         ctx.save_for_backward(logits, labels)
         ctx.mark_non_differentiable(*found[3:])
         return found
-
-    @staticmethod
-    def backward(
-        ctx: Any, d_log_prob: Tensor, d_entropy: Tensor, d_lse: Tensor, *_: Tensor
-    ) -> tuple[Tensor, None, None]:
-        logits, labels = ctx.saved_tensors
-        gradient = composed.statistics_gradient(logits, labels, d_log_prob, d_entropy, d_lse, ctx.objective)
-        return gradient, None, None
 
 
 def backward(logits: Tensor, target: Tensor, lse: Tensor, row_scale: Tensor, objective: Objective) -> Tensor:
@@ -119,18 +112,8 @@ def _row_scale(upstream: Tensor, scale: Any, logits: Tensor) -> Tensor:
 
 
 def denominator_of(rows: int, target: Tensor, weight: Tensor | None, objective: Objective) -> Any:
-    """What a mean divides by, on the device where it has to be counted; 1 for other reductions, which do not ask."""
-    if objective.reduction != "mean":
-        return 1.0
+    """What a mean divides by, on the device where it has to be counted."""
     weights = None if weight is None else weight.detach().double()
     soft = target.is_floating_point()
     denominator = mean_denominator(target, weights, soft, rows, objective)
     return denominator.double() if isinstance(denominator, Tensor) else denominator
-
-
-def reduced(losses: Tensor, denominator: Any, objective: Objective) -> Tensor:
-    """What the reduction makes of the losses, without waiting for them."""
-    if objective.reduction == "none":
-        return losses
-    value: Tensor = reduce(losses.sum(dtype=torch.float64), denominator, objective).to(losses.dtype)
-    return value

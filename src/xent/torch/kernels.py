@@ -16,6 +16,8 @@ from torch import Tensor
 
 from xent.cpu import cross_entropy as cpu
 from xent.objective import Objective
+from xent.reduction import mean_denominator, reduce
+from xent.targets import check_labels
 
 Array = NDArray[Any]
 
@@ -23,7 +25,7 @@ Array = NDArray[Any]
 def forward(logits: Tensor, target: Tensor, weight: Tensor | None, objective: Objective) -> tuple[Array, Array]:
     """Return the loss (compute dtype) and the log-sum-exp (float64) of each row, (rows,)."""
     x = as_array(logits)
-    objective = _with_weight(objective, weight, x)
+    objective = with_weight(objective, weight, x)
     return cpu.forward(x, target_array(target, x), objective, threads=torch.get_num_threads())
 
 
@@ -32,10 +34,10 @@ def forward_backward(
 ) -> tuple[Array, Tensor]:
     """Return the losses as `forward` does, and the gradient of sum(row_scale * loss)."""
     x = as_array(logits)
-    objective = _with_weight(objective, weight, x)
+    objective = with_weight(objective, weight, x)
     y = target_array(target, x)
     losses, _, dlogits = cpu.forward_backward(x, y, row_scale, objective, threads=torch.get_num_threads())
-    return losses, _as_tensor(dlogits, logits.dtype)
+    return losses, as_tensor(dlogits, logits.dtype)
 
 
 def backward(
@@ -43,7 +45,7 @@ def backward(
 ) -> Tensor:
     """Return the gradient of sum(row_scale * loss) from the log-sum-exp that `forward` gave."""
     x = as_array(logits)
-    objective = _with_weight(objective, weight, x)
+    objective = with_weight(objective, weight, x)
     y, threads = target_array(target, x), torch.get_num_threads()
     scale = row_scale.detach().to(_wide(x.dtype)[1]).reshape(-1).numpy()
     if x.dtype == np.float64:
@@ -51,7 +53,7 @@ def backward(
         dlogits = cpu.forward_backward(x, y, scale, objective, threads=threads)[2]
     else:
         dlogits = cpu.backward(x, y, lse, scale, objective, threads=threads)
-    return _as_tensor(dlogits, logits.dtype)
+    return as_tensor(dlogits, logits.dtype)
 
 
 def statistics(logits: Tensor, labels: Tensor, objective: Objective) -> tuple[Tensor, ...]:
@@ -62,6 +64,26 @@ def statistics(logits: Tensor, labels: Tensor, objective: Objective) -> tuple[Te
     wide = _wide(x.dtype)[1]
     log_prob, entropy, lse, argmax, rank = (torch.from_numpy(array).reshape(shape) for array in found)
     return log_prob, entropy, lse.to(wide), argmax, rank
+
+
+def denominator_of(target: Tensor, weight: Tensor | None, rows: int, objective: Objective) -> float:
+    """What a mean over these rows divides by."""
+    soft = target.is_floating_point()
+    weights = None if weight is None else weight.detach().double().numpy()
+    return float(mean_denominator(None if soft else target.numpy(), weights, soft, rows, objective))
+
+
+def reduced(call: str, losses: Array, denominator: float, target: Tensor, classes: int, objective: Objective) -> Tensor:
+    """Return what the reduction makes of the losses; LabelError if a label is why there is a NaN among them.
+
+    So the labels are looked at only where something is wrong: the kernels give NaN for a label out of range.
+    """
+    total = float(np.add.reduce(losses, dtype=np.float64))
+    if total != total and not target.is_floating_point():
+        check_labels(call, target, classes, objective.ignore_index)
+    if objective.reduction == "none":
+        return torch.from_numpy(losses)
+    return torch.from_numpy(np.array(reduce(total, denominator, objective), dtype=losses.dtype))
 
 
 def as_array(tensor: Tensor) -> Array:
@@ -79,7 +101,8 @@ def target_array(target: Tensor, logits: Array) -> Array:
     return array
 
 
-def _as_tensor(array: Array, dtype: torch.dtype) -> Tensor:
+def as_tensor(array: Array, dtype: torch.dtype) -> Tensor:
+    """The array as a tensor, the bits of bfloat16 numbers as such."""
     tensor = torch.from_numpy(array)
     return tensor.view(dtype) if dtype is torch.bfloat16 else tensor
 
@@ -89,7 +112,8 @@ def _wide(dtype: np.dtype[Any]) -> tuple[type, torch.dtype]:
     return (np.float64, torch.float64) if dtype == np.float64 else (np.float32, torch.float32)
 
 
-def _with_weight(objective: Objective, weight: Tensor | None, logits: Array) -> Objective:
+def with_weight(objective: Objective, weight: Tensor | None, logits: Array) -> Objective:
+    """The objective with class weights as the kernels take them."""
     if weight is None:
         return objective
     return replace(objective, weight=np.ascontiguousarray(weight.detach().double().numpy(), _wide(logits.dtype)[0]))

@@ -13,16 +13,23 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from xent.errors import DTypeError, ObjectiveError, ShapeError, message
+from xent.errors import DTypeError, message
 from xent.linear.plan import DEFAULT_WORKSPACE, parse_bytes
 from xent.objective import Objective, UnweightedOptions
-from xent.reduction import mean_denominator, reduce
-from xent.targets import Layout, check_linear_shapes, checked_layout
-from xent.torch import linear_autograd, linear_composed, linear_operators
+from xent.reduction import mean_denominator
+from xent.targets import (
+    Layout,
+    check_ignore_index,
+    check_linear_shapes,
+    check_weight_shape,
+    checked_layout,
+    require_labels,
+)
+from xent.torch import composed, linear_autograd, linear_composed, linear_operators
 from xent.torch.backends import backend_of
 from xent.torch.functional import Statistics
 from xent.torch.linear_kernels import NUMPY, Call
-from xent.torch.rows import LinearRows, is_traced, is_transformed
+from xent.torch.rows import LinearRows, check_tensors, is_traced, is_transformed
 
 
 def linear_cross_entropy(
@@ -93,22 +100,18 @@ def linear_cross_entropy(
     """
     name = "linear_cross_entropy"
     objective = Objective.of(name, options)
-    how = _layout(name, input, linear_weight, linear_bias, target, weight, objective)
-    call = Call(name, objective, parse_bytes(name, workspace), _dtype(name, input, linear_weight, linear_bias))
+    how = layout_of(name, input, linear_weight, linear_bias, target, weight, objective)
+    call = Call(name, objective, parse_bytes(name, workspace), product_dtype(name, input, linear_weight, linear_bias))
     y = target.reshape(how.rows, how.classes) if how.soft else target.reshape(-1)
     rows = LinearRows(input.reshape(how.rows, input.shape[-1]), linear_weight, linear_bias, y, weight)
     implementation = _implementation(rows)
     if implementation is not linear_composed:
         loss: Tensor = implementation.cross_entropy(call, rows)
-        return loss.reshape(how.loss_shape) if objective.reduction == "none" else loss
-    losses = linear_composed.cross_entropy_rows(rows.to(call.dtype), objective)
-    if objective.reduction == "none":
-        return losses.reshape(how.loss_shape)
-    total = losses.sum(dtype=torch.float64)
-    if objective.reduction == "mean":
-        total = reduce(total, mean_denominator(y, weight, how.soft, how.rows, objective), objective)
-    mean: Tensor = total.to(losses.dtype)
-    return mean
+    else:
+        losses = linear_composed.cross_entropy_rows(rows.to(call.dtype), objective)
+        denominator = mean_denominator(y, weight, how.soft, how.rows, objective)
+        loss = composed.reduced(losses, denominator, objective)
+    return loss.reshape(how.loss_shape) if objective.reduction == "none" else loss
 
 
 def linear_statistics(
@@ -156,12 +159,10 @@ def linear_statistics(
     ([4.0, 4.0], [0, 0])
     """
     name = "linear_statistics"
-    objective = Objective(ignore_index=ignore_index, softcap=softcap, logit_scale=logit_scale)
-    how = _layout(name, input, linear_weight, linear_bias, target, None, objective)
-    if how.soft:
-        wrong = "found class probabilities, expected class indices"
-        raise DTypeError(message(name, "target", wrong, "For probabilities use linear_cross_entropy"))
-    call = Call(name, objective, parse_bytes(name, workspace), _dtype(name, input, linear_weight, linear_bias))
+    objective = Objective(ignore_index=ignore_index, softcap=softcap, logit_scale=logit_scale, call=name)
+    how = layout_of(name, input, linear_weight, linear_bias, target, None, objective)
+    require_labels(name, how, "linear_cross_entropy")
+    call = Call(name, objective, parse_bytes(name, workspace), product_dtype(name, input, linear_weight, linear_bias))
     x = input.reshape(how.rows, input.shape[-1])
     rows = LinearRows(x, linear_weight, linear_bias, target.reshape(-1), None)
     if input.device.type != "cpu" or is_transformed():
@@ -183,7 +184,7 @@ def _implementation(rows: LinearRows) -> ModuleType:
     return linear_gpu
 
 
-def _layout(
+def layout_of(
     call: str,
     input: Tensor,
     linear_weight: Tensor,
@@ -193,26 +194,20 @@ def _layout(
     objective: Objective,
 ) -> Layout:
     """Check shapes and dtypes; return how input and target lie as rows."""
-    named = {"input": input, "linear_weight": linear_weight, "linear_bias": linear_bias, "target": target}
-    for argument, tensor in named.items():
-        if not isinstance(tensor, Tensor) and not (argument == "linear_bias" and tensor is None):
-            found = f"found a {type(tensor).__name__}, expected a tensor"
-            raise DTypeError(message(call, argument, found, "For NumPy arrays and lists use xent.numpy"))
+    optional = {} if linear_bias is None else {"linear_bias": linear_bias}
+    check_tensors(call, input=input, linear_weight=linear_weight, **optional, target=target)
     bias_shape = None if linear_bias is None else tuple(linear_bias.shape)
     check_linear_shapes(call, tuple(input.shape), tuple(linear_weight.shape), bias_shape)
     logits_shape = (*input.shape[:-1], linear_weight.shape[0])
     how = Layout(logits_shape, len(logits_shape) - 1, soft=tuple(target.shape) == logits_shape)
     how = checked_layout(call, "linear_weight", how, tuple(target.shape), floating_target=target.is_floating_point())
-    if how.soft and objective.ignore_index >= 0:
-        found = f"ignore_index={objective.ignore_index} has no meaning with class probabilities"
-        raise ObjectiveError(message(call, "ignore_index", found, "Leave such rows out, or pass class indices"))
-    if weight is not None and tuple(weight.shape) != (how.classes,):
-        found = f"found shape {tuple(weight.shape)}, expected ({how.classes},), one weight for each class"
-        raise ShapeError(message(call, "weight", found, "A weight per row belongs on the losses of reduction='none'"))
+    check_ignore_index(call, how, objective)
+    if weight is not None:
+        check_weight_shape(call, tuple(weight.shape), how.classes)
     return how
 
 
-def _dtype(call: str, input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> torch.dtype:
+def product_dtype(call: str, input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> torch.dtype:
     """The dtype of the products: that of the arguments, or of autocast, which leaves float64 alone."""
     named = {"input": input, "linear_weight": linear_weight, "linear_bias": linear_bias}
     dtypes = {argument: tensor.dtype for argument, tensor in named.items() if tensor is not None}

@@ -19,11 +19,13 @@ import torch
 from torch import Tensor
 
 from xent.cpu.cross_entropy import Statistics as CpuStatistics
-from xent.reduction import gradient_scale, mean_denominator, reduce
+from xent.reduction import gradient_scale
 from xent.targets import check_labels
+from xent.torch import kernels as of_logits
 from xent.torch import linear_composed as composed
 from xent.torch import linear_kernels as kernels
-from xent.torch.linear_kernels import Array, Call
+from xent.torch.kernels import Array
+from xent.torch.linear_kernels import Call
 from xent.torch.rows import LinearRows
 
 Gradients = list[Tensor | None]
@@ -116,13 +118,8 @@ def statistics_of(call: Call, rows: LinearRows) -> CpuStatistics:
 
 
 def denominator_of(call: Call, rows: LinearRows) -> float:
-    """What a mean divides by; 1 for other reductions, which do not ask."""
-    if call.objective.reduction != "mean":
-        return 1.0
-    soft = rows.target.is_floating_point()
-    weights = None if rows.class_weight is None else rows.class_weight.detach().double().numpy()
-    labels = None if soft else rows.target.numpy()
-    return float(mean_denominator(labels, weights, soft, len(rows.input), call.objective))
+    """What a mean divides by."""
+    return of_logits.denominator_of(rows.target, rows.class_weight, len(rows.input), call.objective)
 
 
 def _scaled(
@@ -149,10 +146,5 @@ def row_scale(upstream: Tensor, scale: float, rows: LinearRows) -> Tensor:
 
 
 def reduced(losses: Array, call: Call, rows: LinearRows, denominator: float) -> Tensor:
-    """Return what the reduction makes of the losses; LabelError if a label is why there is a NaN among them."""
-    total = float(np.add.reduce(losses, dtype=np.float64))
-    if total != total and not rows.target.is_floating_point():
-        check_labels(call.name, rows.target, len(rows.weight), call.objective.ignore_index)
-    if call.objective.reduction == "none":
-        return torch.from_numpy(losses)
-    return torch.from_numpy(np.array(reduce(total, denominator, call.objective), dtype=losses.dtype))
+    """What the reduction makes of the losses."""
+    return of_logits.reduced(call.name, losses, denominator, rows.target, len(rows.weight), call.objective)

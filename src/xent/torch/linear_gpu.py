@@ -23,8 +23,8 @@ from xent.linear.driver import Wanted
 from xent.linear.plan import Sizes, make_plan
 from xent.reduction import gradient_scale
 from xent.torch import linear_composed as composed
-from xent.torch.composed import compute_dtype
-from xent.torch.gpu_autograd import denominator_of, reduced, with_weight
+from xent.torch.composed import compute_dtype, reduced
+from xent.torch.gpu_autograd import denominator_of, with_weight
 from xent.torch.linear_kernels import Call
 from xent.torch.rows import LinearRows
 
@@ -111,7 +111,7 @@ def _prepared(call: Call, rows: LinearRows, wanted: Wanted, row_scale: Tensor | 
     problem = gpu.Problem(own.input, own.weight, own.bias, of.target, objective, kept)
     sizes = Sizes(len(own.input), len(own.weight), problem.row_bytes)
     plan = make_plan(call.name, sizes, call.workspace)
-    return gpu.Device(problem, plan.chunks, plan.parts, gpu.Wanted(*wanted), row_scale), plan
+    return gpu.Device(problem, plan.chunks, plan.parts, row_scale, **wanted._asdict()), plan
 
 
 def _denominator(call: Call, rows: LinearRows) -> Any:

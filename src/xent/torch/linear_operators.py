@@ -17,7 +17,7 @@ from torch import Tensor
 
 from xent.cpu.cross_entropy import Statistics
 from xent.objective import Objective, Reduction
-from xent.reduction import gradient_scale
+from xent.reduction import gradient_scale, mean_denominator
 from xent.torch import linear_autograd, linear_kernels
 from xent.torch.composed import compute_dtype
 from xent.torch.linear_kernels import Call
@@ -143,9 +143,8 @@ def _differentiate(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Any, ...]:
 
 def _target_gradient(call: Call, rows: LinearRows, upstream: Tensor) -> Tensor:
     """The gradient by class probabilities, whose mean is over the rows."""
-    count = len(rows.input)
-    divisor = (call.objective.denominator or count) if call.objective.reduction == "mean" else 1.0
-    scale = 1.0 / divisor if divisor else 0.0
+    denominator = mean_denominator(rows.target, rows.class_weight, True, len(rows.input), call.objective)
+    scale = gradient_scale(denominator, call.objective)
     return linear_autograd.target_gradient(call, rows, linear_autograd.row_scale(upstream, scale, rows))
 
 

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from xent.errors import DTypeError, message
 from xent.targets import Layout
+
+
+def check_tensors(call: str, **arguments: Any) -> None:
+    """Raise DTypeError if an argument is no tensor."""
+    for name, value in arguments.items():
+        if not isinstance(value, Tensor):
+            found = f"found a {type(value).__name__}, expected a tensor"
+            raise DTypeError(message(call, name, found, "For NumPy arrays and lists use xent.numpy"))
 
 
 def as_rows(tensor: Tensor) -> Tensor:

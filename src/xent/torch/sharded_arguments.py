@@ -19,12 +19,12 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from xent.cpu import shards as cpu
 from xent.cpu.shards import IGNORED
-from xent.errors import DTypeError, ObjectiveError, ShapeError, message
+from xent.errors import ObjectiveError, ShapeError, message
 from xent.linear import shards as linear
 from xent.linear.plan import parse_bytes
 from xent.objective import Objective
 from xent.reduction import gradient_scale, mean_denominator
-from xent.targets import Layout, label_error
+from xent.targets import Layout, label_error, require_labels
 from xent.torch import functional, linear_shards, shards
 from xent.torch import linear as layers
 from xent.torch.composed import compute_dtype
@@ -144,7 +144,7 @@ class Arguments:
         if self.workspace is None:
             axis = 0 if getattr(x, "ndim", 2) == 1 else 1
             soft = isinstance(y, Tensor) and y.is_floating_point()
-            how = functional._layout(
+            how = functional.layout_of(
                 call, _one(x, axis), _one(y, axis) if soft else y, _one(class_weight, 0), objective
             )
             how = replace(how, logits_shape=tuple(x.shape))
@@ -153,19 +153,18 @@ class Arguments:
             layer, method, sizes = None, None, [0] * 6
         else:
             soft = isinstance(y, Tensor) and y.is_floating_point()
-            how = layers._layout(
+            how = layers.layout_of(
                 call, x, _one(w, 0), _one(b, 0), _one(y, -1) if soft else y, _one(class_weight, 0), objective
             )
             how = replace(how, logits_shape=(*x.shape[:-1], w.shape[0]))
             target = y.reshape(how.rows, how.classes) if how.soft else y.reshape(-1)
             rows = self.rows._replace(input=x.reshape(how.rows, x.shape[-1]), target=target)
-            layer = Call(call, objective, parse_bytes(call, self.workspace), layers._dtype(call, x, w, b))
+            layer = Call(call, objective, parse_bytes(call, self.workspace), layers.product_dtype(call, x, w, b))
             method, sizes = None, [0] * 6
             if shards.has_kernels(x):
                 method, sizes = linear_shards.method_and_sizes(layer, rows, _wanted(rows)[:3])
-        if call.endswith("statistics") and how.soft:
-            found = "found class probabilities, expected class indices"
-            raise DTypeError(message(call, "target", found, "For probabilities use cross_entropy"))
+        if call.endswith("statistics"):
+            require_labels(call, how, "cross_entropy")
         return Prepared(self.given, objective, how, rows, layer, method, sizes)
 
 
@@ -233,12 +232,11 @@ class Agreed:
         return Statistics(*(v.reshape(shape).to(wide) for v in values[:3]), *(v.reshape(shape) for v in values[3:]))
 
     def denominator(self) -> float:
-        """What a mean divides by; 1 for other reductions, which do not ask."""
+        """What a mean divides by."""
         prepared, objective, shard = self.prepared, self.prepared.objective, self.sharded.shard
-        if objective.reduction != "mean":
-            return 1.0
         target, weight, soft = prepared.rows.target, prepared.rows.class_weight, prepared.how.soft
-        if weight is None or soft or objective.denominator is not None:
+        is_known = soft or objective.reduction != "mean" or objective.denominator is not None
+        if weight is None or is_known:
             count = float(mean_denominator(target, None, soft, prepared.how.rows, objective))
         else:
             # Each label's weight lies with the label.

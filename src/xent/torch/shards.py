@@ -148,7 +148,7 @@ class Statistics(torch.autograd.Function):
         write_statistics_gradient(
             x, local_labels(labels, call), ctx.lse, ctx.entropy, (d_log_prob, d_entropy, d_lse), call.objective, out
         )
-        return kernels._as_tensor(out, logits.dtype), None, None
+        return kernels.as_tensor(out, logits.dtype), None, None
 
 
 def has_kernels(tensor: Tensor) -> bool:
@@ -218,7 +218,7 @@ def local_labels(labels: Tensor, call: Sharded) -> Any:
 
 def weighted(objective: Objective, weight: Tensor | None, logits: Any) -> Objective:
     """The options with the class weights of the shard as the kernels take them."""
-    return kernels._with_weight(objective, weight, logits)
+    return kernels.with_weight(objective, weight, logits)
 
 
 def _forward(logits: Tensor, target: Tensor, weight: Tensor | None, call: Sharded) -> Local:
@@ -241,7 +241,7 @@ def _backward(
     objective = weighted(call.objective, weight, x)
     lse, mass = found.lse.numpy(), found.mass.numpy()
     cpu.backward(x, y, lse, mass, scale, objective, call.shard, out=out, threads=torch.get_num_threads())
-    return kernels._as_tensor(out, logits.dtype)
+    return kernels.as_tensor(out, logits.dtype)
 
 
 def _tensor(array: Any, device: torch.device) -> Tensor:
