@@ -61,7 +61,8 @@ def test_bars_compare_with_what_was_required():
     assert found["forward_backward", linear.LIMIT]
     assert not found["forward_backward", linear.UNFUSED]
     assert not found["memory", "workspace + 16 MB, 2048 rows"]
-    assert len(found) == 6
+    assert found["forward_backward", linear.DEFERRED]
+    assert len(found) == 7
 
 
 def test_tables_and_plot_are_made_from_the_record(errors):

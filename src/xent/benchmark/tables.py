@@ -28,7 +28,12 @@ Records = Mapping[str, Record]
 
 MEASURE_NAMES = {"forward_backward": "forward + backward", "forward": "forward", "memory": "memory"}
 LINEAR_MEASURES = {"forward_backward": "forward + backward", "frozen": "frozen weight", "forward": "forward"}
-LINEAR_PEERS = ("products", "F.cross_entropy(F.linear)", "F.linear_cross_entropy, chunked")
+LINEAR_PEERS = (
+    "products",
+    "F.cross_entropy(F.linear)",
+    "F.linear_cross_entropy, chunked",
+    "F.cross_entropy, deferred logits",
+)
 _MARKED = re.compile(r"(<!-- table: (?P<name>[^>]*?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
