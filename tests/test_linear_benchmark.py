@@ -65,6 +65,19 @@ def test_bars_compare_with_what_was_required():
     assert len(found) == 7
 
 
+def test_every_contestant_computes_the_same_loss_and_gradients():
+    x, w, y = linear.make_inputs(linear.LinearShape("tiny", 12, 8, 50), "float32")
+    calls = linear.losses()
+    assert set(calls) == {linear.OURS, *linear.PEER_MEASURES}
+    expected = torch.nn.functional.cross_entropy(x.double() @ w.double().T, y)
+    gradients = torch.autograd.grad(expected, (x, w))
+    for loss in calls.values():
+        found = loss(x, w, y)
+        torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=0)
+        for mine, theirs in zip(torch.autograd.grad(found, (x, w)), gradients, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-7)
+
+
 def test_tables_and_plot_are_made_from_the_record(errors):
     case = _case()
     record = {"cases": [{**case, "bars": linear.judged(case)}], "errors": errors}

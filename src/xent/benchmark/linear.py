@@ -164,6 +164,7 @@ def losses() -> dict[str, Callable[..., Tensor]]:
         OURS: linear_cross_entropy,
         UNFUSED: lambda x, w, y: F.cross_entropy(F.linear(x, w), y),
         CHUNKED: lambda x, w, y: F.linear_cross_entropy(x, w, y, options=torch.nn.LinearCrossEntropyOptions()),
+        DEFERRED: deferred,
     }
 
 
