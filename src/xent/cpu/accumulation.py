@@ -55,6 +55,12 @@ def _add(z: Any, partial: Any) -> None:
 
 
 @device
+def _get(z: Any, stored: Any) -> None:
+    for i in range(len(z)):
+        z[i] = decode(stored[i])
+
+
+@device
 def put(target: Any, z: Any) -> None:
     """Target = z, rounded to target's type."""
     for i in range(len(z)):
@@ -104,8 +110,7 @@ def convert(stored: Any, target: Any, first: int, last: int) -> None:
     for start in range(first, last, BLOCK):
         stop = min(start + BLOCK, last)
         own = z[: stop - start]
-        for i in range(stop - start):
-            own[i] = decode(stored[start + i])
+        _get(own, stored[start:stop])
         put(target[start:stop], own)
 
 
