@@ -279,6 +279,22 @@ def test_products_are_measured_once_and_kept(tmp_path, monkeypatch):
     assert torch.__version__
 
 
+@pytest.mark.parametrize(
+    ("numpy", "torch", "chosen"),
+    [
+        ((1.0, 1.0, 1.0), (1.0, 1.0, 1.0), ("torch", "torch", "torch")),
+        ((0.9, 0.9, 0.9), (1.0, 1.0, 1.0), ("torch", "torch", "torch")),
+        ((0.8, 0.8, 0.8), (1.0, 1.0, 1.0), ("numpy", "numpy", "numpy")),
+        ((0.4, 1.2, 1.0), (1.0, 1.0, 1.0), ("numpy", "torch", "numpy")),
+        ((1.1, 2.0, 0.9), (1.0, 1.0, 1.0), ("torch", "torch", "torch")),
+    ],
+)
+def test_another_library_than_torch_has_to_be_a_good_deal_faster(numpy, torch, chosen):
+    seconds = {(name, "numpy"): numpy[i] for i, name in enumerate(products.PRODUCTS)}
+    seconds |= {(name, "torch"): torch[i] for i, name in enumerate(products.PRODUCTS)}
+    assert products._chosen(seconds, ["numpy", "torch"]) == Products(*chosen)
+
+
 def test_without_torch_numpy_makes_all_products():
     code = """
 import sys, numpy as np, xent.numpy

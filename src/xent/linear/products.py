@@ -42,7 +42,7 @@ BFLOAT16 = np.dtype(np.uint16)
 LARGE = 10**10
 """Operations of a call from which on it is worth asking which library is best."""
 MARGIN = 1.15
-"""By which factor a mixture of libraries has to be faster than the best one of them to be chosen.
+"""By which factor the best for each product has to be faster than the usual library to be chosen.
 
 The threads of a library go on waiting for work for a while, which slows the other's down: a product that took 211 ms
 among its like took 256 ms between products of the other library.
@@ -158,22 +158,28 @@ def measure(dtype: np.dtype[Any], libraries: Sequence[Library]) -> Products:
         wide = _rounds(np.dtype(np.float32), libraries)
         widened = min(sum(wide[name, library] for name in PRODUCTS) for library in libraries)
         return Products("torch", "torch", "torch", native=native < WIDENING * widened)
+    usual = _usual(libraries)
     chosen = _chosen(_rounds(dtype, libraries), libraries)
-    # A mixture has to win twice: others may have used the processor.
-    return chosen if len(set(asdict(chosen).values())) == 2 else _chosen(_rounds(dtype, libraries), libraries)
+    # Another choice has to win twice: others may have used the processor.
+    return usual if chosen == usual else _chosen(_rounds(dtype, libraries), libraries)
+
+
+def _usual(libraries: Sequence[Library]) -> Products:
+    """torch, if somebody has imported it: the rest of such a program multiplies with its threads."""
+    library: Library = "torch" if "torch" in libraries else libraries[0]
+    return Products(library, library, library)
 
 
 def _chosen(seconds: dict[tuple[str, Library], float], libraries: Sequence[Library]) -> Products:
-    """One library for all, or the best for each product where that is a good deal faster."""
-    totals = {library: sum(seconds[name, library] for name in PRODUCTS) for library in libraries}
-    one = min(libraries, key=lambda library: totals[library])
+    """The usual library, or the best for each product where that is a good deal faster."""
     best: dict[str, Library] = {}
     for name in PRODUCTS:
         best[name] = min(libraries, key=lambda library: seconds[name, library])
-    mixed = sum(seconds[name, best[name]] for name in PRODUCTS)
-    if mixed * MARGIN < totals[one]:
+    usual = _usual(libraries)
+    least = sum(seconds[name, best[name]] for name in PRODUCTS)
+    if least * MARGIN < sum(seconds[name, library] for name, library in asdict(usual).items() if name in PRODUCTS):
         return Products(best["logits"], best["input_gradient"], best["weight_gradient"])
-    return Products(one, one, one)
+    return usual
 
 
 def _rounds(dtype: np.dtype[Any], libraries: Sequence[Library]) -> dict[tuple[str, Library], float]:
@@ -211,7 +217,7 @@ PRODUCTS: dict[str, Callable[[Library, Arrays, Arrays], None]] = {
 def _path(dtype: str, threads: int, libraries: Sequence[Library]) -> Path:
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "xent"
     versions = [f"{name} {sys.modules[name].__version__}" for name in libraries]
-    about = json.dumps([4, llvmlite.binding.get_host_cpu_name(), dtype, threads, *versions])
+    about = json.dumps([5, llvmlite.binding.get_host_cpu_name(), dtype, threads, *versions])
     return folder / f"products.{hashlib.sha256(about.encode()).hexdigest()[:16]}.json"
 
 
