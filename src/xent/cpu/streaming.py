@@ -1,4 +1,7 @@
-"""Stores past the caches, for gradients that no cache holds until they are read.
+"""Memory that is too large for the caches: reading ahead of the work, and stores past the caches.
+
+The processor reads ahead by itself, but neither far nor beyond a page of 4 KB. With 8 KB the forward of 2048 x 50257
+float32 logits takes 21 to 26 ms, without 28 to 33; for rows of 1000 classes there is no difference.
 
 A plain store first reads the line that it changes: of the gradient of 2048 x 50257 float32 logits, 412 MB for nothing.
 Streamed, forward and backward take 1.4 times as long as a copy of the logits, and 1.9 times otherwise. A line can only
@@ -14,6 +17,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np import arrayobj
 
@@ -22,6 +26,32 @@ from xent.cpu.formats import store
 
 STREAMED = 2**25  # bytes of an array from which on it is stored past the caches
 LINE = 64  # bytes of a line of the caches
+PIECE = 512  # numbers of a row that are worked on between two calls of `read_ahead`
+AHEAD = 2**13  # bytes
+SECOND_LEVEL = 2  # the cache to read into: the first would have to give up what is being worked on
+
+
+@intrinsic
+def _prefetch(typingctx: Any, array: Any, index: Any) -> Any:
+    """Ask for the line of array[index], which may lie behind the end."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        data = arrayobj.make_array(array)(context, builder, values[0]).data
+        what = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
+        function = cgutils.get_or_insert_function(builder.module, what, "llvm.prefetch.p0")
+        place = builder.bitcast(builder.gep(data, [values[1]]), pointer)
+        builder.call(function, [place, number(0), number(SECOND_LEVEL), number(1)])  # 0: to read; 1: data
+        return context.get_dummy_value()
+
+    return types.none(array, types.intp), generate
+
+
+@device
+def read_ahead(piece: Any) -> None:
+    """Ask for as much memory as the piece is long, AHEAD of it."""
+    for i in range(0, len(piece), LINE // piece.itemsize):
+        _prefetch(piece, i + AHEAD // piece.itemsize)
 
 
 @intrinsic
