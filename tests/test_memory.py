@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -112,6 +113,11 @@ def test_no_more_is_kept_than_allowed(monkeypatch):
 def test_an_unreadable_limit_is_told(text):
     with pytest.raises(ArgumentError, match=r"XENT_KEPT_BYTES.*number of bytes"):
         memory.limit(text)
+
+
+def test_a_quarter_of_the_memory_is_kept_where_nothing_is_said():
+    total = int(Path("/proc/meminfo").read_text().split()[1]) * 1024
+    assert abs(memory.limit(None) - total / 4) < 0.01 * total
 
 
 def test_the_environment_sets_the_limit():

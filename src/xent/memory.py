@@ -8,7 +8,8 @@ as torch does with the memory of a GPU. docs/performance.md has what that saves.
 - Only arrays from LEAST bytes on; the C library keeps smaller ones itself.
 - A block serves requests of between half of its size and all of it. A request that no idle block serves drops all
   idle blocks before it asks the system, so that keeping never raises the peak of a process.
-- At most KEPT bytes lie idle: 2 GiB, or what the environment variable XENT_KEPT_BYTES says (0 keeps nothing).
+- At most KEPT bytes lie idle: a quarter of the machine's memory, or what the environment variable XENT_KEPT_BYTES says
+  (0 keeps nothing).
 - An idle block is marked so that the system may take its pages without swapping (MADV_FREE) when memory runs short.
 
 Safe from any thread without a lock: only single operations on a deque, which are atomic. That matters since an array
@@ -39,12 +40,20 @@ HUGE_PAGE = 2**21
 def limit(text: str | None) -> int:
     """Return how many bytes may lie idle, from the text of the environment variable.
 
-    >>> limit(None), limit("0")
-    (2147483648, 0)
+    >>> limit("1000000000"), limit("0")
+    (1000000000, 0)
     """
     if text is not None and not text.isdecimal():
         raise ArgumentError(message("xent", VARIABLE, f"found {text!r}", "Set it to a number of bytes; 0 keeps none"))
-    return 2**31 if text is None else int(text)
+    return _memory_of_machine() // 4 if text is None else int(text)
+
+
+def _memory_of_machine() -> int:
+    """Bytes; 0 where the system does not tell."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 0
 
 
 KEPT = limit(os.environ.get(VARIABLE))
