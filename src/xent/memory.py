@@ -97,7 +97,8 @@ class _Block:
         self.size = -(-size // HUGE_PAGE) * HUGE_PAGE
         self.pages = mmap.mmap(-1, self.size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if hasattr(mmap, "MADV_HUGEPAGE"):
-            self.pages.madvise(mmap.MADV_HUGEPAGE)
+            # Not for the last one: only as much of it as is written should count.
+            self.pages.madvise(mmap.MADV_HUGEPAGE, 0, size // HUGE_PAGE * HUGE_PAGE)
         self.array: Array = np.frombuffer(self.pages, np.uint8)
 
 
