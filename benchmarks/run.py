@@ -23,8 +23,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from xent.benchmark import DEVICES, linear, run
-from xent.benchmark.accuracy import run_accuracy
+from xent.benchmark import DEVICES, run
 from xent.benchmark.gpu import run_gpu
 from xent.benchmark.scaling import run_scaling
 from xent.benchmark.scoring import missed as missed_scores
@@ -119,6 +118,11 @@ def _measured(
         raise typer.BadParameter("linear has one shape: leave out --shape.")
     if part in ("scaling", "accuracy", "scoring") and (shapes or quick):
         raise typer.BadParameter(f"{part} has sizes of its own: leave out --shape and --quick.")
+    # Not at the top: these import torch, which would then no longer ask for huge pages.
+    if part == "accuracy":
+        from xent.benchmark.accuracy import run_accuracy
+    if part == "linear":
+        from xent.benchmark import linear
     with _progress() as progress:
         if part == "accuracy":
             return run_accuracy(command=command, progress=progress)

@@ -333,3 +333,11 @@ def test_the_primitives_are_accurate_to_their_last_digits():
     found = primitives.measured_primitives(samples=2**14)
     assert {p["name"] for p in found} == set(most)
     assert all(0.3 < p["units_in_the_last_place"] < most[p["name"]] for p in found), found
+
+
+def test_the_script_leaves_torch_to_be_imported_by_what_it_measures():
+    """Whether torch asks for huge pages is settled when it is imported."""
+    code = "import sys; sys.path.insert(0, 'benchmarks'); import run; print('torch' in sys.modules)"
+    folder = Path(__file__).parents[1]
+    found = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "False"
