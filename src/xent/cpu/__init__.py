@@ -11,7 +11,7 @@
     blocks.py              the steps that both share: one pass over a block that lies in the first-level cache
     primitives.py          exp, log, tanh, softcap and its derivative, in one register
     formats.py             bfloat16 and float16 in memory
-    streaming.py           stores past the caches
+    streaming.py           reading ahead of the work, and stores past the caches
     threads.py             row ranges over the cores
     compilation.py         `kernel`, the decorator: what is compiled how, and where it is kept on disk
 
