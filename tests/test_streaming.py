@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from xent.cpu import cross_entropy as cpu
-from xent.cpu.streaming import LINE, STREAMED
+from xent.cpu.streaming import LINE, LARGE
 from xent.objective import Objective
 
 DTYPES = [np.float32, np.float64, np.float16]
@@ -12,7 +12,7 @@ DTYPES = [np.float32, np.float64, np.float16]
 
 def large_logits(dtype, classes):
     """A little more than is streamed, with rows that begin anywhere in a line."""
-    rows = STREAMED // (classes * np.dtype(dtype).itemsize) + 1
+    rows = LARGE // (classes * np.dtype(dtype).itemsize) + 1
     assert classes * np.dtype(dtype).itemsize % LINE
     block = np.random.default_rng(0).standard_normal(10_007)
     return np.resize(block, (rows, classes)).astype(dtype)

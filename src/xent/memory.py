@@ -10,7 +10,9 @@ as torch does with the memory of a GPU. docs/performance.md has what that saves.
   idle blocks before it asks the system, so that keeping never raises the peak of a process.
 - At most KEPT bytes lie idle: a quarter of the machine's memory, or what the environment variable XENT_KEPT_BYTES says
   (0 keeps nothing).
-- An idle block is marked so that the system may take its pages without swapping (MADV_FREE) when memory runs short.
+- Idle blocks beyond the first UNMARKED bytes are marked so that the system may take their pages without swapping
+  (MADV_FREE) when memory runs short. The mark interrupts all threads of the process, which took 0.25 ms of a training
+  step with 16 MB of logits.
 
 Safe from any thread without a lock: only single operations on a deque, which are atomic. That matters since an array
 may die anywhere, in the middle of another call of this module too.
@@ -34,6 +36,7 @@ Array = NDArray[Any]
 
 VARIABLE = "XENT_KEPT_BYTES"
 LEAST = 2**23
+UNMARKED = 2**26
 HUGE_PAGE = 2**21
 
 
@@ -114,7 +117,8 @@ class _Hold:
     def __del__(self) -> None:
         if self.block.size > KEPT:
             return
-        self.block.pages.madvise(mmap.MADV_FREE)
+        if idle_bytes() + self.block.size > UNMARKED:
+            self.block.pages.madvise(mmap.MADV_FREE)
         _idle.append(self.block)
         while idle_bytes() > KEPT:
             with contextlib.suppress(IndexError):  # another thread took the last one

@@ -13,15 +13,28 @@ The functions use only what NumPy arrays and torch tensors have in common, so bo
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, overload
 
 from xent.objective import Objective
 
 
-def mean_denominator(target: Any, weight: Any, soft: bool, rows: int, objective: Objective) -> Any:
+def count_other(labels: Any, ignore_index: int) -> Any:
+    """Count the labels that are not to be ignored."""
+    return (labels != ignore_index).sum()
+
+
+def mean_denominator(
+    target: Any,
+    weight: Any,
+    soft: bool,
+    rows: int,
+    objective: Objective,
+    count: Callable[[Any, int], Any] = count_other,
+) -> Any:
     """What a mean over these rows divides by: a number, or an array of one where it has to be counted.
 
-    1 for other reductions, which do not ask.
+    1 for other reductions, which do not ask. `count` may be a faster `count_other`.
     """
     if objective.reduction != "mean":
         return 1.0
@@ -29,9 +42,9 @@ def mean_denominator(target: Any, weight: Any, soft: bool, rows: int, objective:
         return objective.denominator
     if soft:
         return rows
-    counted = target != objective.ignore_index
     if weight is None:
-        return counted.sum()
+        return count(target, objective.ignore_index)
+    counted = target != objective.ignore_index
     # A label out of range is refused elsewhere, or makes its row NaN; here it must only not be read out of bounds.
     return (weight[(target * counted).clip(0, len(weight) - 1)] * counted).sum()
 

@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from xent.cpu.compilation import allocator, device, kernel
+from xent.cpu.compilation import allocator, device
 from xent.cpu.formats import decode, encode, scratch
 from xent.cpu.primitives import bits_float, float_bits
+from xent.cpu.team import row_kernel
 from xent.cpu.tile import BLOCK
 
 LOW = np.uint32(0xFFFF)
@@ -67,7 +68,7 @@ def put(target: Any, z: Any) -> None:
         target[i] = encode(z[i], target)
 
 
-@kernel
+@row_kernel
 def add_to_halves(partial: Any, upper: Any, lower: Any, fresh: bool, first: int, last: int) -> None:
     """Sum += partial, or sum = partial if it is `fresh`; all of one dimension."""
     z = _block()
@@ -82,7 +83,7 @@ def add_to_halves(partial: Any, upper: Any, lower: Any, fresh: bool, first: int,
         _split(own, upper[start:stop], lower[start:stop])
 
 
-@kernel
+@row_kernel
 def round_halves(upper: Any, lower: Any, result: Any, first: int, last: int) -> None:
     """Result = the sum in its own format. `result` and `upper` are the same memory under two types."""
     z = _block()
@@ -93,7 +94,7 @@ def round_halves(upper: Any, lower: Any, result: Any, first: int, last: int) -> 
         put(result[start:stop], own)
 
 
-@kernel
+@row_kernel
 def add(partial: Any, total: Any, fresh: bool, first: int, last: int) -> None:
     """Total += partial in the format of the total, float32 or float64; total = partial if it is `fresh`."""
     if fresh:
@@ -103,7 +104,7 @@ def add(partial: Any, total: Any, fresh: bool, first: int, last: int) -> None:
         _add(total[first:last], partial[first:last])
 
 
-@kernel
+@row_kernel
 def convert(stored: Any, target: Any, first: int, last: int) -> None:
     """Target = stored: 16 bits to float32 exactly, float32 to 16 bits rounded to nearest even."""
     z = scratch(stored, BLOCK)
@@ -114,7 +115,7 @@ def convert(stored: Any, target: Any, first: int, last: int) -> None:
         put(target[start:stop], own)
 
 
-@kernel
+@row_kernel
 def add_bias(logits: Any, bias: Any, first: int, last: int) -> None:
     """Each of the rows from first to last of logits (rows * classes) += bias (classes)."""
     classes = len(bias)
@@ -124,7 +125,7 @@ def add_bias(logits: Any, bias: Any, first: int, last: int) -> None:
             row[j] = row[j] + bias[j]
 
 
-@kernel
+@row_kernel
 def add_column_sums(values: Any, classes: int, sums: Any, fresh: bool, first: int, last: int) -> None:
     """Sums (classes, float64) += the sums over rows of values (rows * classes), for the classes from first to last."""
     if fresh:

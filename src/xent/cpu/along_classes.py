@@ -39,7 +39,7 @@ from xent.cpu.blocks import (
 from xent.cpu.compilation import device
 from xent.cpu.formats import encode
 from xent.cpu.primitives import exp, raise_maximum
-from xent.cpu.streaming import PIECE, read_ahead, store_large
+from xent.cpu.streaming import PIECE, is_large, read_ahead, store_large
 from xent.cpu.tile import BLOCK, in_float32, without_label
 
 # Between these the sum of the exponentials is taken as it is: its terms are normal numbers, or too small to matter.
@@ -92,7 +92,8 @@ def normalise_at_zero(inputs: Any, g: int, p: int, tile: Any, gradient: bool) ->
     for start in range(0, inputs.classes, PIECE):
         stop = min(start + PIECE, inputs.classes)
         (logits,) = logits_of(inputs, g + p, start, stop)
-        read_ahead(logits)
+        if is_large(inputs.logits):
+            read_ahead(logits)
         if gradient and tile.kept:
             z, _, _ = block_of(inputs, tile, p, start, stop)
             total += np.float64(load_exponentials(logits, z))

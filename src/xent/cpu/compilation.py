@@ -101,11 +101,16 @@ def allocator(function: Function) -> Function:
 
 def kernel(function: Function) -> Function:
     """Compile a function that Python calls, without the GIL, and keep the machine code on disk."""
-    dispatcher = numba.njit(**WIDEST)(function)
+    return cast(Function, cached_on_disk(function, function))
+
+
+def cached_on_disk(entry: Callable[..., Any], function: Callable[..., Any]) -> Any:
+    """Compile `entry`, which is `function` or makes its threads call it, and keep the machine code as the function's."""
+    dispatcher = numba.njit(**WIDEST)(entry)
     # Without a writable folder: compiled again by every process, and nothing else changes.
     with contextlib.suppress(RuntimeError, OSError):
         dispatcher._cache = KernelCache(function)
-    return cast(Function, dispatcher)
+    return dispatcher
 
 
 @cache

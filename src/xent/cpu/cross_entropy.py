@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from xent import memory
 from xent.cpu import kernels
-from xent.cpu.formats import bits, flat
+from xent.cpu.formats import bits, flat, given
 from xent.cpu.threads import get_num_threads, over_rows
 from xent.objective import Objective
 
@@ -93,7 +93,7 @@ def backward(
     """
     call = _Call(logits, target, objective)
     out = memory.empty(logits.shape, logits.dtype) if out is None else out
-    call.run(kernels.backward, (lse, call.scales(row_scale), bits(out.reshape(-1))), threads)
+    call.run(kernels.backward, (given(lse), call.scales(row_scale), bits(out.reshape(-1))), threads)
     return out
 
 
@@ -145,8 +145,9 @@ class _Call:
         stored, outer_stride = flat(logits)
         nothing = NOTHING[self.dtype]
         soft = target.dtype.kind == "f"
-        labels, soft_target = (NO_LABELS, target.reshape(-1)) if soft else (target.reshape(-1), nothing)
-        weight = nothing if objective.weight is None else objective.weight
+        rows = given(target.reshape(-1))
+        labels, soft_target = (NO_LABELS, rows) if soft else (rows, nothing)
+        weight = nothing if objective.weight is None else given(objective.weight)
         options = np.array(
             (objective.logit_scale, objective.softcap or 0.0, objective.label_smoothing, objective.z_loss)
         )
@@ -165,11 +166,9 @@ class _Call:
 
     def run(self, kernel: Any, results: tuple[Any, ...], threads: int | None) -> None:
         """Run a kernel over all rows."""
-        if self.size < PARALLEL_SIZE:
-            kernel(*self.arguments, *results, 0, self.rows)
-        else:
-            over_rows(kernel, (*self.arguments, *results), self.rows, threads or get_num_threads())
+        threads = 1 if self.size < PARALLEL_SIZE else threads or get_num_threads()
+        over_rows(kernel, (*self.arguments, *results), self.rows, threads)
 
     def scales(self, row_scale: Array | float) -> Array:
         """Row scales as a kernel takes them: one, or one for each row."""
-        return row_scale if isinstance(row_scale, np.ndarray) else np.array((row_scale,), self.dtype)
+        return given(row_scale) if isinstance(row_scale, np.ndarray) else np.array((row_scale,), self.dtype)

@@ -49,9 +49,26 @@ def flat(logits: Array) -> tuple[Array, int]:
         if len(shape) == 2 and logits.strides[1] == item and stride >= 0 and stride % item == 0 and shape[0]:
             apart = stride // item
             size = (shape[0] - 1) * apart + shape[1]
-            return bits(as_strided(logits, (size,), (item,), writeable=False)), apart
-        logits = np.ascontiguousarray(logits)
-    return bits(logits.reshape(-1)), apart
+            return given(bits(as_strided(logits, (size,), (item,)))), apart
+    return given(bits(logits.reshape(-1))), apart
+
+
+def given(array: Array) -> Array:
+    """A given array of one dimension as kernels expect it: without gaps, and writable, though they never write to it.
+
+    Numba would compile a kernel once more for an array with gaps or for one that may not be written to.
+    """
+    if not array.flags.c_contiguous:
+        array = np.ascontiguousarray(array)
+    return array if array.flags.writeable else np.asarray(_Writable(array))
+
+
+class _Writable:
+    """The memory of a read-only array."""
+
+    def __init__(self, array: Array) -> None:
+        self.array = array
+        self.__array_interface__ = {**array.__array_interface__, "data": (array.ctypes.data, False)}
 
 
 @intrinsic

@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 
 from xent.cpu import across_positions, along_classes
+from xent.cpu.blocks import target_mass
 from xent.cpu.compilation import device, kernel
 from xent.cpu.streaming import staging_for, streams_done
+from xent.cpu.team import row_kernel
 from xent.cpu.tile import (
     BLOCK,
     Inputs,
@@ -68,7 +70,7 @@ def forward_backward_tile(
     if tile.along:
         along_classes.gradients(inputs, terms, g, size, tile, tile.kept, out, staging)
     else:
-        across_positions.gradients(inputs, terms, all_known, g, size, tile, out)
+        across_positions.gradients(inputs, terms, all_known, g, size, tile, out, staging)
 
 
 @device
@@ -86,7 +88,7 @@ def backward_tile(
         across_positions.prepare(inputs, terms, g, size, tile)
         across_positions.exponentials_and_masses(inputs, terms, size, tile)
         factors(row_scale, lse, terms, g, size, tile)
-        across_positions.gradients(inputs, terms, all_known, g, size, tile, out)
+        across_positions.gradients(inputs, terms, all_known, g, size, tile, out, staging)
 
 
 @device
@@ -114,7 +116,7 @@ def statistics_tile(
                 rank[g + p] = -1
 
 
-@kernel
+@row_kernel
 def forward(
     along: bool,
     logits: Any,
@@ -142,7 +144,7 @@ def forward(
         g += size
 
 
-@kernel
+@row_kernel
 def backward(
     along: bool,
     logits: Any,
@@ -164,7 +166,7 @@ def backward(
     inputs = Inputs(logits, outer_stride, classes, inner, labels, soft, weight)
     terms = terms_of(options, ignore_index, inputs)
     tile = tile_for(inputs, terms, along, False)
-    staging = staging_for(logits, out, BLOCK)
+    staging = staging_for(logits, out, max(BLOCK, len(tile.rows)))
     g = first
     while g < last:
         size = tile_size(inputs, tile, g, last)
@@ -173,7 +175,7 @@ def backward(
     streams_done()
 
 
-@kernel
+@row_kernel
 def forward_backward(
     along: bool,
     logits: Any,
@@ -196,7 +198,7 @@ def forward_backward(
     inputs = Inputs(logits, outer_stride, classes, inner, labels, soft, weight)
     terms = terms_of(options, ignore_index, inputs)
     tile = tile_for(inputs, terms, along, True)
-    staging = staging_for(logits, out, BLOCK)
+    staging = staging_for(logits, out, max(BLOCK, len(tile.rows)))
     g = first
     while g < last:
         size = tile_size(inputs, tile, g, last)
@@ -205,7 +207,7 @@ def forward_backward(
     streams_done()
 
 
-@kernel
+@row_kernel
 def statistics(
     along: bool,
     logits: Any,
@@ -234,3 +236,18 @@ def statistics(
         size = tile_size(inputs, tile, g, last)
         statistics_tile(inputs, terms, g, size, tile, log_prob, entropy, lse, argmax, rank)
         g += size
+
+
+@kernel
+def total(losses: Any) -> float:
+    """Return the sum of the losses, in float64."""
+    return target_mass(losses)
+
+
+@kernel
+def count_other(labels: Any, ignore_index: int) -> int:
+    """Count the labels that are not to be ignored."""
+    count = 0
+    for i in range(len(labels)):
+        count += labels[i] != ignore_index
+    return count

@@ -21,11 +21,12 @@ from numpy.typing import NDArray
 
 from xent.cpu import along_classes
 from xent.cpu.blocks import count_above, load
-from xent.cpu.compilation import device, kernel
+from xent.cpu.compilation import device
 from xent.cpu.cross_entropy import FLOAT64, NO_LABELS, NOTHING, PARALLEL_SIZE
 from xent.cpu.formats import bits, encode, flat
 from xent.cpu.primitives import log
 from xent.cpu.streaming import staging_for, streams_done
+from xent.cpu.team import row_kernel
 from xent.cpu.threads import get_num_threads, over_rows
 from xent.cpu.tile import BLOCK, Inputs, Terms, from_lse, tile_for
 from xent.objective import Objective
@@ -176,7 +177,7 @@ def row_above(inputs: Any, g: int, tile: Any, x: float) -> int:
     return count
 
 
-@kernel
+@row_kernel
 def _forward(
     logits: Any, stride: int, classes: int, labels: Any, soft: Any, weight: Any, options: Any,
     lse: Any, loss: Any, mass: Any, first: int, last: int,
@@ -207,7 +208,7 @@ def _forward(
         loss[g] = tile.terms[0] + tile.mass[0] * log_total + of_label
 
 
-@kernel
+@row_kernel
 def _backward(
     logits: Any, stride: int, classes: int, labels: Any, soft: Any, weight: Any, options: Any,
     lse: Any, pull: Any, row_scale: Any, out: Any, first: int, last: int,
@@ -233,7 +234,7 @@ def _backward(
     streams_done()
 
 
-@kernel
+@row_kernel
 def _statistics(
     logits: Any, stride: int, classes: int, labels: Any, soft: Any, weight: Any, options: Any,
     lse: Any, entropy: Any, best: Any, best_at: Any, label_x: Any, label_z: Any, first: int, last: int,
@@ -259,7 +260,7 @@ def _statistics(
         entropy[g] = log_total - tile.slope[0] / tile.total[0]
 
 
-@kernel
+@row_kernel
 def _above(
     logits: Any, stride: int, classes: int, labels: Any, soft: Any, weight: Any, options: Any,
     x: Any, count: Any, first: int, last: int,

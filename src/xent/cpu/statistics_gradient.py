@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 
 from xent.cpu.accumulation import put
 from xent.cpu.blocks import multiply
-from xent.cpu.compilation import allocator, device, kernel
+from xent.cpu.compilation import allocator, device
 from xent.cpu.cross_entropy import PARALLEL_SIZE
 from xent.cpu.formats import bits, decode, scratch
 from xent.cpu.primitives import exp, softcap_and_derivative
+from xent.cpu.team import row_kernel
 from xent.cpu.threads import get_num_threads, over_rows
 from xent.cpu.tile import BLOCK
 from xent.objective import Objective
@@ -81,7 +82,7 @@ def _gradient(z: Any, lse: float, plain: Any, sloped: Any, entropy: Any) -> None
         z[i] = exp(log_q) * (plain - sloped * shifted)
 
 
-@kernel
+@row_kernel
 def _kernel(
     logits: Any, classes: int, labels: Any, ignore_index: int, options: Any, lse: Any, entropy: Any, d_log_prob: Any,
     d_entropy: Any, d_lse: Any, out: Any, first: int, last: int,

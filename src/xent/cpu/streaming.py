@@ -24,7 +24,7 @@ from numba.np import arrayobj
 from xent.cpu.compilation import allocator, device
 from xent.cpu.formats import store
 
-STREAMED = 2**25  # bytes of an array from which on it is stored past the caches
+LARGE = 2**25  # bytes of an array from which on it is read ahead, or stored past the caches
 LINE = 64  # bytes of a line of the caches
 PIECE = 512  # numbers of a row that are worked on between two calls of `read_ahead`
 AHEAD = 2**13  # bytes
@@ -45,6 +45,12 @@ def _prefetch(typingctx: Any, array: Any, index: Any) -> Any:
         return context.get_dummy_value()
 
     return types.none(array, types.intp), generate
+
+
+@device
+def is_large(array: Any) -> bool:
+    """Whether an array will not be found in the caches."""
+    return array.size * array.itemsize >= LARGE
 
 
 @device
@@ -80,7 +86,7 @@ def staging_for(logits: Any, out: Any, size: int) -> Any:
 
     They do where the lines of `out` are in the caches anyway: a small array, or the logits themselves.
     """
-    streamed = out.size * out.itemsize >= STREAMED and out.ctypes.data != logits.ctypes.data
+    streamed = is_large(out) and out.ctypes.data != logits.ctypes.data
     return np.empty(size if streamed else 0, out.dtype)
 
 

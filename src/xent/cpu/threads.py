@@ -1,17 +1,24 @@
-"""Row ranges over the cores: a pool of plain threads that run compiled code without the GIL.
+"""Row ranges over the cores.
 
-The calling thread always works too; helpers take what it has not come to. Rows are dealt out in chunks, and a row's
-result does not depend on the chunk, so results are the same for any number of threads.
+The calling thread always works too; others take what it has not come to. Rows are dealt out in pieces, and a row's
+result does not depend on the piece, so results are the same for any number of threads.
+
+The others are the threads of the OpenMP runtime that torch brings along, once `use_openmp_of` has been told of it. They
+wait in a busy loop for some milliseconds after any operation of torch, and are at work within a microsecond; a second
+set of threads would have to be woken up (0.1 ms and more on a virtual machine) and then compete with them for the
+cores. Without torch the others are plain threads of a pool.
 
 Why not Numba's own parallel loops: their "workqueue" layer must not be entered by two threads at once, the OpenMP layer
-does not survive a fork, and TBB is a package of its own. Kernels without the GIL over row ranges need none of them.
+brings a runtime of its own beside torch's, and TBB is a package of its own.
 
 Safe in these situations:
 
-- Many callers at once: a call owns its chunks; the caller finishes them alone if the helpers are busy elsewhere.
+- Many callers at once: OpenMP has a team for each of them. Of the pool, a caller finishes its rows alone if the helpers
+  are busy elsewhere.
 - Calls from inside a helper: the same.
-- os.fork, also after first use: the child forgets the parent's threads and starts its own when it needs them.
-- Interpreter exit: helpers are daemons that hold nothing between chunks.
+- os.fork, also after first use: the child forgets the parent's threads, OpenMP's too, which do not survive a fork, and
+  starts a pool of its own when it needs one.
+- Interpreter exit: helpers are daemons that hold nothing between calls.
 
 The number of threads is that of `set_num_threads`, else of XENT_NUM_THREADS, else of the processors that this process
 may use.
@@ -27,7 +34,28 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any
 
-CHUNKS_PER_THREAD = 4
+import numpy as np
+
+PIECES_PER_THREAD = 8
+
+NO_TEAM = 0
+_openmp = NO_TEAM
+
+
+def use_openmp_of(library: str) -> bool:
+    """Share work with the threads of the OpenMP runtime that this loaded library is linked to; whether it has one."""
+    global _openmp
+    try:
+        entry = ctypes.CDLL(library).GOMP_parallel
+    except (OSError, AttributeError):
+        return False
+    _openmp = ctypes.cast(entry, ctypes.c_void_p).value or NO_TEAM
+    return True
+
+
+def uses_openmp() -> bool:
+    """Whether calls share their work with the threads of an OpenMP runtime."""
+    return _openmp != NO_TEAM
 
 
 def _processor_number() -> Callable[[], int] | None:
@@ -41,33 +69,43 @@ _current_processor = _processor_number()
 
 
 class _Call:
-    """The chunks of one call."""
+    """The rows of one call, and who is working on them."""
 
-    def __init__(self, kernel: Callable[..., None], arguments: tuple[Any, ...], chunks: list[tuple[int, int]]) -> None:
+    def __init__(self, kernel: Callable[..., None], *arguments: Any) -> None:
         self.kernel = kernel
         self.arguments = arguments
-        self.chunks = chunks
-        self.unfinished = len(chunks)
+        self.working = 0
+        self.over = False
         self.lock = threading.Lock()
         self.done = threading.Lock()
         self.done.acquire()
         self.error: BaseException | None = None
 
     def work(self) -> None:
-        """Run chunks until none is left."""
-        while True:
-            try:
-                first, last = self.chunks.pop()
-            except IndexError:
+        """Take part until no row is left, unless the caller has finished."""
+        with self.lock:
+            if self.over:
                 return
-            try:
-                self.kernel(*self.arguments, first, last)
-            except BaseException as error:
-                self.error = error
-            with self.lock:
-                self.unfinished -= 1
-                if self.unfinished == 0:
-                    self.done.release()
+            self.working += 1
+        try:
+            self.kernel(NO_TEAM, 1, *self.arguments)
+        except BaseException as error:
+            self.error = error
+        with self.lock:
+            self.working -= 1
+            if self.over and self.working == 0:
+                self.done.release()
+
+    def finish(self) -> None:
+        """Take part, then wait for the others; raises what one of them has raised."""
+        self.work()
+        with self.lock:
+            self.over = True
+            others = self.working > 0
+        if others:
+            self.done.acquire()
+        if self.error is not None:
+            raise self.error
 
 
 class _Pool:
@@ -114,8 +152,8 @@ _threads: int | None = None
 
 
 def _forget_parent() -> None:
-    global _pool
-    _pool = _Pool()
+    global _pool, _openmp
+    _pool, _openmp = _Pool(), NO_TEAM
 
 
 if hasattr(os, "register_at_fork"):
@@ -146,16 +184,16 @@ def available_processors() -> int:
 
 
 def over_rows(kernel: Callable[..., None], arguments: tuple[Any, ...], rows: int, threads: int) -> None:
-    """Run `kernel(*arguments, first, last)` over all rows, on up to `threads` threads."""
+    """Run a `row_kernel` (team.py) over all rows, on up to `threads` threads."""
     threads = min(threads, rows)
+    work = np.zeros(1, np.int64)
     if threads <= 1:
-        kernel(*arguments, 0, rows)
+        kernel(NO_TEAM, 1, work, rows, rows, arguments)
         return
-    pieces = min(rows, threads * CHUNKS_PER_THREAD)
-    bounds = [rows * piece // pieces for piece in range(pieces + 1)]
-    call = _Call(kernel, arguments, list(zip(bounds[-2::-1], bounds[:0:-1], strict=True)))
+    piece = -(-rows // (threads * PIECES_PER_THREAD))
+    if uses_openmp():
+        kernel(_openmp, threads, work, rows, piece, arguments)
+        return
+    call = _Call(kernel, work, rows, piece, arguments)
     _pool.ask(call, threads - 1)
-    call.work()
-    call.done.acquire()
-    if call.error is not None:
-        raise call.error
+    call.finish()

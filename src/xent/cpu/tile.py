@@ -73,6 +73,7 @@ class Tile(NamedTuple):
     z: Any
     derivative: Any
     t: Any
+    rows: Any
     block_reference: Any
     label: Any
     share: Any
@@ -130,6 +131,7 @@ def tile_for(inputs: Any, terms: Any, along: bool, gradient: bool) -> Any:
         scratch(logits, cells),
         scratch(logits, max(cells if terms.softcap != 0.0 else 0, width)),
         scratch(logits, target_cells if terms.dense else 0),
+        scratch(logits, 0 if along or inputs.inner > 1 else cells),
         scratch(logits, classes // BLOCK + 1 if along else 0),
         np.empty(width, np.int64),
         np.empty(width, np.float64),
@@ -176,19 +178,24 @@ def in_float32(tile: Any) -> bool:
 def read_labels(inputs: Any, terms: Any, g: int, size: int, tile: Any) -> bool:
     """Set label (-1: none, or to be ignored) and its share of t; return whether every position that should have a
     label has one."""
-    all_known = True
-    for p in range(size):
-        tile.label[p], tile.share[p], tile.label_z[p] = -1, 0.0, 0
+    unknown = 0
     if len(inputs.labels):
-        weighted = len(inputs.weight) > 0
+        labels = inputs.labels[g : g + size]
         for p in range(size):
-            label = inputs.labels[g + p]
-            if 0 <= label < inputs.classes and label != terms.ignore_index:
-                tile.label[p] = label
-                tile.share[p] = terms.on * inputs.weight[label] if weighted else terms.on
-            else:
-                all_known = False
-    return all_known
+            label = labels[p]
+            known = 0 <= label < inputs.classes and label != terms.ignore_index
+            tile.label[p] = label if known else -1
+            tile.share[p] = terms.on if known else 0.0
+            unknown += np.int64(not known)
+        if len(inputs.weight):
+            for p in range(size):
+                tile.share[p] = tile.share[p] * (inputs.weight[tile.label[p]] if tile.label[p] >= 0 else 0.0)
+    else:
+        for p in range(size):
+            tile.label[p], tile.share[p] = -1, 0.0
+    for p in range(size):
+        tile.label_z[p] = 0
+    return unknown == 0
 
 
 @device

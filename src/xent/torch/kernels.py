@@ -1,7 +1,7 @@
 """The CPU kernels on tensors: torch's memory seen as NumPy arrays, and results as tensors, without a copy.
 
 NumPy has no bfloat16, so such tensors are handed on as the bits of their numbers. Gradients lie in memory that is kept
-for the next call (xent/memory.py). The number of threads is torch's.
+for the next call (xent/memory.py). The threads are torch's, and so is their number.
 """
 
 from __future__ import annotations
@@ -15,11 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from xent.cpu import cross_entropy as cpu
+from xent.cpu import kernels
+from xent.cpu.threads import use_openmp_of
 from xent.objective import Objective
 from xent.reduction import mean_denominator, reduce
 from xent.targets import check_labels
 
 Array = NDArray[Any]
+
+use_openmp_of(torch._C.__file__)
 
 
 def forward(logits: Tensor, target: Tensor, weight: Tensor | None, objective: Objective) -> tuple[Array, Array]:
@@ -70,7 +74,8 @@ def denominator_of(target: Tensor, weight: Tensor | None, rows: int, objective: 
     """What a mean over these rows divides by."""
     soft = target.is_floating_point()
     weights = None if weight is None else weight.detach().double().numpy()
-    return float(mean_denominator(None if soft else target.numpy(), weights, soft, rows, objective))
+    labels = None if soft else labels_array(target).reshape(-1)
+    return float(mean_denominator(labels, weights, soft, rows, objective, kernels.count_other))
 
 
 def reduced(call: str, losses: Array, denominator: float, target: Tensor, classes: int, objective: Objective) -> Tensor:
@@ -78,7 +83,7 @@ def reduced(call: str, losses: Array, denominator: float, target: Tensor, classe
 
     So the labels are looked at only where something is wrong: the kernels give NaN for a label out of range.
     """
-    total = float(np.add.reduce(losses, dtype=np.float64))
+    total = kernels.total(losses)
     if total != total and not target.is_floating_point():
         check_labels(call, target, classes, objective.ignore_index)
     if objective.reduction == "none":
@@ -95,9 +100,15 @@ def as_array(tensor: Tensor) -> Array:
 
 def target_array(target: Tensor, logits: Array) -> Array:
     """Labels as int64, class probabilities in the dtype that the logits are computed in."""
-    target = target.detach()
-    wanted = _wide(logits.dtype)[1] if target.is_floating_point() else torch.int64
-    array: Array = (target if target.dtype is wanted else target.to(wanted)).numpy()
+    if not target.is_floating_point():
+        return labels_array(target)
+    array: Array = target.detach().to(_wide(logits.dtype)[1]).numpy()
+    return array
+
+
+def labels_array(labels: Tensor) -> Array:
+    """Labels as the kernels take them: int64 without gaps."""
+    array: Array = labels.detach().to(torch.int64).contiguous().numpy()
     return array
 
 
