@@ -129,3 +129,12 @@ def test_command_line_without_its_packages_says_what_to_install(tmp_path):
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert result.returncode == 2
     assert "pip install 'xent[cli]'" in result.stderr
+
+
+def test_a_wrong_setting_is_one_line_and_exit_code_2():
+    environment = {**os.environ, "XENT_KEPT_BYTES": "a lot"}
+    done = subprocess.run([sys.executable, "-m", "xent", "doctor"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 2
+    assert done.stderr.startswith("xent: ")
+    assert "XENT_KEPT_BYTES" in done.stderr
+    assert "Traceback" not in done.stderr

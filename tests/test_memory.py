@@ -167,3 +167,17 @@ def test_gradients_come_from_kept_memory():
         # Each of exponential, sum and product is rounded to float32 a few times.
         torch.testing.assert_close(logits.grad.double(), expected, rtol=1e-5, atol=1e-11)
     assert len(places) == 1
+
+
+@pytest.mark.parametrize("unmarked", [0, 2**40])
+def test_kept_memory_is_usable_whether_it_is_marked_or_not(monkeypatch, unmarked):
+    memory.release()
+    monkeypatch.setattr(memory, "UNMARKED", unmarked)
+    first = memory.empty(16 * MB, np.uint8)
+    first[:] = 1
+    place = first.ctypes.data
+    del first
+    second = memory.empty(16 * MB, np.uint8)
+    assert second.ctypes.data == place
+    second[:] = 2
+    assert (second == 2).all()

@@ -1,7 +1,11 @@
-"""The threads of the CPU kernels: called from many threads, after a fork, in a worker, and with an empty cache."""
+"""The threads of the CPU kernels: called from many threads, after a fork, in a worker, and with an empty cache.
+
+What is about sharing work holds for the threads of torch's OpenMP runtime and for the pool alike.
+"""
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -13,7 +17,8 @@ import torch
 
 import xent.numpy
 import xent.torch
-from xent.cpu import threads
+from xent.cpu import kernels, threads
+from xent.cpu.team import row_kernel
 
 ROWS, CLASSES = 512, 600  # above the size from which on a call is shared between threads
 
@@ -28,6 +33,69 @@ def result(seed: int = 0) -> tuple[float, bytes]:
     return float(loss), gradient.tobytes()
 
 
+@pytest.fixture(params=["openmp", "pool"])
+def helpers(request, monkeypatch):
+    """Who takes part in a call beside its caller."""
+    if request.param == "pool":
+        monkeypatch.setattr(threads, "_openmp", threads.NO_TEAM)
+    elif not threads.uses_openmp():
+        pytest.skip("this build of torch has no OpenMP runtime that is entered by GOMP_parallel")
+    return request.param
+
+
+@row_kernel
+def _visit(visits, failing, first, last):
+    for row in range(first, last):
+        visits[row] += 1
+        if row == failing:
+            raise ValueError("a row that fails")
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize("rows", [0, 1, 2, 7, 1000, 4097])
+def test_every_row_is_visited_once(helpers, rows, count):
+    visits = np.zeros(rows, np.int64)
+    threads.over_rows(_visit, (visits, -1), rows, count)
+    assert (visits == 1).all()
+
+
+@pytest.mark.parametrize("failing", [0, 999])
+def test_an_error_on_any_thread_reaches_the_caller(helpers, failing):
+    visits = np.zeros(1000, np.int64)
+    for _ in range(20):
+        with pytest.raises(ValueError, match="a row that fails"):
+            threads.over_rows(_visit, (visits, failing), len(visits), 2)
+    threads.over_rows(_visit, (np.zeros(1000, np.int64), -1), 1000, 2)
+
+
+def test_both_kinds_of_helpers_give_the_same_bits(monkeypatch):
+    found = result()
+    monkeypatch.setattr(threads, "_openmp", threads.NO_TEAM)
+    assert result() == found
+
+
+@pytest.mark.parametrize("library", ["/nowhere.so", math.__file__])
+def test_a_library_without_openmp_changes_nothing(library):
+    before = threads.uses_openmp()
+    assert not threads.use_openmp_of(library)
+    assert threads.uses_openmp() == before
+
+
+def test_labels_with_gaps_or_read_only_compile_no_kernel_anew():
+    logits, labels = inputs()
+    xent.numpy.cross_entropy(logits, labels)
+    before = len(kernels.forward.signatures)
+    with_gaps = torch.from_numpy(np.repeat(labels, 2))[::2]
+    expected = xent.torch.cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels))
+    assert torch.equal(xent.torch.cross_entropy(torch.from_numpy(logits), with_gaps), expected)
+    wide = np.concatenate([logits, logits], axis=1)
+    assert xent.numpy.cross_entropy(wide[:, :CLASSES], labels) == expected.item()
+    for array in (logits, labels):
+        array.flags.writeable = False
+    assert xent.numpy.cross_entropy(logits, labels) == expected.item()
+    assert len(kernels.forward.signatures) == before
+
+
 @pytest.fixture
 def restored_threads():
     before = threads.get_num_threads()
@@ -35,7 +103,7 @@ def restored_threads():
     threads.set_num_threads(before)
 
 
-def test_results_have_the_same_bits_for_any_number_of_threads(restored_threads):
+def test_results_have_the_same_bits_for_any_number_of_threads(helpers, restored_threads):
     found = set()
     for count in (1, 2, 3, 7):
         threads.set_num_threads(count)
@@ -61,7 +129,7 @@ def test_a_number_of_threads_below_one_is_refused():
         threads.set_num_threads(0)
 
 
-def test_eight_threads_call_two_hundred_times_at_once(restored_threads):
+def test_eight_threads_call_two_hundred_times_at_once(helpers, restored_threads):
     threads.set_num_threads(2)
     expected = [result(seed) for seed in range(8)]
     wrong: list[int] = []
@@ -81,14 +149,14 @@ def test_eight_threads_call_two_hundred_times_at_once(restored_threads):
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning", "ignore:.*fork.*:RuntimeWarning")
-def test_a_forked_child_computes_with_threads_of_its_own():
-    """The pool's threads do not survive a fork; the child must not wait for them."""
+def test_a_forked_child_computes_with_threads_of_its_own(helpers, restored_threads):
+    """The parent's threads do not survive a fork; the child must not wait for them."""
+    threads.set_num_threads(2)
     expected = result()
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         try:
-            threads.set_num_threads(2)
             os.write(writer, b"same" if result() == expected else b"different")
         finally:
             os._exit(0)

@@ -156,9 +156,10 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of tables.")] = False,
 ) -> None:
     """Show versions, devices, which kernels would run here and why, and the number of threads."""
-    from xent.doctor import diagnosis
+    with _refusing():
+        from xent.doctor import diagnosis
 
-    found = diagnosis()
+        found = diagnosis()
     if as_json:
         print(json.dumps(found))
         return

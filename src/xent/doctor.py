@@ -98,7 +98,9 @@ def _kept() -> str:
 
 
 def _threads() -> dict[str, Any]:
-    from xent.cpu.threads import get_num_threads
+    from xent.cpu.threads import get_num_threads, uses_openmp
 
+    whose = "torch's, of its OpenMP runtime" if uses_openmp() else "a pool of xent's own"
     names = ("XENT_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
-    return {"kernels use": get_num_threads(), **{name: os.environ.get(name, "not set") for name in names}}
+    settings = {name: os.environ.get(name, "not set") for name in names}
+    return {"kernels use": get_num_threads(), "the threads are": whose, **settings}

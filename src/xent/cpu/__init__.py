@@ -12,8 +12,10 @@
     primitives.py          exp, log, tanh, softcap and its derivative, in one register
     formats.py             bfloat16 and float16 in memory
     streaming.py           reading ahead of the work, and stores past the caches
-    threads.py             row ranges over the cores
-    compilation.py         `kernel`, the decorator: what is compiled how, and where it is kept on disk
+    transposition.py       matrices of a few columns, transposed in registers
+    threads.py             row ranges over the cores: whose threads, and how many
+    team.py                `row_kernel`, the decorator of kernels whose rows threads share
+    compilation.py         `kernel`, of other kernels: what is compiled how, and where it is kept on disk
 
 Kernels neither validate nor reduce (targets.py and reduction.py do).
 """

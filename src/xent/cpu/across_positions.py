@@ -241,9 +241,7 @@ def exponentials_and_masses(inputs: Any, terms: Any, size: int, tile: Any) -> No
 
 
 @device
-def gradients(
-    inputs: Any, terms: Any, all_known: bool, g: int, size: int, tile: Any, out: Any, staging: Any
-) -> None:
+def gradients(inputs: Any, terms: Any, all_known: bool, g: int, size: int, tile: Any, out: Any, staging: Any) -> None:
     """out = (factor * exp(z - reference) - target_factor * t) * dz/dx, from z = exp(z - reference)."""
     factor, target_factor, width = tile.factor[:size], tile.target_factor[:size], tile.width
     for j in range(inputs.classes):

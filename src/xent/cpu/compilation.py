@@ -105,7 +105,7 @@ def kernel(function: Function) -> Function:
 
 
 def cached_on_disk(entry: Callable[..., Any], function: Callable[..., Any]) -> Any:
-    """Compile `entry`, which is `function` or makes its threads call it, and keep the machine code as the function's."""
+    """Compile `entry`, which is `function` or calls it, and keep the machine code on disk as that of the function."""
     dispatcher = numba.njit(**WIDEST)(entry)
     # Without a writable folder: compiled again by every process, and nothing else changes.
     with contextlib.suppress(RuntimeError, OSError):

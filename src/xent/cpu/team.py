@@ -14,7 +14,6 @@ take part. This entry is what compilers call for `#pragma omp parallel`; GCC's, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, cast
 
 import numba
@@ -39,7 +38,7 @@ def row_kernel(function: Function) -> Function:
 
     @numba.njit(**INTERNAL)  # type: ignore[untyped-decorator]
     def take_part(work: Any, rows: int, piece: int, arguments: Any) -> None:
-        first = _take(work, piece)
+        first: int = _take(work, piece)
         while first < rows:
             rows_of(*arguments, first, min(first + piece, rows))
             first = _take(work, piece)
@@ -91,7 +90,8 @@ def _member(context: Any, module: Any, description: Any, shared: Any) -> Any:
     member = ir.Function(module, MEMBER, name=module.get_unique_name("member"))
     member.linkage = "internal"
     builder = ir.IRBuilder(member.append_basic_block("entry"))
-    arguments, failed = cgutils.unpack_tuple(builder, builder.load(builder.bitcast(member.args[0], shared.as_pointer())))
+    given = builder.load(builder.bitcast(member.args[0], shared.as_pointer()))
+    arguments, failed = cgutils.unpack_tuple(builder, given)
     function = context.declare_function(module, description)
     status, _ = context.call_conv.call_function(
         builder, function, description.restype, description.argtypes, cgutils.unpack_tuple(builder, arguments)

@@ -108,7 +108,9 @@ def target_array(target: Tensor, logits: Array) -> Array:
 
 def labels_array(labels: Tensor) -> Array:
     """Labels as the kernels take them: int64 without gaps."""
-    array: Array = labels.detach().to(torch.int64).contiguous().numpy()
+    if labels.dtype is not torch.int64:
+        labels = labels.to(torch.int64)
+    array: Array = (labels if labels.is_contiguous() else labels.contiguous()).numpy()
     return array
 
 
