@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import tables as documents
 import typer
@@ -31,12 +31,13 @@ from xent.benchmark.scoring import run_scoring
 from xent.benchmark.shapes import checked_device
 from xent.benchmark.show import disturbed, missed, tables
 from xent.benchmark.tables import linear as linear_table
+from xent.benchmark.threads import run_threads
 from xent.benchmark.timing import Settings
 from xent.errors import XentError
 
 HERE = Path(__file__).parent
-Part = Literal["logits", "logits_huge_pages", "scaling", "accuracy", "linear", "scoring"]
-PARTS: tuple[Part, ...] = ("logits", "logits_huge_pages", "scaling", "accuracy", "linear", "scoring")
+Part = Literal["logits", "logits_huge_pages", "scaling", "threads", "accuracy", "linear", "scoring"]
+PARTS: tuple[Part, ...] = get_args(Part)
 GPU_PARTS: tuple[Literal["logits", "linear"], ...] = ("logits", "linear")
 LARGE = ("gpt2", "segmentation")
 messages = Console(stderr=True)
@@ -116,7 +117,7 @@ def _measured(
     command = " ".join(["python", "benchmarks/run.py", *sys.argv[1:]])
     if part == "linear" and shapes:
         raise typer.BadParameter("linear has one shape: leave out --shape.")
-    if part in ("scaling", "accuracy", "scoring") and (shapes or quick):
+    if part in ("scaling", "threads", "accuracy", "scoring") and (shapes or quick):
         raise typer.BadParameter(f"{part} has sizes of its own: leave out --shape and --quick.")
     # Not at the top: these import torch, which would then no longer ask for huge pages.
     if part == "accuracy":
@@ -130,6 +131,8 @@ def _measured(
             return run_scoring(threads=threads, command=command, progress=progress)
         if part == "scaling":
             return run_scaling(threads=threads, device=device, command=command, progress=progress)
+        if part == "threads":
+            return run_threads(threads=threads, command=command, progress=progress)
         if part == "linear":
             size = linear.SHAPES["quick" if quick else "gpt2"]
             return linear.run(

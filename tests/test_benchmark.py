@@ -27,6 +27,7 @@ from xent.benchmark import (
     scaling,
     show,
     tables,
+    threads,
     timing,
 )
 from xent.benchmark.peers import (
@@ -282,6 +283,16 @@ def test_scaling_is_measured_tabled_and_drawn():
     svg = plots.scaling_svg(record)
     assert svg.startswith(plots.made_from(record))
     assert "more and more rows" in svg
+
+
+def test_ways_to_share_work_are_measured_and_tabled():
+    settings = timing.Settings(rounds=2, least_rounds=1, minimum_s=1e-4)
+    record = threads.run_threads(rows=(4, 300), settings=settings)
+    assert {(point["rows"], point["way"]) for point in record["points"]} == {
+        (rows, way) for rows in (4, 300) for way in threads.WAYS
+    }
+    assert all(point["median"] > 0 for point in record["points"])
+    assert tables.threads(record).count("\n") == 3
 
 
 def test_scaling_leaves_out_what_does_not_fit(monkeypatch):

@@ -34,13 +34,15 @@ def result(seed: int = 0) -> tuple[float, bytes]:
 
 
 @pytest.fixture(params=["openmp", "pool"])
-def helpers(request, monkeypatch):
+def helpers(request):
     """Who takes part in a call beside its caller."""
     if request.param == "pool":
-        monkeypatch.setattr(threads, "_openmp", threads.NO_TEAM)
-    elif not threads.uses_openmp():
+        with threads.without_openmp():
+            yield request.param
+        return
+    if not threads.uses_openmp():
         pytest.skip("this build of torch has no OpenMP runtime that is entered by GOMP_parallel")
-    return request.param
+    yield request.param
 
 
 @row_kernel
@@ -68,10 +70,10 @@ def test_an_error_on_any_thread_reaches_the_caller(helpers, failing):
     threads.over_rows(_visit, (np.zeros(1000, np.int64), -1), 1000, 2)
 
 
-def test_both_kinds_of_helpers_give_the_same_bits(monkeypatch):
+def test_both_kinds_of_helpers_give_the_same_bits():
     found = result()
-    monkeypatch.setattr(threads, "_openmp", threads.NO_TEAM)
-    assert result() == found
+    with threads.without_openmp():
+        assert result() == found
 
 
 @pytest.mark.parametrize("library", ["/nowhere.so", math.__file__])

@@ -10,9 +10,9 @@ as torch does with the memory of a GPU. docs/performance.md has what that saves.
   idle blocks before it asks the system, so that keeping never raises the peak of a process.
 - At most KEPT bytes lie idle: a quarter of the machine's memory, or what the environment variable XENT_KEPT_BYTES says
   (0 keeps nothing).
-- Idle blocks beyond the first UNMARKED bytes are marked so that the system may take their pages without swapping
-  (MADV_FREE) when memory runs short. The mark interrupts all threads of the process, which took 0.25 ms of a training
-  step with 16 MB of logits.
+- Idle blocks beyond the first UNMARKED bytes, a quarter of KEPT, are marked so that the system may take their pages
+  without swapping (MADV_FREE) when memory runs short. Not all are, since a mark is not free: it interrupts all threads
+  of the process, and each page is noticed anew when it is written again.
 
 Safe from any thread without a lock: only single operations on a deque, which are atomic. That matters since an array
 may die anywhere, in the middle of another call of this module too.
@@ -36,7 +36,6 @@ Array = NDArray[Any]
 
 VARIABLE = "XENT_KEPT_BYTES"
 LEAST = 2**23
-UNMARKED = 2**26
 HUGE_PAGE = 2**21
 
 
@@ -60,6 +59,7 @@ def _memory_of_machine() -> int:
 
 
 KEPT = limit(os.environ.get(VARIABLE))
+UNMARKED = KEPT // 4
 
 
 def empty(shape: int | tuple[int, ...], dtype: DTypeLike) -> Array:

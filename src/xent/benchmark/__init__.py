@@ -7,6 +7,7 @@
     bars.py       the figures that have to be reached
     run.py        all of it for some shapes, as one record that JSON can hold
     scaling.py    time against the number of elements
+    threads.py    who shares the rows of a call
     scoring.py    `xent.score` against a bare mean
     machine.py    the machine and the versions
     tables.py     Markdown tables from records, between markers in the documents

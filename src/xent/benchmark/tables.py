@@ -146,6 +146,17 @@ def scaling(record: Record) -> str:
     return table(["logits", "elements", *[f"`{name}`" for name in names]], rows, left=1) + after
 
 
+def threads(record: Record) -> str:
+    """Milliseconds of a forward by who shares the work."""
+    ways = list(dict.fromkeys(point["way"] for point in record["points"]))
+    found = {(point["rows"], point["way"]): point for point in record["points"]}
+    rows = []
+    for count, classes in dict.fromkeys((point["rows"], point["classes"]) for point in record["points"]):
+        cells = [number(1e3 * found[count, way]["median"]) for way in ways]
+        rows.append([f"{count} x {classes}", *cells])
+    return table(["logits", *[f"{way}, ms" for way in ways]], rows, left=1)
+
+
 def accuracy(record: Record) -> str:
     """Greatest errors of loss and gradient, ours beside torch's, in units of rounding."""
     rows = []
@@ -266,6 +277,7 @@ TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
     "machine": ("logits", machine),
     "huge pages": ("logits_huge_pages", contestants),
     "scaling": ("scaling", scaling),
+    "threads": ("threads", threads),
     "accuracy": ("accuracy", accuracy),
     "cuda logits": ("cuda_logits", gpu),
     "cuda linear": ("cuda_linear", gpu),

@@ -14,6 +14,7 @@ take part. This entry is what compilers call for `#pragma omp parallel`; GCC's, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import numba
@@ -23,7 +24,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np import arrayobj
 
-from xent.cpu.compilation import INTERNAL, Function, cached_on_disk
+from xent.cpu.compilation import INTERNAL, cached_on_disk
 
 BYTES = ir.IntType(8).as_pointer()
 NUMBER = ir.IntType(32)
@@ -32,7 +33,7 @@ MEMBER = ir.FunctionType(ir.VoidType(), [BYTES])
 PARALLEL = ir.FunctionType(ir.VoidType(), [MEMBER.as_pointer(), BYTES, NUMBER, NUMBER])
 
 
-def row_kernel(function: Function) -> Function:
+def row_kernel(function: Callable[..., None]) -> Callable[..., None]:
     """Compile a function of (..., first, last) as a kernel that threads share, and keep the machine code on disk."""
     rows_of = numba.njit(**INTERNAL)(function)
 
@@ -51,7 +52,7 @@ def row_kernel(function: Function) -> Function:
             work[0] = 0
             take_part(work, rows, piece, arguments)
 
-    return cast(Function, cached_on_disk(share, function))
+    return cast(Callable[..., None], cached_on_disk(share, function))
 
 
 @intrinsic

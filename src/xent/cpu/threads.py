@@ -4,9 +4,9 @@ The calling thread always works too; others take what it has not come to. Rows a
 result does not depend on the piece, so results are the same for any number of threads.
 
 The others are the threads of the OpenMP runtime that torch brings along, once `use_openmp_of` has been told of it. They
-wait in a busy loop for some milliseconds after any operation of torch, and are at work within a microsecond; a second
-set of threads would have to be woken up (0.1 ms and more on a virtual machine) and then compete with them for the
-cores. Without torch the others are plain threads of a pool.
+wait in a busy loop for some milliseconds after any operation of torch and are at work at once; a second set of threads
+has to be woken up and then competes with them for the cores (benchmarks/run.py threads; docs/performance.md). Without
+torch the others are plain threads of a pool.
 
 Why not Numba's own parallel loops: their "workqueue" layer must not be entered by two threads at once, the OpenMP layer
 brings a runtime of its own beside torch's, and TBB is a package of its own.
@@ -30,7 +30,7 @@ import contextlib
 import ctypes
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 from typing import Any
 
@@ -56,6 +56,17 @@ def use_openmp_of(library: str) -> bool:
 def uses_openmp() -> bool:
     """Whether calls share their work with the threads of an OpenMP runtime."""
     return _openmp != NO_TEAM
+
+
+@contextlib.contextmanager
+def without_openmp() -> Iterator[None]:
+    """Share work with the pool, although there is an OpenMP runtime: to compare the two."""
+    global _openmp
+    before, _openmp = _openmp, NO_TEAM
+    try:
+        yield
+    finally:
+        _openmp = before
 
 
 def _processor_number() -> Callable[[], int] | None:
