@@ -94,6 +94,11 @@ def device(function: Function) -> Function:
     return cast(Function, numba.njit(**INTERNAL, _nrt=False, forceinline=True)(function))
 
 
+def routine(function: Function) -> Function:
+    """Compile a function that kernels call, too long to be compiled into each of them; it can allocate nothing."""
+    return cast(Function, numba.njit(**INTERNAL, _nrt=False)(function))
+
+
 def allocator(function: Function) -> Function:
     """Compile a function that kernels call for their scratch."""
     return cast(Function, numba.njit(**WIDEST)(function))

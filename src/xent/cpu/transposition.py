@@ -14,14 +14,14 @@ from numba.core import cgutils
 from numba.extending import intrinsic, overload
 from numba.np import arrayobj
 
-from xent.cpu.compilation import OPTIONS, device
+from xent.cpu.compilation import OPTIONS, routine
 
 VECTOR = 512  # bits
 NUMBER = ir.IntType(32)
 FLAG = ir.IntType(1)
 
 
-@device
+@routine
 def transpose(source: Any, rows: int, columns: int, source_stride: int, target: Any, target_stride: int) -> None:
     """target[c * target_stride + r] = source[r * source_stride + c]; nothing else is read or written."""
     lanes = _lanes(source)
