@@ -33,56 +33,19 @@ from typing import Any, TypeVar, cast
 import llvmlite
 import numba
 from numba.core.caching import FunctionCache
-from numba.core.compiler import CompilerBase, DefaultPassBuilder
-from numba.core.compiler_machinery import register_pass
-from numba.core.lowering import Lower
-from numba.core.typed_passes import NativeLowering
+
+from xent.cpu.compiler import EntryCompiler, LinkedCompiler, PartCompiler
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-class WidestLowering(Lower):  # type: ignore[misc]
-    """Functions whose loops use the widest vector registers.
-
-    For Intel's processors the compiler keeps to 256 of the 512 bits, because early ones lowered their clock. On a
-    recent one (Emerald Rapids) 512 make forward and backward of rows of 50257 logits 1.6 times as fast (two threads).
-    """
-
-    def setup_function(self, description: Any) -> None:
-        super().setup_function(description)
-        # llvmlite's own `add` refuses attributes that have a value.
-        set.add(self.function.attributes, '"prefer-vector-width"="512"')
-
-
-@register_pass(mutates_CFG=True, analysis_only=False)
-class WidestNativeLowering(NativeLowering):  # type: ignore[misc]
-    """Numba's pass from its own intermediate code to LLVM's, with `WidestLowering`."""
-
-    _name = "widest_native_lowering"
-
-    @property
-    def lowering_class(self) -> type[Lower]:
-        return WidestLowering
-
-
-class WidestCompiler(CompilerBase):  # type: ignore[misc]
-    """Numba's compiler with one pass exchanged."""
-
-    def define_pipelines(self) -> list[Any]:
-        passes = DefaultPassBuilder.define_nopython_pipeline(self.state)
-        passes.passes = [
-            (WidestNativeLowering, name) if step is NativeLowering else (step, name) for step, name in passes.passes
-        ]
-        passes.finalize()
-        return [passes]
 
 
 # `numpy`: a division by zero gives inf or NaN; the check for it would keep loops from being vectorised.
 # No fast-math flags: -inf is a legal logit and NaN has to come through.
 OPTIONS = {"nogil": True, "error_model": "numpy"}
-WIDEST = {**OPTIONS, "pipeline_class": WidestCompiler}
-# What only compiled code calls needs no entry from Python or C, which would have to be compiled too.
-INTERNAL = {**WIDEST, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+ENTRY = {**OPTIONS, "pipeline_class": EntryCompiler}
+# What only compiled code calls needs no entry from Python or C.
+LINKED = {**OPTIONS, "pipeline_class": LinkedCompiler, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+PART = {**LINKED, "pipeline_class": PartCompiler}
 
 
 def device(function: Function) -> Function:
@@ -91,17 +54,17 @@ def device(function: Function) -> Function:
     `_nrt=False` spares the reference count of every slice, which took 0.15 of 0.28 us for a row of 1000 classes and
     40 % of the time at 50257. What a device function returns must therefore hold no array if a kernel calls it.
     """
-    return cast(Function, numba.njit(**INTERNAL, _nrt=False, forceinline=True)(function))
+    return cast(Function, numba.njit(**LINKED, _nrt=False, forceinline=True)(function))
 
 
 def routine(function: Function) -> Function:
     """Compile a function that kernels call, too long to be compiled into each of them; it can allocate nothing."""
-    return cast(Function, numba.njit(**INTERNAL, _nrt=False)(function))
+    return cast(Function, numba.njit(**LINKED, _nrt=False)(function))
 
 
 def allocator(function: Function) -> Function:
     """Compile a function that kernels call for their scratch."""
-    return cast(Function, numba.njit(**WIDEST)(function))
+    return cast(Function, numba.njit(**LINKED)(function))
 
 
 def kernel(function: Function) -> Function:
@@ -111,7 +74,7 @@ def kernel(function: Function) -> Function:
 
 def cached_on_disk(entry: Callable[..., Any], function: Callable[..., Any]) -> Any:
     """Compile `entry`, which is `function` or calls it, and keep the machine code on disk as that of the function."""
-    dispatcher = numba.njit(**WIDEST)(entry)
+    dispatcher = numba.njit(**ENTRY)(entry)
     # Without a writable folder: compiled again by every process, and nothing else changes.
     with contextlib.suppress(RuntimeError, OSError):
         dispatcher._cache = KernelCache(function)

@@ -24,7 +24,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np import arrayobj
 
-from xent.cpu.compilation import INTERNAL, cached_on_disk
+from xent.cpu.compilation import PART, cached_on_disk
 
 BYTES = ir.IntType(8).as_pointer()
 NUMBER = ir.IntType(32)
@@ -35,9 +35,9 @@ PARALLEL = ir.FunctionType(ir.VoidType(), [MEMBER.as_pointer(), BYTES, NUMBER, N
 
 def row_kernel(function: Callable[..., None]) -> Callable[..., None]:
     """Compile a function of (..., first, last) as a kernel that threads share, and keep the machine code on disk."""
-    rows_of = numba.njit(**INTERNAL)(function)
+    rows_of = numba.njit(**PART)(function)
 
-    @numba.njit(**INTERNAL)  # type: ignore[untyped-decorator]
+    @numba.njit(**PART)  # type: ignore[untyped-decorator]
     def take_part(work: Any, rows: int, piece: int, arguments: Any) -> None:
         first: int = _take(work, piece)
         while first < rows:
@@ -48,9 +48,11 @@ def row_kernel(function: Callable[..., None]) -> Callable[..., None]:
         if team == 0:
             take_part(work, rows, piece, arguments)
         elif _failed_in_team(team, threads, take_part, (work, rows, piece, arguments)):
-            # For want of memory; the same on this thread, which can raise an error, works or says so.
+            # On this thread it can be raised. Should it not come up again (memory has become free), the rows may not be
+            # trusted: logits may have given way to their gradient the first time.
             work[0] = 0
             take_part(work, rows, piece, arguments)
+            raise MemoryError("a thread of xent had no memory for its scratch")
 
     return cast(Callable[..., None], cached_on_disk(share, function))
 
