@@ -200,7 +200,8 @@ def _judged(contestant: Contestant, inputs: Inputs, truth: tuple[float, list[Ten
     import torch
 
     own = inputs.copied() if contestant.overwrites else inputs
-    call = contestant.prepare(own)["forward_backward"]
+    calls = contestant.prepare(own)
+    call = calls.get("forward_backward") or calls["forward"]
     if not contestant.overwrites:
         call()  # compiles
     on_gpu = own.x.device.type == "cuda"
@@ -208,11 +209,12 @@ def _judged(contestant: Contestant, inputs: Inputs, truth: tuple[float, list[Ten
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-    loss, *gradients = call()
+    made = call()
+    loss, *gradients = made if isinstance(made, tuple) else (made,)
     peak = torch.cuda.max_memory_allocated() - before if on_gpu else None
     errors = [
         float((found[:JUDGED].double() - wanted).abs().max() / wanted.abs().max())
-        for found, wanted in zip(gradients, truth[1], strict=True)
+        for found, wanted in zip(gradients, truth[1][: len(gradients)], strict=True)
     ]
     return {"loss_error": abs(float(loss) - truth[0]), "gradient_errors": errors, "memory": peak}
 

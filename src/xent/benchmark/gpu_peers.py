@@ -136,6 +136,18 @@ def _eager() -> Loss:
     return F.cross_entropy
 
 
+def _on_chip(inputs: Inputs) -> Calls:
+    """The forward alone."""
+    from xent.gpu import on_chip
+    from xent.torch import linear_cross_entropy
+
+    def loss(*arguments: Tensor) -> Tensor:
+        with on_chip.chosen():
+            return linear_cross_entropy(*arguments)
+
+    return {"forward": loss_calls(loss, inputs)["forward"]}
+
+
 def _cce(inputs: Inputs) -> Calls:
     loss = function("cut_cross_entropy", "linear_cross_entropy", "cut-cross-entropy")
     return loss_calls(loss, inputs)
@@ -169,6 +181,7 @@ LINEAR = (
         calls_of("xent.torch", "linear_cross_entropy", "xent"),
         "`xent.torch.linear_cross_entropy`",
     ),
+    Contestant("xent.torch, logits on chip", "ours", _on_chip, "the same with `XENT_GPU_ON_CHIP=1`; forward only"),
     Contestant("F.cross_entropy", "peer", lambda inputs: loss_calls(_eager_linear, inputs), "of `F.linear`, as it is"),
     Contestant("compiled", "peer", _compiled(lambda: _eager_linear), "the same under `torch.compile`"),
     Contestant(

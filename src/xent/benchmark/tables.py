@@ -177,10 +177,12 @@ def gpu(record: Record) -> str:
         for contestant in case["contestants"]:
             cells = [contestant["not_available"] or "", *[""] * 5]
             if not contestant["not_available"]:
-                both = contestant["seconds"]["forward_backward"]["median"]
-                alone = contestant["seconds"].get("forward", {}).get("median")
-                errors = [contestant.get("loss_error"), max(contestant.get("gradient_errors", [0.0]))]
-                cells = [number(1e3 * both), "" if alone is None else number(1e3 * alone), f"{limit / both:.0%}"]
+                both, alone = (
+                    contestant["seconds"].get(measure, {}).get("median") for measure in ("forward_backward", "forward")
+                )
+                errors = [contestant.get("loss_error"), max(contestant.get("gradient_errors", ()), default=0.0)]
+                cells = ["" if seconds is None else number(1e3 * seconds) for seconds in (both, alone)]
+                cells += ["" if both is None else f"{limit / both:.0%}"]
                 cells += [megabytes(contestant.get("memory")), *[f"{e:.1e}" if e else "" for e in errors]]
             rows.append([case["shape"], case["dtype"], f"`{contestant['name']}`", *cells])
     head = ["shape", "dtype", "contestant", "forward + backward, ms", "forward, ms", "of the limit", "memory, MB"]

@@ -61,7 +61,7 @@ def forward(
     tile: Tile | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the loss and the log-sum-exp of each row."""
-    call = _Call(logits, target, objective, tile)
+    call = Call(logits, target, objective, tile)
     loss, lse = call.rows_of(loss, call.dtype), call.rows_of(lse, torch.float64)
     call.run(kernels.forward, (loss, lse))
     return loss, lse
@@ -81,10 +81,10 @@ def backward(
 
     `row_scale` is one number, or a tensor of one number or of one for each row.
     """
-    call = _Call(logits, target, objective, tile)
+    call = Call(logits, target, objective, tile)
     out = torch.empty_like(logits, memory_format=torch.contiguous_format) if out is None else out
     scale = call.scales(row_scale)
-    call.run(kernels.backward, (lse, scale, _strided(out)), in_place=out is logits, PER_ROW=scale.numel() > 1)
+    call.run(kernels.backward, (lse, scale, strided(out)), in_place=out is logits, PER_ROW=scale.numel() > 1)
     return out
 
 
@@ -105,12 +105,12 @@ def forward_backward(
     With `out=logits` the gradient takes the place of the logits. If the number in `finished` is 1, nothing is done: the
     device decides, and the host need not know.
     """
-    call = _Call(logits, target, objective, tile)
+    call = Call(logits, target, objective, tile)
     loss, lse = call.rows_of(loss, call.dtype), call.rows_of(lse, torch.float64)
     in_place = out is not None and out.data_ptr() == logits.data_ptr()
     out = torch.empty_like(logits, memory_format=torch.contiguous_format) if out is None else out
     scale = call.scales(row_scale)
-    results = (scale, finished, loss, lse, _strided(out))
+    results = (scale, finished, loss, lse, strided(out))
     call.run(kernels.forward_backward, results, in_place=in_place, PER_ROW=scale.numel() > 1)
     return loss, lse, out
 
@@ -120,7 +120,7 @@ def statistics(logits: Tensor, labels: Tensor, objective: Objective, *, tile: Ti
 
     Of the objective, `logit_scale`, `softcap` and `ignore_index` count.
     """
-    call = _Call(logits, labels, objective, tile)
+    call = Call(logits, labels, objective, tile)
     dtypes = (call.dtype, call.dtype, torch.float64, torch.int64, torch.int64)
     found = Statistics(*(call.rows_of(None, dtype) for dtype in dtypes))
     call.run(kernels.statistics, tuple(found))
@@ -132,7 +132,21 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-class _Call:
+def options_of(objective: Objective, classes: int, *, soft: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The options as kernels take them: as numbers, and as switches."""
+    smoothing, weight = objective.label_smoothing if classes > 1 else 0.0, objective.weight
+    mean_weight = weight.double().mean() if weight is not None and smoothing and not soft else None
+    cap, scale = objective.softcap, objective.logit_scale
+    numbers = (smoothing, scale, cap or 0.0, objective.z_loss, objective.ignore_index, mean_weight)
+    return numbers, {
+        "SMOOTHED": smoothing > 0.0,
+        "SCALED": scale != 1.0,
+        "CAPPED": cap is not None,
+        "NORMALISED": objective.z_loss != 0.0,
+    }
+
+
+class Call:
     """The arguments of a call as kernels take them."""
 
     __slots__ = ("dtype", "inputs", "key", "logits", "numbers", "rows", "switches", "tile")
@@ -144,19 +158,10 @@ class _Call:
         soft, weight = target.is_floating_point(), objective.weight
         labels = None if soft else target.reshape(-1).contiguous()
         self.inputs = Inputs(
-            _strided(logits), self.rows, classes, inner, labels, _strided(target) if soft else None, weight
+            strided(logits), self.rows, classes, inner, labels, strided(target) if soft else None, weight
         )
-        smoothing = objective.label_smoothing if classes > 1 else 0.0
-        mean_weight = weight.double().mean() if weight is not None and smoothing and not soft else None
-        cap, scale = objective.softcap, objective.logit_scale
-        self.numbers = (smoothing, scale, cap or 0.0, objective.z_loss, objective.ignore_index, mean_weight)
-        self.switches = {
-            "SMOOTHED": smoothing > 0.0,
-            "SCALED": scale != 1.0,
-            "CAPPED": cap is not None,
-            "NORMALISED": objective.z_loss != 0.0,
-            "WIDE": tl.float64 if self.dtype == torch.float64 else tl.float32,
-        }
+        self.numbers, self.switches = options_of(objective, classes, soft=soft)
+        self.switches["WIDE"] = tl.float64 if self.dtype == torch.float64 else tl.float32
         self.tile = tile or shapes.tile_for(self.rows, classes, inner, logits.element_size())
         self.key = (logits.device, logits.dtype, shape, soft, weight is None, *self.switches.values(), tile)
 
@@ -181,7 +186,8 @@ class _Call:
 
         with current(self.logits.device):
             if shapes.autotuned() and not in_place:
-                launch(shapes.fastest((kernel.__name__, *self.key), self.tile, launch, self.logits.device))
+                key = (kernel.__name__, *self.key)
+                launch(shapes.fastest(key, shapes.neighbours(self.tile), launch, self.logits.device))
             else:
                 launch(self.tile)
 
@@ -196,8 +202,8 @@ class _Call:
         return torch.full((1,), row_scale, dtype=torch.float64, device=self.logits.device)
 
 
-def _strided(tensor: Tensor) -> Strided:
-    """The tensor with its strides."""
+def strided(tensor: Tensor) -> Strided:
+    """A tensor with its strides."""
     strides = tensor.stride()
     return Strided(tensor, strides[0], strides[1], strides[2] if len(strides) == 3 else 0)
 

@@ -55,7 +55,7 @@ def forward(
     terms = terms_of(
         inputs, smoothing, scale, softcap, z_loss, ignore_index, mean_weight, SMOOTHED, SCALED, CAPPED, NORMALISED
     )
-    at = read_labels(inputs, terms, ROWS)
+    at = read_labels(inputs, terms, tl.program_id(0), ROWS)
     label_z, _ = transform(load_label(inputs, at, WIDE), terms)
     normal = normalise(inputs, terms, at, WIDE, ROWS, BLOCK)
     found_loss, found_lse = losses(normal, label_z, terms, at)
@@ -88,7 +88,7 @@ def backward(
     terms = terms_of(
         inputs, smoothing, scale, softcap, z_loss, ignore_index, mean_weight, SMOOTHED, SCALED, CAPPED, NORMALISED
     )
-    at = read_labels(inputs, terms, ROWS)
+    at = read_labels(inputs, terms, tl.program_id(0), ROWS)
     found_lse = tl.load(lse + at.g, mask=at.inside, other=0.0)
     reference, total = from_lse(found_lse, WIDE)
     mass = target_masses(inputs, terms, at, WIDE, ROWS, BLOCK)
@@ -127,7 +127,7 @@ def forward_backward(
     terms = terms_of(
         inputs, smoothing, scale, softcap, z_loss, ignore_index, mean_weight, SMOOTHED, SCALED, CAPPED, NORMALISED
     )
-    at = read_labels(inputs, terms, ROWS)
+    at = read_labels(inputs, terms, tl.program_id(0), ROWS)
     label_z, _ = transform(load_label(inputs, at, WIDE), terms)
     normal = normalise(inputs, terms, at, WIDE, ROWS, BLOCK)
     found_loss, found_lse = losses(normal, label_z, terms, at)
@@ -163,7 +163,7 @@ def statistics(
     terms = terms_of(
         inputs, smoothing, scale, softcap, z_loss, ignore_index, mean_weight, SMOOTHED, SCALED, CAPPED, NORMALISED
     )
-    at = read_labels(inputs, terms, ROWS)
+    at = read_labels(inputs, terms, tl.program_id(0), ROWS)
     label_x = load_label(inputs, at, WIDE)
     label_z, _ = transform(label_x, terms)
     order = order_and_slope(inputs, terms, at, label_x, WIDE, ROWS, BLOCK)

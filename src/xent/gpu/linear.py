@@ -164,7 +164,9 @@ def scale(gradients: Sequence[Tensor | None], factor: Tensor) -> None:
         if gradient is not None and gradient.numel():
             blocks = -(-gradient.numel() // SCALED)
             with gpu.current(gradient.device):
-                kernels.scale[(blocks,)](gradient, factor, gradient.numel(), BLOCK=SCALED, num_warps=4)
+                kernels.scale[(blocks,)](
+                    gradient, factor, gradient.numel(), BLOCK=SCALED, num_warps=4, enable_fp_fusion=True
+                )
 
 
 def add_product(total: Tensor, a: Tensor, b: Tensor, *, is_first: bool) -> None:

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Hashable
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
@@ -57,13 +57,13 @@ def autotuned() -> bool:
     return os.environ.get("XENT_GPU_AUTOTUNE", "") not in ("", "0")
 
 
-_best: dict[Hashable, Tile] = {}
+_best: dict[Hashable, Any] = {}
 
 
-def fastest(key: Hashable, tile: Tile, launch: Callable[[Tile], None], device: torch.device) -> Tile:
-    """The fastest among the neighbours of a tile, measured at the first call with this key, which launches it often."""
+def fastest(key: Hashable, tiles: Sequence[Any], launch: Callable[[Any], None], device: torch.device) -> Any:
+    """The fastest of these tiles, measured at the first call with this key, which launches each of them often."""
     if key not in _best:
-        _best[key] = min(neighbours(tile), key=lambda candidate: _seconds(lambda: launch(candidate), device))
+        _best[key] = min(tiles, key=lambda tile: _seconds(lambda: launch(tile), device))
     return _best[key]
 
 

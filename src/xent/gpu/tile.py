@@ -29,9 +29,12 @@ class Strided(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """The arrays of a call: `soft` is None for labels, `labels` for soft targets, `weight` without weights."""
+    """The arrays of a call: `soft` is None for labels, `labels` for soft targets, `weight` without weights.
 
-    logits: Strided
+    `logits` is None where they are never in memory.
+    """
+
+    logits: Strided | None
     rows: Any
     classes: Any
     inner: Any
@@ -127,9 +130,9 @@ def terms_of(
 
 
 @triton.jit
-def read_labels(inputs, terms, ROWS: tl.constexpr):
-    """The positions of this program. No label but one in [0, classes) is ever used as an index."""
-    g = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+def read_labels(inputs, terms, tile, ROWS: tl.constexpr):
+    """The positions of a tile. No label but one in [0, classes) is ever used as an index."""
+    g = tile.to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = g < inputs.rows
     label = tl.full([ROWS], -1, tl.int64)
     share = tl.zeros([ROWS], tl.float64)
@@ -201,6 +204,13 @@ def load(strided, inputs, g, j, mask, WIDE: tl.constexpr):
 
 
 @triton.jit
+def store(strided, inputs, g, j, numbers, mask):
+    """Write numbers of positions g and classes j, rounded to what is stored."""
+    places = row_offset(strided, inputs, g)[:, None] + j.to(tl.int64)[None, :] * strided.along
+    tl.store(strided.pointer + places, numbers.to(strided.pointer.dtype.element_ty), mask=mask)
+
+
+@triton.jit
 def load_label(inputs, at, WIDE: tl.constexpr):
     """The logit of each label; -inf without one."""
     places = row_offset(inputs.logits, inputs, at.g) + at.label * inputs.logits.along
@@ -244,32 +254,72 @@ def last_class(inputs, at):
 
 
 @triton.jit
+def no_classes(WIDE: tl.constexpr, ROWS: tl.constexpr):
+    """What a visit knows before it has seen a class."""
+    none = tl.zeros([ROWS], tl.float64)
+    return Normal(tl.full([ROWS], float("-inf"), WIDE), none, none, none)
+
+
+@triton.jit
+def finite(highest):
+    """The number that terms and exponentials are relative to: any, while there are none but masked classes."""
+    return tl.where(highest == float("-inf"), 0.0, highest)
+
+
+@triton.jit
+def moved_terms(normal, reference):
+    """The terms relative to another reference."""
+    by = reference.to(tl.float64) - finite(normal.reference).to(tl.float64)
+    return normal.terms + tl.where(normal.mass != 0.0, normal.mass * by, 0.0)
+
+
+@triton.jit
+def add_classes(normal, z, inputs, terms, at, j, mask, WIDE: tl.constexpr):
+    """What is known after these classes too; z is -inf outside the mask."""
+    highest, total = raise_maximum(normal.reference, normal.total, tl.max(z, axis=1))
+    reference = finite(highest)
+    target, mass = normal.terms, normal.mass
+    if terms.dense:
+        t = target_block(inputs, terms, at, j, mask, WIDE)
+        # A class without target adds 0 even if it is masked (0 * inf).
+        term = tl.where(t != 0.0, t * (reference[:, None] - z), 0.0)
+        target = moved_terms(normal, reference) + tl.sum(term, axis=1).to(tl.float64)
+        mass += tl.sum(t, axis=1).to(tl.float64)
+    total += tl.sum(exp(z - reference[:, None]), axis=1).to(tl.float64)
+    return Normal(highest, total, target, mass)
+
+
+@triton.jit
+def join(one, other):
+    """What is known of the classes of both together."""
+    highest, total = raise_maximum(one.reference, one.total, other.reference)
+    down = exp(other.reference.to(tl.float64) - highest.to(tl.float64))
+    total += tl.where(other.total != 0.0, other.total * down, 0.0)
+    reference = finite(highest)
+    target = moved_terms(one, reference) + moved_terms(other, reference)
+    return Normal(highest, total, target, one.mass + other.mass)
+
+
+@triton.jit
+def all_classes(normal, inputs, terms):
+    """Normal after the last class: NaN if all are masked, and the mass of labels is the same for all rows."""
+    mass = normal.mass
+    if inputs.labels is not None:
+        mass = tl.zeros_like(mass) + terms.label_mass
+    total = tl.where(normal.reference == float("-inf"), float("nan"), normal.total)
+    return Normal(normal.reference, total, normal.terms, mass)
+
+
+@triton.jit
 def normalise(inputs, terms, at, WIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """The first visit: reference, total, terms and mass of each position."""
-    highest = tl.full([ROWS], float("-inf"), WIDE)
-    total = tl.zeros([ROWS], tl.float64)
-    target = tl.zeros([ROWS], tl.float64)
-    mass = tl.zeros([ROWS], tl.float64)
-    before = tl.zeros([ROWS], WIDE)
+    normal = no_classes(WIDE, ROWS)
     for start in range(0, last_class(inputs, at), BLOCK):
         j = start + tl.arange(0, BLOCK)
         mask = mask_of(inputs, at, j)
         z, _ = transform(load(inputs.logits, inputs, at.g, j, mask, WIDE), terms)
-        highest, total = raise_maximum(highest, total, tl.max(z, axis=1))
-        # Nothing but masked classes so far: any finite reference makes their exponentials 0.
-        reference = tl.where(highest == float("-inf"), 0.0, highest)
-        if terms.dense:
-            t = target_block(inputs, terms, at, j, mask, WIDE)
-            # A class without target adds 0 even if it is masked (0 * inf).
-            term = tl.where(t != 0.0, t * (reference[:, None] - z), 0.0)
-            moved = mass * (reference.to(tl.float64) - before.to(tl.float64))
-            target += tl.where(mass != 0.0, moved, 0.0) + tl.sum(term, axis=1).to(tl.float64)
-            mass += tl.sum(t, axis=1).to(tl.float64)
-            before = reference
-        total += tl.sum(exp(z - reference[:, None]), axis=1).to(tl.float64)
-    if inputs.labels is not None:
-        mass = tl.zeros([ROWS], tl.float64) + terms.label_mass
-    return Normal(highest, tl.where(highest == float("-inf"), float("nan"), total), target, mass)
+        normal = add_classes(normal, z, inputs, terms, at, j, mask, WIDE)
+    return all_classes(normal, inputs, terms)
 
 
 @triton.jit
@@ -292,7 +342,6 @@ def gradients(inputs, terms, at, reference, factor, target_factor, out, WIDE: tl
     share = (at.share * target_factor).to(WIDE)
     factor, target_factor = factor.to(WIDE), target_factor.to(WIDE)
     blocks = tl.cdiv(inputs.classes, BLOCK)
-    places = row_offset(out, inputs, at.g)
     for block in range(blocks):
         j = (blocks - 1 - block) * BLOCK + tl.arange(0, BLOCK)
         mask = mask_of(inputs, at, j)
@@ -306,11 +355,7 @@ def gradients(inputs, terms, at, reference, factor, target_factor, out, WIDE: tl
             gradient *= derivative
         if inputs.labels is not None:
             gradient = tl.where(at.readable[:, None], gradient, at.without_label.to(WIDE)[:, None])
-        tl.store(
-            out.pointer + places[:, None] + j.to(tl.int64)[None, :] * out.along,
-            gradient.to(out.pointer.dtype.element_ty),
-            mask=at.inside[:, None] & (j < inputs.classes)[None, :],
-        )
+        store(out, inputs, at.g, j, gradient, at.inside[:, None] & (j < inputs.classes)[None, :])
 
 
 class Order(NamedTuple):
@@ -352,7 +397,7 @@ def order_and_slope(inputs, terms, at, label_x, WIDE: tl.constexpr, ROWS: tl.con
         down = tl.where(total != 0.0, before.to(tl.float64) - highest.to(tl.float64), 0.0)
         if tl.min(down, axis=0) < 0.0:
             slope = slope * exp(down) + total * down
-        reference = tl.where(highest == float("-inf"), 0.0, highest)
+        reference = finite(highest)
         # A masked class adds 0, not 0 * -inf; the comparison is false for NaN.
         below = z - reference[:, None]
         below = tl.where(below < -1000.0, -1000.0, below)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from xent.cpu.threads import get_num_threads
 from xent.linear import driver
-from xent.linear.driver import Wanted
+from xent.linear.driver import NOTHING, Wanted
 from xent.linear.host import Host, Method, Problem, sizes_of
 from xent.linear.plan import Plan, make_plan
 from xent.linear.products import products_for
@@ -30,9 +30,6 @@ class Gradients(NamedTuple):
     input: Array | None
     weight: Array | None
     bias: Array | None
-
-
-NOTHING = Wanted(input=False, weight=False, bias=False)
 
 
 def forward(call: str, problem: Problem, workspace: int, *, threads: int | None = None) -> tuple[Array, Array]:

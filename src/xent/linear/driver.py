@@ -29,6 +29,9 @@ class Wanted(NamedTuple):
     bias: bool = True
 
 
+NOTHING = Wanted(input=False, weight=False, bias=False)
+
+
 class Steps(Protocol):
     """What a device does with one chunk of rows, from `first` to `last`. Each step may rely on those before it."""
 

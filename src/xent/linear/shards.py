@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from xent.cpu import shards as cpu
 from xent.cpu.shards import Local, LocalStatistics, Shard
 from xent.linear import driver
-from xent.linear.calls import NOTHING, Gradients, gradients
-from xent.linear.driver import Wanted
+from xent.linear.calls import Gradients, gradients
+from xent.linear.driver import NOTHING, Wanted
 from xent.linear.host import Host, Method, Problem, sizes_of
 from xent.linear.plan import Plan, Sizes, balanced, make_plan
 from xent.linear.products import products_for

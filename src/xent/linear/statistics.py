@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from xent.cpu import cross_entropy as cpu
 from xent.cpu.statistics_gradient import statistics_gradient
 from xent.linear import driver
-from xent.linear.calls import NOTHING, Gradients, gradients, prepared
-from xent.linear.driver import Wanted
+from xent.linear.calls import Gradients, gradients, prepared
+from xent.linear.driver import NOTHING, Wanted
 from xent.linear.host import Host, Problem
 
 Array = NDArray[Any]

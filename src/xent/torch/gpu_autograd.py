@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from xent.gpu import cross_entropy as gpu
+from xent.gpu.statistics_gradient import statistics_gradient
 from xent.objective import Objective
 from xent.reduction import gradient_scale, mean_denominator
 from xent.torch import autograd, composed
@@ -71,15 +72,29 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 class Statistics(autograd.Statistics):
-    """`xent.torch.statistics` of rows, by the kernel; the gradient is that of the CPU's, a formula."""
+    """`xent.torch.statistics` of rows, by the kernel, and its gradient by another."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor, objective: Objective) -> tuple[Tensor, ...]:
-        found = statistics(logits, labels, objective)
-        ctx.objective = objective
+        rows = gpu.statistics(logits, labels, objective)
+        found = as_outputs(rows, logits)
+        # The caller may write to what he gets; the gradient needs the log-sum-exp in float64 and the entropy as it is.
+        ctx.objective, ctx.lse, ctx.entropy = objective, rows.lse, rows.entropy.clone()
         ctx.save_for_backward(logits, labels)
         ctx.mark_non_differentiable(*found[3:])
         return found
+
+    @staticmethod
+    def backward(
+        ctx: Any, d_log_prob: Tensor, d_entropy: Tensor, d_lse: Tensor, *_: Tensor
+    ) -> tuple[Tensor, None, None]:
+        logits, labels = ctx.saved_tensors
+        upstream = (d_log_prob, d_entropy, d_lse)
+        if torch.is_grad_enabled() or logits.dtype == torch.float64:  # as in `backward` below
+            gradient = composed.statistics_gradient(logits, labels, *upstream, ctx.objective)
+        else:
+            gradient = statistics_gradient(logits, labels, ctx.lse, ctx.entropy, upstream, ctx.objective)
+        return gradient, None, None
 
 
 def backward(logits: Tensor, target: Tensor, lse: Tensor, row_scale: Tensor, objective: Objective) -> Tensor:
@@ -92,9 +107,13 @@ def backward(logits: Tensor, target: Tensor, lse: Tensor, row_scale: Tensor, obj
 
 def statistics(logits: Tensor, labels: Tensor, objective: Objective) -> tuple[Tensor, ...]:
     """log_prob, entropy, lse, argmax and rank of each row, (N,) or (N, S)."""
-    found = gpu.statistics(logits, labels, objective)
-    found = found._replace(lse=found.lse.to(found.log_prob.dtype))
-    return tuple(tensor.reshape(logits.shape[:1] + logits.shape[2:]) for tensor in found)
+    return as_outputs(gpu.statistics(logits, labels, objective), logits)
+
+
+def as_outputs(found: gpu.Statistics, logits: Tensor) -> tuple[Tensor, ...]:
+    """The statistics as they are handed out: of the dtype of losses, and a number for each position."""
+    outputs = found._replace(lse=found.lse.to(found.log_prob.dtype, copy=True))
+    return tuple(tensor.reshape(logits.shape[:1] + logits.shape[2:]) for tensor in outputs)
 
 
 def with_weight(objective: Objective, weight: Tensor | None, logits: Tensor) -> Objective:

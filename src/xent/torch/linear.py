@@ -1,6 +1,7 @@
 """The public calls for the loss of a linear layer: checks, and the choice of what computes.
 
-plain CPU tensors                           the driver of xent.linear, by linear_autograd.py
+plain tensors on the CPU                    the driver of xent.linear, by linear_autograd.py
+plain tensors on a GPU                      the same driver, by linear_gpu.py
 under torch.compile, and tensor subclasses  the same as operators, by linear_operators.py
 other devices, and under torch.func         a formula of torch operations that holds the logits, linear_composed.py
 """
@@ -20,6 +21,7 @@ from xent.reduction import mean_denominator
 from xent.targets import (
     Layout,
     check_ignore_index,
+    check_labels,
     check_linear_shapes,
     check_weight_shape,
     checked_layout,
@@ -40,6 +42,7 @@ def linear_cross_entropy(
     linear_bias: Tensor | None = None,
     weight: Tensor | None = None,
     workspace: int | str = DEFAULT_WORKSPACE,
+    check: bool = False,
     **options: Unpack[UnweightedOptions],
 ) -> Tensor:
     """Cross-entropy of a linear layer without its logits: a drop-in for `torch.nn.functional.linear_cross_entropy`.
@@ -58,6 +61,7 @@ def linear_cross_entropy(
     weight : tensor (C,), optional: what one row of each class counts for.
     workspace : bytes, or text such as "128MB": how much memory the call may use beside arguments and gradients. More
         is a little faster, until all rows fit.
+    check : look at the labels also where that makes the host wait for the device; on the CPU they are always checked.
     **options : ignore_index, reduction and label_smoothing as in torch; z_loss, softcap, logit_scale and denominator
         beyond it. See `xent.Objective`.
 
@@ -68,7 +72,7 @@ def linear_cross_entropy(
     Raises
     ------
     LabelError
-        A label is out of range (on devices other than the CPU: the row is NaN).
+        A label is out of range (on other devices than the CPU, without `check`: the row is NaN).
     ArgumentError
         The workspace holds not even one row; the message has the least that will do.
     ShapeError, DTypeError, ObjectiveError
@@ -84,7 +88,7 @@ def linear_cross_entropy(
     the number of chunks. 16-bit logits are rounded to 16 bits where the processor multiplies those faster, as without
     fusion. Under autocast the gradient of a float32 weight is summed in float32 and never rounded to 16 bits. Results
     repeat bit for bit. On a GPU the float32 sums for a 16-bit weight come beside the workspace, for which a gigabyte is
-    a good size there. Second derivatives, other devices, and statistics on a GPU hold the logits.
+    a good size there. Second derivatives and other devices hold the logits.
 
     Examples
     --------
@@ -100,7 +104,7 @@ def linear_cross_entropy(
     """
     name = "linear_cross_entropy"
     objective = Objective.of(name, options)
-    how = layout_of(name, input, linear_weight, linear_bias, target, weight, objective)
+    how = layout_of(name, input, linear_weight, linear_bias, target, weight, objective, check=check)
     call = Call(name, objective, parse_bytes(name, workspace), product_dtype(name, input, linear_weight, linear_bias))
     y = target.reshape(how.rows, how.classes) if how.soft else target.reshape(-1)
     rows = LinearRows(input.reshape(how.rows, input.shape[-1]), linear_weight, linear_bias, y, weight)
@@ -124,6 +128,7 @@ def linear_statistics(
     softcap: float | None = None,
     logit_scale: float = 1.0,
     workspace: int | str = DEFAULT_WORKSPACE,
+    check: bool = False,
 ) -> Statistics:
     """`xent.torch.statistics` of a linear layer without its logits: for reinforcement learning and distillation.
 
@@ -132,7 +137,7 @@ def linear_statistics(
 
     Parameters
     ----------
-    input, linear_weight, linear_bias, workspace : see `linear_cross_entropy`.
+    input, linear_weight, linear_bias, workspace, check : see `linear_cross_entropy`.
     target : class indices (...), in [0, C) or equal to `ignore_index`.
     ignore_index, softcap, logit_scale : see `xent.Objective`.
 
@@ -160,25 +165,28 @@ def linear_statistics(
     """
     name = "linear_statistics"
     objective = Objective(ignore_index=ignore_index, softcap=softcap, logit_scale=logit_scale, call=name)
-    how = layout_of(name, input, linear_weight, linear_bias, target, None, objective)
+    how = layout_of(name, input, linear_weight, linear_bias, target, None, objective, check=check)
     require_labels(name, how, "linear_cross_entropy")
     call = Call(name, objective, parse_bytes(name, workspace), product_dtype(name, input, linear_weight, linear_bias))
     x = input.reshape(how.rows, input.shape[-1])
     rows = LinearRows(x, linear_weight, linear_bias, target.reshape(-1), None)
-    if input.device.type != "cpu" or is_transformed():
+    implementation = _implementation(rows)
+    if implementation is linear_composed:
         found = linear_composed.statistics_rows(rows.to(call.dtype), objective)
     else:
-        found = (linear_operators if is_traced(*rows) else linear_autograd).statistics(call, rows)
+        found = implementation.statistics(call, rows)
     return Statistics(*(tensor.reshape(how.loss_shape) for tensor in found))
 
 
 def _implementation(rows: LinearRows) -> ModuleType:
     """The module that computes the loss of these tensors."""
     backend = "formula" if is_transformed() else backend_of(rows.input.device)
-    if backend == "numba":
-        return linear_operators if is_traced(*rows) else linear_autograd
-    if backend == "formula" or is_traced(*rows):
+    if backend == "formula":
         return linear_composed
+    if is_traced(*rows):
+        return linear_operators
+    if backend == "numba":
+        return linear_autograd
     from xent.torch import linear_gpu  # loads Triton
 
     return linear_gpu
@@ -192,8 +200,10 @@ def layout_of(
     target: Tensor,
     weight: Tensor | None,
     objective: Objective,
+    *,
+    check: bool = False,
 ) -> Layout:
-    """Check shapes and dtypes; return how input and target lie as rows."""
+    """Check shapes and dtypes, and with `check` the labels; return how input and target lie as rows."""
     optional = {} if linear_bias is None else {"linear_bias": linear_bias}
     check_tensors(call, input=input, linear_weight=linear_weight, **optional, target=target)
     bias_shape = None if linear_bias is None else tuple(linear_bias.shape)
@@ -204,6 +214,8 @@ def layout_of(
     check_ignore_index(call, how, objective)
     if weight is not None:
         check_weight_shape(call, tuple(weight.shape), how.classes)
+    if check and not how.soft:
+        check_labels(call, target.to(torch.int64), how.classes, objective.ignore_index)
     return how
 
 

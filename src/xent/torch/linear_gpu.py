@@ -12,33 +12,54 @@ chunks: a GPU is for workspaces of a gigabyte.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from xent.gpu import linear as gpu
+from xent.gpu import on_chip
+from xent.gpu.cross_entropy import Statistics
+from xent.gpu.linear_statistics import StatisticsDevice
 from xent.linear import driver
-from xent.linear.driver import Wanted
-from xent.linear.plan import Sizes, make_plan
+from xent.linear.driver import NOTHING, Wanted
+from xent.linear.plan import Plan, Sizes, make_plan
 from xent.reduction import gradient_scale
+from xent.torch import gpu_autograd
 from xent.torch import linear_composed as composed
 from xent.torch.composed import compute_dtype, reduced
-from xent.torch.gpu_autograd import denominator_of, with_weight
+from xent.torch.gpu_autograd import with_weight
 from xent.torch.linear_kernels import Call
 from xent.torch.rows import LinearRows
 
 Gradients = list[Tensor | None]
+Steps = TypeVar("Steps", bound=gpu.Device)
 
 
 def cross_entropy(call: Call, rows: LinearRows) -> Tensor:
     """The reduced loss, or with reduction "none" the losses (rows,)."""
-    if not rows.target.is_floating_point():
-        rows = rows._replace(target=rows.target.to(torch.int64))
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in rows[:4]):
         loss: Tensor = _CrossEntropy.apply(*rows, call)  # type: ignore[no-untyped-call]
         return loss
-    return reduced(forward(call, rows), _denominator(call, rows), call.objective)
+    return loss_and_gradients(call, rows, NOTHING)[0]
+
+
+def loss_and_gradients(call: Call, rows: LinearRows, wanted: Sequence[bool]) -> tuple[Tensor, Gradients, Any]:
+    """The reduced loss, the wanted gradients for an upstream gradient of 1, and what that means for each row."""
+    denominator = denominator_of(call, rows)
+    scale = gradient_scale(denominator, call.objective)
+    found: Gradients = [None, None, None]
+    if any(wanted):
+        losses, found = forward_backward(call, rows, scale, wanted)
+    else:
+        losses = forward(call, rows)
+    return reduced(losses, denominator, call.objective), found, scale
+
+
+def statistics(call: Call, rows: LinearRows) -> tuple[Tensor, ...]:
+    """(log_prob, entropy, lse, argmax, rank) of each row."""
+    found: tuple[Tensor, ...] = _Statistics.apply(*rows[:4], call)  # type: ignore[no-untyped-call]
+    return found
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -47,15 +68,12 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         rows, call = LinearRows(*arguments[:-1]), arguments[-1]
-        denominator = _denominator(call, rows)
-        ctx.call, ctx.scale, ctx.ready = call, gradient_scale(denominator, call.objective), None
-        wanted = ctx.needs_input_grad[:3]
-        if call.objective.reduction == "none" or call.dtype == torch.float16 or not any(wanted):
-            losses = forward(call, rows)
-        else:
-            losses, ctx.ready = forward_backward(call, rows, ctx.scale, wanted)
+        later = call.objective.reduction == "none" or call.dtype == torch.float16
+        wanted = NOTHING if later else Wanted(*ctx.needs_input_grad[:3])
+        loss, ready, ctx.scale = loss_and_gradients(call, rows, wanted)
+        ctx.call, ctx.ready = call, ready if any(wanted) else None
         ctx.save_for_backward(*rows)
-        return reduced(losses, denominator, call.objective)
+        return loss
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
@@ -80,9 +98,36 @@ class _CrossEntropy(torch.autograd.Function):
         return (*found, dtarget, None, None)
 
 
+class _Statistics(torch.autograd.Function):
+    """Of (input, weight, bias, labels, call)."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
+        rows, call = LinearRows._make((*arguments[:-1], None)), arguments[-1]
+        found = forward_statistics(call, rows)
+        # The caller may write to what he gets; the gradient needs the log-sum-exp in float64 and the entropy as it is.
+        ctx.call, ctx.lse, ctx.entropy = call, found.lse, found.entropy.clone()
+        ctx.save_for_backward(*rows[:4])
+        ctx.mark_non_differentiable(*found[3:])
+        ctx.set_materialize_grads(False)
+        return tuple(found._replace(lse=found.lse.to(found.log_prob.dtype, copy=True)))
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        rows, call, wanted = LinearRows._make((*ctx.saved_tensors, None)), ctx.call, ctx.needs_input_grad[:3]
+        if torch.is_grad_enabled():
+            apart = composed.apart(rows)
+            values = composed.statistics_rows(apart.to(call.dtype), call.objective)[:3]
+            return (*composed.gradients(values, apart, upstream[:3], wanted), None, None)
+        return (*backward_statistics(call, rows, ctx.lse, ctx.entropy, upstream[:3], wanted), None, None)
+
+
 def forward(call: Call, rows: LinearRows) -> Tensor:
     """The losses."""
-    device, plan = _prepared(call, rows, Wanted(input=False, weight=False, bias=False), 1.0)
+    problem = problem_of(call, rows)
+    if on_chip.is_chosen(problem):
+        return on_chip.forward(problem)[0]
+    device, plan = _prepared(gpu.Device, call, problem, NOTHING)
     driver.forward(device, plan)
     return device.losses
 
@@ -92,27 +137,70 @@ def forward_backward(
 ) -> tuple[Tensor, Gradients]:
     """The losses, and the wanted gradients of sum(row_scale * loss) in the dtypes of the arguments."""
     asked = Wanted(*wanted)
-    device, plan = _prepared(call, rows, asked, row_scale)
+    device, plan = _prepared(gpu.Device, call, problem_of(call, rows), asked, row_scale)
     driver.forward_backward(device, plan, asked)
-    found = [device.of_input, device.of_weight, device.bias_sums]
-    return device.losses, [
-        None if gradient is None or argument is None else gradient.to(argument.dtype)
-        for gradient, argument in zip(found, rows[:3], strict=True)
-    ]
+    return device.losses, _gradients(device, rows)
 
 
-def _prepared(call: Call, rows: LinearRows, wanted: Wanted, row_scale: Tensor | float) -> tuple[gpu.Device, Any]:
-    """The steps of a call, and how it is cut."""
+def forward_statistics(call: Call, rows: LinearRows) -> Statistics:
+    """The statistics of each row, with the log-sum-exp in float64."""
+    device, plan = _prepared(StatisticsDevice, call, problem_of(call, rows), NOTHING)
+    found = device.make_room()
+    driver.forward(device, plan)
+    return found
+
+
+def backward_statistics(
+    call: Call,
+    rows: LinearRows,
+    lse: Tensor,
+    entropy: Tensor,
+    upstream: Sequence[Tensor | None],
+    wanted: Sequence[bool],
+) -> Gradients:
+    """The wanted gradients of the statistics by input, weight and bias."""
+    asked = Wanted(*wanted)
+    device, plan = _prepared(StatisticsDevice, call, problem_of(call, rows), asked)
+    device.found = Statistics(entropy, entropy, lse, rows.target, rows.target)  # two of them are read
+    d_log_prob, d_entropy, d_lse = (torch.zeros_like(entropy) if above is None else above for above in upstream)
+    device.upstream = d_log_prob, d_entropy, d_lse
+    driver.forward_backward(device, plan, asked)
+    return _gradients(device, rows)
+
+
+def problem_of(call: Call, rows: LinearRows) -> gpu.Problem:
+    """The arguments as the steps take them."""
     of = LinearRows._make(None if tensor is None else tensor.detach() for tensor in rows)
     own = of.to(call.dtype)
     objective = with_weight(call.objective, of.class_weight, own.input)
     compute = compute_dtype(call.dtype)
     kept = rows.weight.dtype if rows.weight.dtype == compute else call.dtype
-    problem = gpu.Problem(own.input, own.weight, own.bias, of.target, objective, kept)
-    sizes = Sizes(len(own.input), len(own.weight), problem.row_bytes)
+    return gpu.Problem(own.input, own.weight, own.bias, _target(of), objective, kept)
+
+
+def _prepared(
+    kind: type[Steps], call: Call, problem: gpu.Problem, wanted: Wanted, row_scale: Tensor | float = 1.0
+) -> tuple[Steps, Plan]:
+    """The steps of a call, and how it is cut."""
+    sizes = Sizes(len(problem.input), len(problem.weight), problem.row_bytes)
     plan = make_plan(call.name, sizes, call.workspace)
-    return gpu.Device(problem, plan.chunks, plan.parts, row_scale, **wanted._asdict()), plan
+    return kind(problem, plan.chunks, plan.parts, row_scale, **wanted._asdict()), plan
 
 
-def _denominator(call: Call, rows: LinearRows) -> Any:
-    return denominator_of(len(rows.input), rows.target, rows.class_weight, call.objective)
+def _gradients(device: gpu.Device, rows: LinearRows) -> Gradients:
+    """In the dtypes of the arguments."""
+    found = (device.of_input, device.of_weight, device.bias_sums)
+    return [
+        None if gradient is None or argument is None else gradient.to(argument.dtype)
+        for gradient, argument in zip(found, rows[:3], strict=True)
+    ]
+
+
+def denominator_of(call: Call, rows: LinearRows) -> Any:
+    """What a mean divides by, on the device where it has to be counted."""
+    return gpu_autograd.denominator_of(len(rows.input), _target(rows), rows.class_weight, call.objective)
+
+
+def _target(rows: LinearRows) -> Tensor:
+    """Class probabilities as they are, labels as int64: torch compares few other integers."""
+    return rows.target if rows.target.is_floating_point() else rows.target.to(torch.int64)

@@ -19,6 +19,7 @@ from xent.cpu.cross_entropy import Statistics
 from xent.objective import Objective, Reduction
 from xent.reduction import gradient_scale, mean_denominator
 from xent.torch import linear_autograd, linear_kernels
+from xent.torch.backends import TRITON_DEVICES
 from xent.torch.composed import compute_dtype
 from xent.torch.linear_kernels import Call
 from xent.torch.rows import LinearRows
@@ -213,3 +214,63 @@ def _differentiate_statistics(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
 
 
 _statistics.register_autograd(_differentiate_statistics, setup_context=_save_statistics)
+
+
+# ------------------------------------------------------------------------------------------------- the same on a GPU
+
+
+@_forward.register_kernel(TRITON_DEVICES)
+def forward_on_gpu(
+    input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, class_weight: Tensor | None,
+    numbers: Sequence[float], reduction: str, workspace: int, dtype: torch.dtype, wanted: Sequence[bool],
+) -> Four:  # fmt: skip
+    """The loss, and the gradients that are wanted."""
+    from xent.torch import linear_gpu
+
+    call = _together("linear_cross_entropy", numbers, reduction, workspace, dtype)
+    rows = LinearRows(input, weight, bias, target, class_weight)
+    loss, found, _ = linear_gpu.loss_and_gradients(call, rows, wanted)
+    return loss, *_filled(found, input)
+
+
+@_backward.register_kernel(TRITON_DEVICES)
+def backward_on_gpu(
+    upstream: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, class_weight: Tensor | None,
+    numbers: Sequence[float], reduction: str, workspace: int, dtype: torch.dtype, wanted: Sequence[bool],
+) -> Three:  # fmt: skip
+    """The gradients for what arrives from above."""
+    from xent.torch import linear_gpu
+
+    call = _together("linear_cross_entropy", numbers, reduction, workspace, dtype)
+    rows = LinearRows(input, weight, bias, target, class_weight)
+    scale = upstream
+    if upstream.ndim == 0:
+        scale = upstream.double() * gradient_scale(linear_gpu.denominator_of(call, rows), call.objective)
+    return _filled(linear_gpu.forward_backward(call, rows, scale, wanted)[1], input)
+
+
+@_statistics.register_kernel(TRITON_DEVICES)
+def statistics_on_gpu(
+    input: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor,
+    numbers: Sequence[float], reduction: str, workspace: int, dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """The statistics, and the log-sum-exp in float64."""
+    from xent.torch import linear_gpu
+
+    call = _together("linear_statistics", numbers, reduction, workspace, dtype)
+    found = linear_gpu.forward_statistics(call, LinearRows(input, weight, bias, labels, None))
+    lse = found.lse.to(found.log_prob.dtype, copy=True)
+    return found.log_prob, found.entropy, lse, found.argmax, found.rank, found.lse
+
+
+@_statistics_backward.register_kernel(TRITON_DEVICES)
+def statistics_backward_on_gpu(
+    upstream: Sequence[Tensor], input: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, entropy: Tensor,
+    lse: Tensor, numbers: Sequence[float], reduction: str, workspace: int, dtype: torch.dtype, wanted: Sequence[bool],
+) -> Three:  # fmt: skip
+    """The gradients of the statistics."""
+    from xent.torch import linear_gpu
+
+    call = _together("linear_statistics", numbers, reduction, workspace, dtype)
+    rows = LinearRows(input, weight, bias, labels, None)
+    return _filled(linear_gpu.backward_statistics(call, rows, lse, entropy, list(upstream), wanted), input)

@@ -20,8 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from xent.cpu.shards import Local
 from xent.linear import shards as linear
-from xent.linear.calls import NOTHING
-from xent.linear.driver import Wanted
+from xent.linear.driver import NOTHING, Wanted
 from xent.linear.host import Method
 from xent.linear.plan import Plan
 from xent.torch import linear_kernels, shard_formulas

@@ -63,7 +63,7 @@ class LinearCrossEntropyLoss(nn.Module):
     device, dtype : of its parameters.
     weight : tensor (C,), optional
         Class weights; a buffer, so that it moves with the module and is saved with it.
-    workspace : see `linear_cross_entropy`.
+    workspace, check : see `linear_cross_entropy`.
     **options : see `xent.Objective`.
 
     To tie the layer to an embedding: ``loss.linear.weight = embedding.weight``.
@@ -92,6 +92,7 @@ class LinearCrossEntropyLoss(nn.Module):
         dtype: torch.dtype | None = None,
         weight: Tensor | None = None,
         workspace: int | str = DEFAULT_WORKSPACE,
+        check: bool = False,
         **options: Unpack[UnweightedOptions],
     ) -> None:
         super().__init__()
@@ -100,6 +101,7 @@ class LinearCrossEntropyLoss(nn.Module):
         self.linear = nn.Linear(in_features, num_classes, bias=bias, device=device, dtype=dtype)
         self.register_buffer("weight", weight)
         self.workspace = workspace
+        self.check = check
         self.options: dict[str, Any] = dict(options)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
@@ -111,6 +113,7 @@ class LinearCrossEntropyLoss(nn.Module):
             linear_bias=self.linear.bias,
             weight=self.weight,
             workspace=self.workspace,
+            check=self.check,
             **self.options,
         )
 

@@ -1,0 +1,52 @@
+"""Log-probability, entropy, log-sum-exp, argmax and rank of the rows of a linear layer, in a fixed workspace.
+
+xent.linear.statistics again: the driver of the loss with another visit to the logits of a chunk. The logits are made
+again for the gradient: what arrives from above is known only then.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from xent.gpu import cross_entropy as gpu
+from xent.gpu.linear import Device
+from xent.gpu.statistics_gradient import statistics_gradient
+
+
+class StatisticsDevice(Device):
+    """The steps for the statistics and their gradients."""
+
+    found: gpu.Statistics
+    """Of all rows: written by `visit`, read by `visit_with_gradient`."""
+    upstream: tuple[Tensor, Tensor, Tensor]
+    """(d_log_prob, d_entropy, d_lse)."""
+
+    def make_room(self) -> gpu.Statistics:
+        """Room for the statistics of all rows."""
+        real, rows = self.problem.compute, len(self.problem.input)
+        new = self.problem.input.new_empty
+        self.found = gpu.Statistics(
+            *(new(rows, dtype=dtype) for dtype in (real, real, torch.float64, torch.int64, torch.int64))
+        )
+        return self.found
+
+    def visit(self, first: int, last: int) -> None:
+        """Write the statistics of these rows."""
+        logits, labels = self._logits[: last - first], self.problem.target[first:last]
+        for whole, part in zip(self.found, gpu.statistics(logits, labels, self.problem.objective), strict=True):
+            whole[first:last] = part
+
+    def visit_with_gradient(self, first: int, last: int) -> None:
+        """The logits become the gradient of their statistics."""
+        logits, rows = self._logits[: last - first], slice(first, last)
+        d_log_prob, d_entropy, d_lse = (tensor[rows] for tensor in self.upstream)
+        statistics_gradient(
+            logits,
+            self.problem.target[rows],
+            self.found.lse[rows],
+            self.found.entropy[rows],
+            (d_log_prob, d_entropy, d_lse),
+            self.problem.objective,
+            out=logits,
+        )
