@@ -92,6 +92,8 @@ def _on_gpu(part: Part | None, shapes: tuple[str, ...], quick: bool, out: Path |
             with _progress() as progress:
                 settings = Settings(minimum_s=0.05).quick() if quick else None
                 record = run_gpu(name, shapes, settings=settings, command=command, progress=progress)
+            for sentence in missed(record):
+                messages.print(f"[red]missed[/] {sentence}", soft_wrap=True)
             _write(record, out or documents.results("cuda") / f"{name}.json")
     if out is None:
         documents.write()

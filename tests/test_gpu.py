@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from xent.benchmark.tables import gpu
+from xent.benchmark.gpu_bars import judged
+from xent.benchmark.tables import gpu, gpu_bars
 
 pytest.importorskip("triton")
 
@@ -148,3 +149,37 @@ def test_the_benchmark_refuses_a_machine_without_gpu():
     found = run("benchmarks/run.py", "logits", "--device", "cuda", TRITON_INTERPRET="0")
     assert found.returncode == 2
     assert "torch finds no GPU here" in found.stderr
+
+
+def contestant(name, role, seconds, memory=None, **measures):
+    samples = {"forward_backward": [seconds, seconds, seconds], **measures}
+    return {"name": name, "role": role, "not_available": None, "memory": memory, "samples": samples}
+
+
+def test_a_record_says_what_is_met_on_a_gpu():
+    """Ratios within rounds: of a copy at most 1 / 0.85, of the products at most 1.15, no slower than any peer."""
+    absent = {"name": "quack", "role": "peer", "not_available": "quack is not installed"}
+    copy, eager = contestant("copy", "limit", 1.0), contestant("F.cross_entropy", "peer", 3.0)
+    logits = {"size": [4096, 32000, 0], "dtype": "float32", "contestants": [absent, copy, eager]}
+    assert judged(logits) == []
+    logits["contestants"].append(contestant("xent.torch", "ours", 1.2))
+    found = {bar["against"]: (bar["kind"], bar["median"], bar["met"]) for bar in judged(logits)}
+    assert found == {"copy": ("at most", 1.2, False), "F.cross_entropy": ("at least", 2.5, True)}
+    assert judged({**logits, "size": [4, 24, 0]}) == []
+
+    ours = contestant("xent.torch", "ours", 1.1, memory=100, forward=[0.5, 0.5, 0.5])
+    on_chip = contestant("xent.torch, logits on chip", "ours", 1.0, forward=[0.4, 0.4, 0.4])
+    peers = [contestant("F.cross_entropy", "peer", 2.2, memory=900), contestant("Liger", "peer", 1.0, memory=100)]
+    limit = contestant("products", "limit", 1.0)
+    linear = {"size": [16384, 128256, 4096], "dtype": "bfloat16", "contestants": [ours, on_chip, *peers, limit]}
+    found = [(bar["measure"], bar["against"], round(bar["median"], 6), bar["met"]) for bar in judged(linear)]
+    assert found == [
+        ("forward_backward", "products", 1.1, True),
+        ("forward_backward", "F.cross_entropy", 2.0, True),
+        ("forward_backward", "Liger", round(1 / 1.1, 6), False),
+        ("times less memory", "F.cross_entropy", 9.0, False),
+        ("forward, xent.torch, logits on chip", "xent.torch", 1.25, True),
+    ]
+    assert "| forward + backward, over Liger | at least 1.00 | 0.909" in gpu_bars(
+        {"cases": [{**linear, "shape": "x", "bars": judged(linear)}]}
+    )

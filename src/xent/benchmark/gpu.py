@@ -20,6 +20,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from xent.benchmark import machine
+from xent.benchmark.gpu_bars import judged
 from xent.benchmark.gpu_peers import LINEAR, LOGITS, Contestant, Inputs
 from xent.benchmark.peers import NotAvailableError
 from xent.benchmark.timing import Settings, Spread, interleaved
@@ -155,7 +156,8 @@ def _case(
             if name == entry["name"]:
                 entry["seconds"][measure] = dataclasses.asdict(Spread.of(times))
                 entry.setdefault("samples", {})[measure] = [float(f"{t:.5g}") for t in times]
-    return {"shape": shape.name, "size": dataclasses.astuple(shape)[1:], "dtype": dtype, "contestants": found}
+    case = {"shape": shape.name, "size": list(dataclasses.astuple(shape)[1:]), "dtype": dtype, "contestants": found}
+    return {**case, "bars": judged(case)}
 
 
 def _inputs(shape: Shape, dtype: str, device: torch.device) -> Inputs:

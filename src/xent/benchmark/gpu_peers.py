@@ -16,6 +16,8 @@ from xent.benchmark.peers import NotAvailableError
 if TYPE_CHECKING:
     from torch import Tensor
 
+ON_CHIP = "xent.torch, logits on chip"
+
 Loss = Callable[..., "Tensor"]
 Calls = dict[str, Callable[[], Any]]
 
@@ -181,7 +183,7 @@ LINEAR = (
         calls_of("xent.torch", "linear_cross_entropy", "xent"),
         "`xent.torch.linear_cross_entropy`",
     ),
-    Contestant("xent.torch, logits on chip", "ours", _on_chip, "the same with `XENT_GPU_ON_CHIP=1`; forward only"),
+    Contestant(ON_CHIP, "ours", _on_chip, "the same with `XENT_GPU_ON_CHIP=1`; forward only"),
     Contestant("F.cross_entropy", "peer", lambda inputs: loss_calls(_eager_linear, inputs), "of `F.linear`, as it is"),
     Contestant("compiled", "peer", _compiled(lambda: _eager_linear), "the same under `torch.compile`"),
     Contestant(

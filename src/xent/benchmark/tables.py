@@ -189,6 +189,19 @@ def gpu(record: Record) -> str:
     return table([*head, "loss error", "gradient error"], _ditto(rows, 2), left=3) + f"\n\nOn: {record['device']}."
 
 
+def gpu_bars(record: Record) -> str:
+    """What was required on a GPU and what was measured."""
+    rows = [
+        [
+            *(case["shape"], case["dtype"], bar["measure"].replace("_", " + ", 1) + f", over {bar['against']}"),
+            *(f"{bar['kind']} {number(bar['bound'])}", _with_quartiles(bar), _verdict(bar)),
+        ]
+        for case in record["cases"]
+        for bar in case["bars"]
+    ]
+    return table(["shape", "dtype", "measure", "required", "measured", "met"], _ditto(rows, 2), left=3)
+
+
 def primitives(record: Record) -> str:
     """Greatest errors of the functions of one number."""
     rows = [
@@ -282,7 +295,9 @@ TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
     "threads": ("threads", threads),
     "accuracy": ("accuracy", accuracy),
     "cuda logits": ("cuda_logits", gpu),
+    "cuda logits bars": ("cuda_logits", gpu_bars),
     "cuda linear": ("cuda_linear", gpu),
+    "cuda linear bars": ("cuda_linear", gpu_bars),
     "primitives": ("accuracy", primitives),
     "linear": ("linear", linear),
     "linear bars": ("linear", linear_bars),
