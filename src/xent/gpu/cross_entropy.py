@@ -33,7 +33,7 @@ from torch import Tensor
 
 from xent.gpu import kernels, shapes
 from xent.gpu.shapes import Tile
-from xent.gpu.tile import Inputs, Strided
+from xent.gpu.tile import ABSENT, Inputs, Strided, Switches
 from xent.objective import Objective
 
 
@@ -132,24 +132,24 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def options_of(objective: Objective, classes: int, *, soft: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def options_of(objective: Objective, classes: int, *, soft: bool) -> tuple[tuple[Any, ...], Switches]:
     """The options as kernels take them: as numbers, and as switches."""
     smoothing, weight = objective.label_smoothing if classes > 1 else 0.0, objective.weight
     mean_weight = weight.double().mean() if weight is not None and smoothing and not soft else None
     cap, scale = objective.softcap, objective.logit_scale
     numbers = (smoothing, scale, cap or 0.0, objective.z_loss, objective.ignore_index, mean_weight)
-    return numbers, {
-        "SMOOTHED": smoothing > 0.0,
-        "SCALED": scale != 1.0,
-        "CAPPED": cap is not None,
-        "NORMALISED": objective.z_loss != 0.0,
-    }
+    return numbers, Switches(
+        dense=soft or smoothing > 0.0,
+        scaled=scale != 1.0,
+        capped=cap is not None,
+        normalised=objective.z_loss != 0.0,
+    )
 
 
 class Call:
     """The arguments of a call as kernels take them."""
 
-    __slots__ = ("dtype", "inputs", "key", "logits", "numbers", "rows", "switches", "tile")
+    __slots__ = ("dtype", "inputs", "key", "logits", "numbers", "rows", "switches", "tile", "wide")
 
     def __init__(self, logits: Tensor, target: Tensor, objective: Objective, tile: Tile | None) -> None:
         shape = logits.shape
@@ -158,12 +158,12 @@ class Call:
         soft, weight = target.is_floating_point(), objective.weight
         labels = None if soft else target.reshape(-1).contiguous()
         self.inputs = Inputs(
-            strided(logits), self.rows, classes, inner, labels, strided(target) if soft else None, weight
+            *strided(logits), self.rows, classes, inner, labels, *(strided(target) if soft else ABSENT), weight
         )
         self.numbers, self.switches = options_of(objective, classes, soft=soft)
-        self.switches["WIDE"] = tl.float64 if self.dtype == torch.float64 else tl.float32
+        self.wide = tl.float64 if self.dtype == torch.float64 else tl.float32
         self.tile = tile or shapes.tile_for(self.rows, classes, inner, logits.element_size())
-        self.key = (logits.device, logits.dtype, shape, soft, weight is None, *self.switches.values(), tile)
+        self.key = (logits.device, logits.dtype, shape, soft, weight is None, *self.switches, tile)
 
     def run(self, kernel: Any, results: tuple[Any, ...], *, in_place: bool = False, **switches: bool) -> None:
         """Run a kernel over all rows."""
@@ -177,7 +177,8 @@ class Call:
                 *self.numbers,
                 *results,
                 **switches,
-                **self.switches,
+                SWITCHES=self.switches,
+                WIDE=self.wide,
                 ROWS=tile.rows,
                 BLOCK=tile.block,
                 num_warps=tile.warps,

@@ -43,22 +43,17 @@ def forward(
     mean_weight,
     loss,
     lse,
-    SMOOTHED: tl.constexpr,
-    SCALED: tl.constexpr,
-    CAPPED: tl.constexpr,
-    NORMALISED: tl.constexpr,
+    SWITCHES: tl.constexpr,
     WIDE: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Loss and log-sum-exp."""
-    terms = terms_of(
-        inputs, smoothing, scale, softcap, z_loss, ignore_index, mean_weight, SMOOTHED, SCALED, CAPPED, NORMALISED
-    )
+    terms = terms_of(inputs, smoothing, scale, softcap, z_loss, ignore_index, mean_weight)
     at = read_labels(inputs, terms, tl.program_id(0), ROWS)
-    label_z, _ = transform(load_label(inputs, at, WIDE), terms)
-    normal = normalise(inputs, terms, at, WIDE, ROWS, BLOCK)
-    found_loss, found_lse = losses(normal, label_z, terms, at)
+    label_z, _ = transform(load_label(inputs, at, WIDE), terms, SWITCHES)
+    normal = normalise(inputs, terms, at, SWITCHES, WIDE, ROWS, BLOCK)
+    found_loss, found_lse = losses(normal, label_z, terms, at, SWITCHES)
     tl.store(loss + at.g, found_loss.to(WIDE), mask=at.inside)
     tl.store(lse + at.g, found_lse, mask=at.inside)
 
@@ -76,25 +71,20 @@ def backward(
     row_scale,
     out,
     PER_ROW: tl.constexpr,
-    SMOOTHED: tl.constexpr,
-    SCALED: tl.constexpr,
-    CAPPED: tl.constexpr,
-    NORMALISED: tl.constexpr,
+    SWITCHES: tl.constexpr,
     WIDE: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Gradient from the log-sum-exp."""
-    terms = terms_of(
-        inputs, smoothing, scale, softcap, z_loss, ignore_index, mean_weight, SMOOTHED, SCALED, CAPPED, NORMALISED
-    )
+    terms = terms_of(inputs, smoothing, scale, softcap, z_loss, ignore_index, mean_weight)
     at = read_labels(inputs, terms, tl.program_id(0), ROWS)
     found_lse = tl.load(lse + at.g, mask=at.inside, other=0.0)
     reference, total = from_lse(found_lse, WIDE)
     mass = target_masses(inputs, terms, at, WIDE, ROWS, BLOCK)
     normal = Normal(reference, total, mass, mass)
-    factor, target_factor = factors(normal, found_lse, row_scale, terms, at, PER_ROW)
-    gradients(inputs, terms, at, reference, factor, target_factor, out, WIDE, BLOCK)
+    factor, target_factor = factors(normal, found_lse, row_scale, terms, at, PER_ROW, SWITCHES)
+    gradients(inputs, terms, at, reference, factor, target_factor, out, SWITCHES, WIDE, BLOCK)
 
 
 @triton.jit
@@ -112,10 +102,7 @@ def forward_backward(
     lse,
     out,
     PER_ROW: tl.constexpr,
-    SMOOTHED: tl.constexpr,
-    SCALED: tl.constexpr,
-    CAPPED: tl.constexpr,
-    NORMALISED: tl.constexpr,
+    SWITCHES: tl.constexpr,
     WIDE: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -124,17 +111,15 @@ def forward_backward(
     if finished is not None:  # noqa: SIM102
         if tl.load(finished) == 1.0:  # not `and`: without the number there is nothing to compile
             return
-    terms = terms_of(
-        inputs, smoothing, scale, softcap, z_loss, ignore_index, mean_weight, SMOOTHED, SCALED, CAPPED, NORMALISED
-    )
+    terms = terms_of(inputs, smoothing, scale, softcap, z_loss, ignore_index, mean_weight)
     at = read_labels(inputs, terms, tl.program_id(0), ROWS)
-    label_z, _ = transform(load_label(inputs, at, WIDE), terms)
-    normal = normalise(inputs, terms, at, WIDE, ROWS, BLOCK)
-    found_loss, found_lse = losses(normal, label_z, terms, at)
+    label_z, _ = transform(load_label(inputs, at, WIDE), terms, SWITCHES)
+    normal = normalise(inputs, terms, at, SWITCHES, WIDE, ROWS, BLOCK)
+    found_loss, found_lse = losses(normal, label_z, terms, at, SWITCHES)
     tl.store(loss + at.g, found_loss.to(WIDE), mask=at.inside)
     tl.store(lse + at.g, found_lse, mask=at.inside)
-    factor, target_factor = factors(normal, found_lse, row_scale, terms, at, PER_ROW)
-    gradients(inputs, terms, at, normal.reference, factor, target_factor, out, WIDE, BLOCK)
+    factor, target_factor = factors(normal, found_lse, row_scale, terms, at, PER_ROW, SWITCHES)
+    gradients(inputs, terms, at, normal.reference, factor, target_factor, out, SWITCHES, WIDE, BLOCK)
 
 
 @triton.jit
@@ -151,22 +136,17 @@ def statistics(
     lse,
     argmax,
     rank,
-    SMOOTHED: tl.constexpr,
-    SCALED: tl.constexpr,
-    CAPPED: tl.constexpr,
-    NORMALISED: tl.constexpr,
+    SWITCHES: tl.constexpr,
     WIDE: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Log-probability and rank of the label, entropy, log-sum-exp and argmax."""
-    terms = terms_of(
-        inputs, smoothing, scale, softcap, z_loss, ignore_index, mean_weight, SMOOTHED, SCALED, CAPPED, NORMALISED
-    )
+    terms = terms_of(inputs, smoothing, scale, softcap, z_loss, ignore_index, mean_weight)
     at = read_labels(inputs, terms, tl.program_id(0), ROWS)
     label_x = load_label(inputs, at, WIDE)
-    label_z, _ = transform(label_x, terms)
-    order = order_and_slope(inputs, terms, at, label_x, WIDE, ROWS, BLOCK)
+    label_z, _ = transform(label_x, terms, SWITCHES)
+    order = order_and_slope(inputs, terms, at, label_x, SWITCHES, WIDE, ROWS, BLOCK)
     reference, log_total = order.normal.reference.to(tl.float64), log(order.normal.total)
     found = label_z.to(tl.float64) - reference - log_total
     tl.store(log_prob + at.g, tl.where(at.readable, found, at.without_label).to(WIDE), mask=at.inside)

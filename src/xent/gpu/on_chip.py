@@ -24,8 +24,8 @@ from xent.gpu import on_chip_kernels as kernels
 from xent.gpu import shapes
 from xent.gpu.cross_entropy import current, options_of, strided
 from xent.gpu.linear import Problem
-from xent.gpu.on_chip_kernels import Layer, Parts
-from xent.gpu.tile import Inputs
+from xent.gpu.on_chip_kernels import Parts
+from xent.gpu.tile import ABSENT, Inputs
 
 PROGRAMS = 2048
 """As many programs as keep a GPU busy to the end, at least if there are enough classes."""
@@ -81,8 +81,8 @@ def forward(problem: Problem, *, tile: ProductTile | None = None, parts: int | N
         return loss, lse
     soft, size = target.is_floating_point(), problem.input.element_size()
     labels = None if soft else target.contiguous()
-    inputs = Inputs(None, rows, classes, 1, labels, strided(target) if soft else None, objective.weight)
-    layer = Layer(strided(problem.input), strided(problem.weight), problem.bias, problem.input.shape[1])
+    inputs = Inputs(*ABSENT, rows, classes, 1, labels, *(strided(target) if soft else ABSENT), objective.weight)
+    layer = (strided(problem.input), strided(problem.weight), problem.bias, problem.input.shape[1])
     numbers, switches = options_of(objective, classes, soft=soft)
     precision = "ieee" if size == 2 or torch.get_float32_matmul_precision() == "highest" else "tf32"
 
@@ -91,21 +91,21 @@ def forward(problem: Problem, *, tile: ProductTile | None = None, parts: int | N
         cut = _cut(classes, tile.block, parts or min(max(PROGRAMS // across, 1), MOST_PARTS))
         count = -(-classes // cut)
         tiles = min(max(SHARED // (tile.rows * max(problem.input.shape[1], 1) * size), 1), across)
-        found = _parts(problem.input, count, cut, rows, dense=soft or switches["SMOOTHED"])
+        found = _parts(problem.input, count, cut, rows, dense=switches.dense)
         kernels.linear_parts[(-(-across // tiles) * tiles * count,)](
-            inputs, *numbers, layer, found, **switches, PRECISION=precision, WIDENED=triton.knobs.runtime.interpret,
-            TILES=tiles, ROWS=tile.rows, BLOCK=tile.block, DEPTH=tile.depth,
+            inputs, *numbers, *layer, found, SWITCHES=switches, PRECISION=precision,
+            WIDENED=triton.knobs.runtime.interpret, TILES=tiles, ROWS=tile.rows, BLOCK=tile.block, DEPTH=tile.depth,
             num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
         )  # fmt: skip
         kernels.linear_losses[(-(-rows // ROWS),)](
-            inputs, *numbers, found, loss, lse, **switches, ROWS=ROWS, num_warps=4, enable_fp_fusion=True
+            inputs, *numbers, found, loss, lse, SWITCHES=switches, ROWS=ROWS, num_warps=4, enable_fp_fusion=True
         )
 
     with current(problem.input.device):
         if tile is None:
             tile = TILES[size]
             if shapes.autotuned():
-                key = ("on chip", problem.input.dtype, problem.input.shape, classes, precision, *switches.values())
+                key = ("on chip", problem.input.dtype, problem.input.shape, classes, precision, *switches)
                 tile = shapes.fastest(key, (tile, *ALTERNATIVES[size]), launch, problem.input.device)
         launch(tile)
     return loss, lse

@@ -19,7 +19,6 @@ import triton.language as tl
 
 from xent.gpu.tile import (
     Normal,
-    Strided,
     add_classes,
     all_classes,
     join,
@@ -31,15 +30,6 @@ from xent.gpu.tile import (
     terms_of,
     transform,
 )
-
-
-class Layer(NamedTuple):
-    """input (rows, features), weight (classes, features), and bias (classes,) or None."""
-
-    input: Strided
-    weight: Strided
-    bias: Any
-    features: Any
 
 
 class Parts(NamedTuple):
@@ -58,8 +48,11 @@ class Parts(NamedTuple):
 
 
 @triton.jit
-def logits_of(
-    layer,
+def product(
+    input,
+    weight,
+    bias,
+    features,
     at,
     j,
     mask,
@@ -69,24 +62,24 @@ def logits_of(
     BLOCK: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
-    """The logits of these rows and classes, in float32, `DEPTH` features at a time.
+    """The logits of these rows and classes, in float32, `DEPTH` features at a time: input @ weight.T + bias.
 
     `WIDENED` is for the interpreter, which multiplies the bits of bfloat16 numbers (triton-lang/triton#11584).
     """
     found = tl.zeros([ROWS, BLOCK], tl.float32)
-    rows = layer.input.pointer + (at.g * layer.input.outer)[:, None]
-    columns = layer.weight.pointer + (j.to(tl.int64) * layer.weight.outer)[None, :]
+    rows = input.pointer + (at.g * input.outer)[:, None]
+    columns = weight.pointer + (j.to(tl.int64) * weight.outer)[None, :]
     row_there, column_there = at.inside[:, None], mask[None, :]
-    for start in range(0, layer.features, DEPTH):
+    for start in range(0, features, DEPTH):
         k = start + tl.arange(0, DEPTH)
-        inside, k = k < layer.features, k.to(tl.int64)
-        x = tl.load(rows + (k * layer.input.along)[None, :], mask=row_there & inside[None, :], other=0.0)
-        w = tl.load(columns + (k * layer.weight.along)[:, None], mask=column_there & inside[:, None], other=0.0)
+        inside, k = k < features, k.to(tl.int64)
+        x = tl.load(rows + (k * input.along)[None, :], mask=row_there & inside[None, :], other=0.0)
+        w = tl.load(columns + (k * weight.along)[:, None], mask=column_there & inside[:, None], other=0.0)
         if WIDENED:
             x, w = x.to(tl.float32), w.to(tl.float32)
         found = tl.dot(x, w, found, input_precision=PRECISION)
-    if layer.bias is not None:
-        found += tl.load(layer.bias + j, mask=mask, other=0.0).to(tl.float32)[None, :]
+    if bias is not None:
+        found += tl.load(bias + j, mask=mask, other=0.0).to(tl.float32)[None, :]
     return found
 
 
@@ -99,12 +92,12 @@ def linear_parts(
     z_loss: tl.float64,
     ignore_index: tl.int64,
     mean_weight,
-    layer,
+    input,
+    weight,
+    bias,
+    features,
     parts,
-    SMOOTHED: tl.constexpr,
-    SCALED: tl.constexpr,
-    CAPPED: tl.constexpr,
-    NORMALISED: tl.constexpr,
+    SWITCHES: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDENED: tl.constexpr,
     TILES: tl.constexpr,
@@ -113,9 +106,7 @@ def linear_parts(
     DEPTH: tl.constexpr,
 ):
     """What each part of the classes contributes to each row."""
-    terms = terms_of(
-        inputs, smoothing, scale, softcap, z_loss, ignore_index, mean_weight, SMOOTHED, SCALED, CAPPED, NORMALISED
-    )
+    terms = terms_of(inputs, smoothing, scale, softcap, z_loss, ignore_index, mean_weight)
     group, place = tl.program_id(0) // (TILES * parts.count), tl.program_id(0) % (TILES * parts.count)
     part, tile = place // TILES, group * TILES + place % TILES
     at = read_labels(inputs, terms, tile, ROWS)
@@ -126,15 +117,15 @@ def linear_parts(
     for start in range(first, last, BLOCK):
         j = start + tl.arange(0, BLOCK)
         mask = mask_of(inputs, at, j)
-        x = logits_of(layer, at, j, j < inputs.classes, PRECISION, WIDENED, ROWS, BLOCK, DEPTH)
-        z, _ = transform(tl.where(mask, x, float("-inf")), terms)
-        normal = add_classes(normal, z, inputs, terms, at, j, mask, tl.float32)
+        x = product(input, weight, bias, features, at, j, j < inputs.classes, PRECISION, WIDENED, ROWS, BLOCK, DEPTH)
+        z, _ = transform(tl.where(mask, x, float("-inf")), terms, SWITCHES)
+        normal = add_classes(normal, z, inputs, terms, at, j, mask, SWITCHES, tl.float32)
         if inputs.labels is not None:
             label_z += tl.sum(tl.where(j[None, :] == at.label[:, None], z, 0.0), axis=1)
     to = part.to(tl.int64) * inputs.rows + at.g
     tl.store(parts.highest + to, normal.reference, mask=at.inside)
     tl.store(parts.total + to, normal.total, mask=at.inside)
-    if parts.target is not None:
+    if SWITCHES.dense:
         tl.store(parts.target + to, normal.terms, mask=at.inside)
         tl.store(parts.mass + to, normal.mass, mask=at.inside)
     if inputs.labels is not None:
@@ -153,16 +144,11 @@ def linear_losses(
     parts,
     loss,
     lse,
-    SMOOTHED: tl.constexpr,
-    SCALED: tl.constexpr,
-    CAPPED: tl.constexpr,
-    NORMALISED: tl.constexpr,
+    SWITCHES: tl.constexpr,
     ROWS: tl.constexpr,
 ):
     """Loss and log-sum-exp from the parts."""
-    terms = terms_of(
-        inputs, smoothing, scale, softcap, z_loss, ignore_index, mean_weight, SMOOTHED, SCALED, CAPPED, NORMALISED
-    )
+    terms = terms_of(inputs, smoothing, scale, softcap, z_loss, ignore_index, mean_weight)
     at = read_labels(inputs, terms, tl.program_id(0), ROWS)
     normal = no_classes(tl.float32, ROWS)
     to = at.g
@@ -170,7 +156,7 @@ def linear_losses(
         highest = tl.load(parts.highest + to, mask=at.inside, other=float("-inf"))
         total = tl.load(parts.total + to, mask=at.inside, other=0.0)
         target, mass = tl.zeros_like(total), tl.zeros_like(total)
-        if parts.target is not None:
+        if SWITCHES.dense:
             target = tl.load(parts.target + to, mask=at.inside, other=0.0)
             mass = tl.load(parts.mass + to, mask=at.inside, other=0.0)
         normal = join(normal, Normal(highest, total, target, mass))
@@ -178,6 +164,6 @@ def linear_losses(
     label_z = tl.zeros([ROWS], tl.float32)
     if inputs.labels is not None:
         label_z = tl.load(parts.label_z + at.g, mask=at.readable, other=float("-inf"))
-    found_loss, found_lse = losses(all_classes(normal, inputs, terms), label_z, terms, at)
+    found_loss, found_lse = losses(all_classes(normal, inputs, terms), label_z, terms, at, SWITCHES)
     tl.store(loss + at.g, found_loss.to(tl.float32), mask=at.inside)
     tl.store(lse + at.g, found_lse, mask=at.inside)

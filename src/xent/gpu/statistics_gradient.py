@@ -17,7 +17,7 @@ from torch import Tensor
 from xent.gpu.cross_entropy import Call, strided
 from xent.gpu.primitives import exp
 from xent.gpu.shapes import Tile
-from xent.gpu.tile import from_lse, load, read_labels, store, terms_of, transform
+from xent.gpu.tile import from_lse, load, logits_of, read_labels, store, terms_of, transform
 from xent.objective import Objective
 
 
@@ -59,17 +59,12 @@ def _kernel(
     d_entropy,
     d_lse,
     out,
-    SMOOTHED: tl.constexpr,
-    SCALED: tl.constexpr,
-    CAPPED: tl.constexpr,
-    NORMALISED: tl.constexpr,
+    SWITCHES: tl.constexpr,
     WIDE: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    terms = terms_of(
-        inputs, smoothing, scale, softcap, z_loss, ignore_index, mean_weight, SMOOTHED, SCALED, CAPPED, NORMALISED
-    )
+    terms = terms_of(inputs, smoothing, scale, softcap, z_loss, ignore_index, mean_weight)
     at = read_labels(inputs, terms, tl.program_id(0), ROWS)
     found_lse = tl.load(lse + at.g, mask=at.inside, other=0.0)
     # In two numbers of the width of the logits, so that no digit of the log-sum-exp is lost.
@@ -82,13 +77,13 @@ def _kernel(
     for start in range(0, inputs.classes, BLOCK):
         j = start + tl.arange(0, BLOCK)
         mask = at.inside[:, None] & (j < inputs.classes)[None, :]
-        z, derivative = transform(load(inputs.logits, inputs, at.g, j, mask, WIDE), terms)
+        z, derivative = transform(load(logits_of(inputs), inputs, at.g, j, mask, WIDE), terms, SWITCHES)
         log_q = (z - reference[:, None]) - rest[:, None]
         shifted = tl.where(log_q == float("-inf"), 0.0, log_q + shift[:, None])
         gradient = exp(log_q) * (plain[:, None] - sloped[:, None] * shifted)
         gradient += tl.where(j[None, :] == at.label[:, None], of_label.to(WIDE)[:, None], 0.0)
-        if terms.capped:
+        if SWITCHES.capped:
             gradient *= derivative
-        elif terms.scaled:
+        elif SWITCHES.scaled:
             gradient *= terms.scale.to(WIDE)
         store(out, inputs, at.g, j, gradient, mask)

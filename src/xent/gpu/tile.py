@@ -28,27 +28,47 @@ class Strided(NamedTuple):
     inner: Any
 
 
-class Inputs(NamedTuple):
-    """The arrays of a call: `soft` is None for labels, `labels` for soft targets, `weight` without weights.
+ABSENT = Strided(None, 0, 0, 0)
 
-    `logits` is None where they are never in memory.
+
+class Inputs(NamedTuple):
+    """The arrays of a call: `labels` is None for soft targets, `soft` for labels, `weight` without weights.
+
+    `logits` is None where they are never in memory. Flat, because Triton 3.6 loses strides of 1 in tuples of tuples.
     """
 
-    logits: Strided | None
+    logits: Any
+    logits_outer: Any
+    logits_along: Any
+    logits_inner: Any
     rows: Any
     classes: Any
     inner: Any
     labels: Any
-    soft: Strided | None
+    soft: Any
+    soft_outer: Any
+    soft_along: Any
+    soft_inner: Any
     weight: Any
+
+
+class Switches(NamedTuple):
+    """What is in use, known when a kernel is compiled: what is off is left out.
+
+    `dense`: whether t is more than the share of a label; `normalised`: whether there is a z_loss.
+    """
+
+    dense: bool
+    scaled: bool
+    capped: bool
+    normalised: bool
 
 
 class Terms(NamedTuple):
     """What the options mean for every row: t[j] = weight[j] * (on * p[j] + off).
 
-    For labels the share `on` goes to one class and is handled there; `dense` says whether there is more to t than that,
-    and `label_mass` is the sum of that, the same for all rows. What is in no use is switched off at compile time:
-    `dense`, `scaled`, `capped`, `normalised` (z_loss).
+    For labels the share `on` goes to one class and is handled there; `label_mass` is the sum of the rest, the same for
+    all rows.
     """
 
     on: Any
@@ -58,10 +78,6 @@ class Terms(NamedTuple):
     softcap: Any
     z_loss: Any
     ignore_index: Any
-    dense: Any
-    scaled: Any
-    capped: Any
-    normalised: Any
 
 
 class Positions(NamedTuple):
@@ -91,26 +107,25 @@ class Normal(NamedTuple):
 
 
 @triton.jit
-def terms_of(
-    inputs,
-    smoothing,
-    scale,
-    softcap,
-    z_loss,
-    ignore_index,
-    mean_weight,
-    SMOOTHED: tl.constexpr,
-    SCALED: tl.constexpr,
-    CAPPED: tl.constexpr,
-    NORMALISED: tl.constexpr,
-):
+def logits_of(inputs):
+    """The logits with their strides."""
+    return Strided(inputs.logits, inputs.logits_outer, inputs.logits_along, inputs.logits_inner)
+
+
+@triton.jit
+def soft_of(inputs):
+    """The class probabilities with their strides."""
+    return Strided(inputs.soft, inputs.soft_outer, inputs.soft_along, inputs.soft_inner)
+
+
+@triton.jit
+def terms_of(inputs, smoothing, scale, softcap, z_loss, ignore_index, mean_weight):
     """Unpack the options. With one class smoothing changes nothing and is switched off: the gradient is exactly 0."""
     share = tl.full((), smoothing, tl.float64)
     off = share / inputs.classes
     label_mass = share
     if mean_weight is not None:
         label_mass = share * tl.load(mean_weight)
-    dense: tl.constexpr = SMOOTHED or inputs.soft is not None
     return Terms(
         1.0 - share,
         off,
@@ -119,10 +134,6 @@ def terms_of(
         tl.full((), softcap, tl.float64),
         tl.full((), z_loss, tl.float64),
         ignore_index,
-        dense,
-        SCALED,
-        CAPPED,
-        NORMALISED,
     )
 
 
@@ -157,7 +168,7 @@ def row_offset(strided, inputs, g):
 
 
 @triton.jit
-def losses(normal, label_z, terms, at):
+def losses(normal, label_z, terms, at, SWITCHES: tl.constexpr):
     """Loss and log-sum-exp of each position."""
     log_total = log(normal.total)
     reference = normal.reference.to(tl.float64)
@@ -165,7 +176,7 @@ def losses(normal, label_z, terms, at):
     of_label = tl.where(at.share != 0.0, at.share * (log_total + (reference - label_z.to(tl.float64))), 0.0)
     lse = reference + log_total
     value = normal.terms + normal.mass * log_total + of_label
-    if terms.normalised:
+    if SWITCHES.normalised:
         value += terms.z_loss * lse * lse
     value = tl.where(lse == lse, value, float("nan"))
     return tl.where(at.readable, value, at.without_label), tl.where(at.readable, lse, at.without_label)
@@ -179,16 +190,16 @@ def from_lse(lse, WIDE: tl.constexpr):
 
 
 @triton.jit
-def factors(normal, lse, row_scale, terms, at, PER_ROW: tl.constexpr):
+def factors(normal, lse, row_scale, terms, at, PER_ROW: tl.constexpr, SWITCHES: tl.constexpr):
     """factor and target_factor of dz = factor * exp(z - reference) - target_factor * t."""
     if PER_ROW:
         target_factor = tl.load(row_scale + at.g, mask=at.inside, other=0.0).to(tl.float64)
     else:
         target_factor = tl.load(row_scale).to(tl.float64) + tl.zeros_like(at.share)
-    if terms.scaled and not terms.capped:  # the derivative of the softcap has the logit scale in it
+    if SWITCHES.scaled and not SWITCHES.capped:  # the derivative of the softcap has the logit scale in it
         target_factor = target_factor * terms.scale
     target_sum = normal.mass + at.share
-    if terms.normalised:
+    if SWITCHES.normalised:
         target_sum += 2.0 * terms.z_loss * lse
     return target_sum * target_factor / normal.total, target_factor
 
@@ -213,17 +224,17 @@ def store(strided, inputs, g, j, numbers, mask):
 @triton.jit
 def load_label(inputs, at, WIDE: tl.constexpr):
     """The logit of each label; -inf without one."""
-    places = row_offset(inputs.logits, inputs, at.g) + at.label * inputs.logits.along
+    places = row_offset(logits_of(inputs), inputs, at.g) + at.label * inputs.logits_along
     mask = at.readable & (at.label >= 0)
-    return tl.load(inputs.logits.pointer + places, mask=mask, other=float("-inf")).to(WIDE)
+    return tl.load(inputs.logits + places, mask=mask, other=float("-inf")).to(WIDE)
 
 
 @triton.jit
-def transform(x, terms):
+def transform(x, terms, SWITCHES: tl.constexpr):
     """z = softcap * tanh(scale * x / softcap), or scale * x without a softcap, and dz/dx where it varies."""
-    if terms.capped:
+    if SWITCHES.capped:
         z, derivative = softcap_and_derivative(x, terms.scale.to(x.dtype), terms.softcap.to(x.dtype))
-    elif terms.scaled:
+    elif SWITCHES.scaled:
         z, derivative = x * terms.scale.to(x.dtype), x
     else:
         z, derivative = x, x
@@ -235,7 +246,7 @@ def target_block(inputs, terms, at, j, mask, WIDE: tl.constexpr):
     """t of the classes j, without the share of a label; 0 outside the mask."""
     t = tl.zeros(mask.shape, WIDE) + terms.off.to(WIDE)
     if inputs.soft is not None:
-        t += terms.on.to(WIDE) * load(inputs.soft, inputs, at.g, j, mask, WIDE)
+        t += terms.on.to(WIDE) * load(soft_of(inputs), inputs, at.g, j, mask, WIDE)
     if inputs.weight is not None:
         t *= tl.load(inputs.weight + j, mask=j < inputs.classes, other=0.0).to(WIDE)[None, :]
     return tl.where(mask, t, 0.0)
@@ -274,12 +285,12 @@ def moved_terms(normal, reference):
 
 
 @triton.jit
-def add_classes(normal, z, inputs, terms, at, j, mask, WIDE: tl.constexpr):
+def add_classes(normal, z, inputs, terms, at, j, mask, SWITCHES: tl.constexpr, WIDE: tl.constexpr):
     """What is known after these classes too; z is -inf outside the mask."""
     highest, total = raise_maximum(normal.reference, normal.total, tl.max(z, axis=1))
     reference = finite(highest)
     target, mass = normal.terms, normal.mass
-    if terms.dense:
+    if SWITCHES.dense:
         t = target_block(inputs, terms, at, j, mask, WIDE)
         # A class without target adds 0 even if it is masked (0 * inf).
         term = tl.where(t != 0.0, t * (reference[:, None] - z), 0.0)
@@ -311,14 +322,14 @@ def all_classes(normal, inputs, terms):
 
 
 @triton.jit
-def normalise(inputs, terms, at, WIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+def normalise(inputs, terms, at, SWITCHES: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """The first visit: reference, total, terms and mass of each position."""
     normal = no_classes(WIDE, ROWS)
     for start in range(0, last_class(inputs, at), BLOCK):
         j = start + tl.arange(0, BLOCK)
         mask = mask_of(inputs, at, j)
-        z, _ = transform(load(inputs.logits, inputs, at.g, j, mask, WIDE), terms)
-        normal = add_classes(normal, z, inputs, terms, at, j, mask, WIDE)
+        z, _ = transform(load(logits_of(inputs), inputs, at.g, j, mask, WIDE), terms, SWITCHES)
+        normal = add_classes(normal, z, inputs, terms, at, j, mask, SWITCHES, WIDE)
     return all_classes(normal, inputs, terms)
 
 
@@ -337,7 +348,18 @@ def target_masses(inputs, terms, at, WIDE: tl.constexpr, ROWS: tl.constexpr, BLO
 
 
 @triton.jit
-def gradients(inputs, terms, at, reference, factor, target_factor, out, WIDE: tl.constexpr, BLOCK: tl.constexpr):
+def gradients(
+    inputs,
+    terms,
+    at,
+    reference,
+    factor,
+    target_factor,
+    out,
+    SWITCHES: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """The second visit: out = (factor * exp(z - reference) - target_factor * t) * dz/dx."""
     share = (at.share * target_factor).to(WIDE)
     factor, target_factor = factor.to(WIDE), target_factor.to(WIDE)
@@ -345,13 +367,13 @@ def gradients(inputs, terms, at, reference, factor, target_factor, out, WIDE: tl
     for block in range(blocks):
         j = (blocks - 1 - block) * BLOCK + tl.arange(0, BLOCK)
         mask = mask_of(inputs, at, j)
-        z, derivative = transform(load(inputs.logits, inputs, at.g, j, mask, WIDE), terms)
+        z, derivative = transform(load(logits_of(inputs), inputs, at.g, j, mask, WIDE), terms, SWITCHES)
         gradient = factor[:, None] * exp(z - reference[:, None])
-        if terms.dense:
+        if SWITCHES.dense:
             gradient -= target_factor[:, None] * target_block(inputs, terms, at, j, mask, WIDE)
         if inputs.labels is not None:
             gradient = tl.where(j[None, :] == at.label[:, None], gradient - share[:, None], gradient)
-        if terms.capped:
+        if SWITCHES.capped:
             gradient *= derivative
         if inputs.labels is not None:
             gradient = tl.where(at.readable[:, None], gradient, at.without_label.to(WIDE)[:, None])
@@ -371,7 +393,9 @@ class Order(NamedTuple):
 
 
 @triton.jit
-def order_and_slope(inputs, terms, at, label_x, WIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+def order_and_slope(
+    inputs, terms, at, label_x, SWITCHES: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):
     """One visit for the statistics. The logits are read also where the label is none: entropy and argmax need none."""
     highest = tl.full([ROWS], float("-inf"), WIDE)
     best = highest
@@ -383,7 +407,7 @@ def order_and_slope(inputs, terms, at, label_x, WIDE: tl.constexpr, ROWS: tl.con
     for start in range(0, inputs.classes, BLOCK):
         j = start + tl.arange(0, BLOCK)
         inside = (j < inputs.classes)[None, :] & at.inside[:, None]
-        x = load(inputs.logits, inputs, at.g, j, inside, WIDE)
+        x = load(logits_of(inputs), inputs, at.g, j, inside, WIDE)
         j_wide = j.to(tl.int64)[None, :]
         above += tl.sum((x > label_x[:, None]).to(tl.int64), axis=1)
         m = tl.max(tl.where(x == x, x, float("-inf")), axis=1)
@@ -391,7 +415,7 @@ def order_and_slope(inputs, terms, at, label_x, WIDE: tl.constexpr, ROWS: tl.con
         best_at = tl.where(m > best, first, best_at)
         best = tl.where(m > best, m, best)
         nan_at = tl.minimum(nan_at, tl.min(tl.where(x != x, j_wide, inputs.classes), axis=1))
-        z, _ = transform(x, terms)
+        z, _ = transform(x, terms, SWITCHES)
         before = highest
         highest, total = raise_maximum(highest, total, tl.max(z, axis=1))
         down = tl.where(total != 0.0, before.to(tl.float64) - highest.to(tl.float64), 0.0)
