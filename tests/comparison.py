@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from cases import Case, Expected, expected
-from implementations import Implementation
+from implementations import Implementation, array
 
 # The project's promise for float64 is a relative error below 4e-15: 18 roundings of 2^-52.
 ULPS = 18
@@ -25,7 +25,7 @@ def eps(dtype: Any) -> float:
 
 def assert_within(found: Any, wanted: Any, bound: Any, what: str = "") -> None:
     """|found - wanted| <= bound, entry by entry. Infinities and NaN have to be in the same places."""
-    found, wanted = np.asarray(found, dtype=np.float64), np.asarray(wanted, dtype=np.float64)
+    found, wanted = (np.asarray(array(values), dtype=np.float64) for values in (found, wanted))
     assert found.shape == wanted.shape, f"{what}: shape {found.shape}, expected {wanted.shape}"
     finite = np.isfinite(wanted)
     np.testing.assert_array_equal(found[~finite], wanted[~finite], err_msg=what)

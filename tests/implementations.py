@@ -2,8 +2,8 @@
 
 To add one (a device, a front), append an Implementation to the list at the end; no test names an implementation.
 
-XENT_TEST_IMPLEMENTATIONS=gpu runs the Triton kernels instead, under their interpreter, which has to be chosen before
-Triton is imported: test_gpu.py starts such a process.
+XENT_TEST_IMPLEMENTATIONS=gpu runs the Triton kernels instead: under their interpreter, which has to be chosen before
+Triton is imported (test_gpu.py starts such a process), or without TRITON_INTERPRET=1 on a GPU.
 """
 
 from __future__ import annotations
@@ -24,6 +24,14 @@ from xent.torch import backends, composed
 
 Array = np.ndarray
 Options = dict[str, Any]
+
+ON_GPU = os.environ.get("XENT_TEST_IMPLEMENTATIONS") == "gpu"
+DEVICE = "cuda" if ON_GPU and os.environ.get("TRITON_INTERPRET") != "1" else "cpu"
+
+
+def array(values: Any) -> Any:
+    """A tensor's numbers, wherever they are; anything else as it is."""
+    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else values
 
 
 @dataclass(frozen=True)
@@ -69,14 +77,15 @@ def _numpy(logits: Array, target: Array, options: Options, row_scale: Array | No
 def _tensors(logits: Array, target: Array, options: Options) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Copies as tensors, since torch has no tensor of read-only memory; the logits want a gradient."""
     weight = options.get("weight")
-    x = torch.from_numpy(np.array(logits)).requires_grad_()
-    return x, torch.from_numpy(np.array(target)), None if weight is None else torch.tensor(np.asarray(weight, float))
+    x = torch.from_numpy(np.array(logits)).to(DEVICE).requires_grad_()
+    weights = None if weight is None else torch.tensor(np.asarray(weight, float), device=DEVICE)
+    return x, torch.from_numpy(np.array(target)).to(DEVICE), weights
 
 
 def _with_gradient(loss: torch.Tensor, x: torch.Tensor, upstream: Array | None) -> tuple[Array, Array]:
-    above = torch.ones_like(loss) if upstream is None else torch.from_numpy(np.array(upstream)).to(loss.dtype)
+    above = torch.ones_like(loss) if upstream is None else torch.from_numpy(np.array(upstream)).to(loss)
     (gradient,) = torch.autograd.grad(loss, x, above)
-    return loss.detach().numpy(), gradient.numpy()
+    return array(loss), array(gradient)
 
 
 def _torch(logits: Array, target: Array, options: Options, row_scale: Array | None) -> tuple[Array, Array]:
@@ -116,10 +125,10 @@ def _gpu(small: bool) -> Callable[[Array, Array, Options, Array | None], tuple[A
         x = x.detach()
         others = {name: value for name, value in options.items() if name != "weight"}
         objective = with_weight(Objective(**others), weight, x)
-        scale = 1.0 if row_scale is None else torch.from_numpy(np.array(row_scale))
+        scale = 1.0 if row_scale is None else torch.from_numpy(np.array(row_scale)).to(DEVICE)
         tile = Tile(max(1, fourth(len(x))), max(1, fourth(x.shape[1])), 1) if small else None
         loss, _, gradient = gpu.forward_backward(x, y, scale, objective, tile=tile)
-        return loss.numpy(), gradient.numpy()
+        return array(loss), array(gradient)
 
     return run
 
@@ -131,8 +140,9 @@ TORCH = Implementation("torch", DTYPES, _torch, call=_torch_call, checks_distrib
 COMPOSED = Implementation("composed", DTYPES, _composed)
 
 IMPLEMENTATIONS = [REFERENCE, NUMPY, TORCH, COMPOSED]
-if os.environ.get("XENT_TEST_IMPLEMENTATIONS") == "gpu":
-    backends.interpret(True)
+if ON_GPU:
+    if DEVICE == "cpu":
+        backends.interpret(True)
     # The usual tiles are larger than most cases; small ones go the way of many classes, block after block.
     IMPLEMENTATIONS = [replace(TORCH, name="gpu"), Implementation("gpu-small-tiles", ("float32",), _gpu(small=True))]
 FRONTS = [implementation for implementation in IMPLEMENTATIONS if implementation.call is not None]

@@ -60,7 +60,7 @@ def test_the_shared_tests_pass(file, at_least):
 
 @pytest.mark.timeout(900)
 def test_what_only_the_gpu_has_passes():
-    passed = pytest_in_the_interpreter("tests/interpreted.py")
+    passed = pytest_in_the_interpreter("tests/interpreted.py", "tests/interpreted_linear.py")
     assert int(passed.split(" passed")[0].split()[-1]) >= 100, passed
 
 
