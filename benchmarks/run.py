@@ -24,6 +24,7 @@ from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from xent.benchmark import DEVICES, run
+from xent.benchmark.first_call import run_first_call
 from xent.benchmark.gpu import run_gpu
 from xent.benchmark.scaling import run_scaling
 from xent.benchmark.scoring import missed as missed_scores
@@ -36,7 +37,7 @@ from xent.benchmark.timing import Settings
 from xent.errors import XentError
 
 HERE = Path(__file__).parent
-Part = Literal["logits", "logits_huge_pages", "scaling", "threads", "accuracy", "linear", "scoring"]
+Part = Literal["logits", "logits_huge_pages", "scaling", "threads", "first_call", "accuracy", "linear", "scoring"]
 PARTS: tuple[Part, ...] = get_args(Part)
 GPU_PARTS: tuple[Literal["logits", "linear"], ...] = ("logits", "linear")
 LARGE = ("gpt2", "segmentation")
@@ -119,7 +120,7 @@ def _measured(
     command = " ".join(["python", "benchmarks/run.py", *sys.argv[1:]])
     if part == "linear" and shapes:
         raise typer.BadParameter("linear has one shape: leave out --shape.")
-    if part in ("scaling", "threads", "accuracy", "scoring") and (shapes or quick):
+    if part in ("scaling", "threads", "first_call", "accuracy", "scoring") and (shapes or quick):
         raise typer.BadParameter(f"{part} has sizes of its own: leave out --shape and --quick.")
     # Not at the top: these import torch, which would then no longer ask for huge pages.
     if part == "accuracy":
@@ -135,6 +136,8 @@ def _measured(
             return run_scaling(threads=threads, device=device, command=command, progress=progress)
         if part == "threads":
             return run_threads(threads=threads, command=command, progress=progress)
+        if part == "first_call":
+            return run_first_call(threads=threads, command=command, progress=progress)
         if part == "linear":
             size = linear.SHAPES["quick" if quick else "gpt2"]
             return linear.run(

@@ -19,6 +19,7 @@ from xent.benchmark import (
     Shape,
     accuracy,
     bars,
+    first_call,
     machine,
     memory,
     plots,
@@ -283,6 +284,15 @@ def test_scaling_is_measured_tabled_and_drawn():
     svg = plots.scaling_svg(record)
     assert svg.startswith(plots.made_from(record))
     assert "more and more rows" in svg
+
+
+def test_the_first_call_compiles_and_the_next_process_does_not():
+    record = first_call.run_first_call(contestants=(OURS,), dtypes=("float32",), threads=1)
+    empty, filled = record["points"]
+    assert [empty["cache"], filled["cache"]] == ["empty", "filled"]
+    for measure in ("forward", "forward_backward"):
+        assert empty[measure] > 3 * filled[measure] > 0
+    assert tables.first_call(record).count("\n") == 3
 
 
 def test_ways_to_share_work_are_measured_and_tabled():

@@ -8,6 +8,7 @@
     run.py        all of it for some shapes, as one record that JSON can hold
     scaling.py    time against the number of elements
     threads.py    who shares the rows of a call
+    first_call.py how long kernels take to compile
     scoring.py    `xent.score` against a bare mean
     machine.py    the machine and the versions
     tables.py     Markdown tables from records, between markers in the documents

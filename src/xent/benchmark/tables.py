@@ -157,6 +157,21 @@ def threads(record: Record) -> str:
     return table(["logits", *[f"{way}, ms" for way in ways]], rows, left=1)
 
 
+def first_call(record: Record) -> str:
+    """Seconds of the first calls in a process, with caches empty and filled."""
+    rows = [
+        [
+            p["dtype"],
+            f"`{p['contestant']}`",
+            p["cache"],
+            *(number(p[measure]) for measure in ("forward", "forward_backward")),
+        ]
+        for p in record["points"]
+    ]
+    head = ["logits", "contestant", "caches", "forward, s", "then forward + backward, s"]
+    return table(head, _ditto(rows, 1), left=3)
+
+
 def accuracy(record: Record) -> str:
     """Greatest errors of loss and gradient, ours beside torch's, in units of rounding."""
     rows = []
@@ -293,6 +308,7 @@ TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
     "huge pages": ("logits_huge_pages", contestants),
     "scaling": ("scaling", scaling),
     "threads": ("threads", threads),
+    "first call": ("first_call", first_call),
     "accuracy": ("accuracy", accuracy),
     "cuda logits": ("cuda_logits", gpu),
     "cuda logits bars": ("cuda_logits", gpu_bars),
