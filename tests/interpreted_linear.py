@@ -213,6 +213,18 @@ def test_the_front_takes_the_chip_when_told_to():
         found.sum().backward()
 
 
+def test_strides_change_nothing_on_chip():
+    """Input and weight transposed, every second number of the bias."""
+    x, weight, bias = (random(*s, dtype=torch.float32, seed=i) for i, s in enumerate([(3, 5), (11, 5), (11,)]))
+    labels = labels_for(3, 11)
+    wanted = on_chip_rows(x, weight, bias, labels, {}, parts=2)
+    gaps = torch.stack([bias, -bias], 1)[:, 0]
+    assert not gaps.is_contiguous()
+    found = on_chip_rows(x.t().contiguous().t(), weight.t().contiguous().t(), gaps, labels, {}, parts=2)
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.equal(one, other)
+
+
 def test_no_rows_and_no_features_on_chip():
     empty = torch.zeros(0, 3), torch.zeros(5, 3), None, torch.zeros(0, dtype=torch.long)
     assert on_chip_rows(*empty, {})[0].shape == (0,)

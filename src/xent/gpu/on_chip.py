@@ -34,6 +34,10 @@ SHARED = 2**24
 """Bytes of input rows that programs running at the same time share: a part of the second cache."""
 
 
+ROWS = 128
+"""Of a program that puts the parts of rows together."""
+
+
 class ProductTile(NamedTuple):
     """Rows, classes and features at a time (powers of two), warps, and tiles that are on their way at once."""
 
@@ -82,7 +86,8 @@ def forward(problem: Problem, *, tile: ProductTile | None = None, parts: int | N
     soft, size = target.is_floating_point(), problem.input.element_size()
     labels = None if soft else target.contiguous()
     inputs = Inputs(*ABSENT, rows, classes, 1, labels, *(strided(target) if soft else ABSENT), objective.weight)
-    layer = (strided(problem.input), strided(problem.weight), problem.bias, problem.input.shape[1])
+    bias = None if problem.bias is None else problem.bias.contiguous()
+    layer = (strided(problem.input), strided(problem.weight), bias, problem.input.shape[1])
     numbers, switches = options_of(objective, classes, soft=soft)
     precision = "ieee" if size == 2 or torch.get_float32_matmul_precision() == "highest" else "tf32"
 
@@ -93,8 +98,8 @@ def forward(problem: Problem, *, tile: ProductTile | None = None, parts: int | N
         tiles = min(max(SHARED // (tile.rows * max(problem.input.shape[1], 1) * size), 1), across)
         found = _parts(problem.input, count, cut, rows, dense=switches.dense)
         kernels.linear_parts[(-(-across // tiles) * tiles * count,)](
-            inputs, *numbers, *layer, found, SWITCHES=switches, PRECISION=precision,
-            WIDENED=triton.knobs.runtime.interpret, TILES=tiles, ROWS=tile.rows, BLOCK=tile.block, DEPTH=tile.depth,
+            inputs, *numbers, *layer, found, tiles, SWITCHES=switches, PRECISION=precision,
+            WIDENED=triton.knobs.runtime.interpret, ROWS=tile.rows, BLOCK=tile.block, DEPTH=tile.depth,
             num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
         )  # fmt: skip
         kernels.linear_losses[(-(-rows // ROWS),)](
@@ -109,10 +114,6 @@ def forward(problem: Problem, *, tile: ProductTile | None = None, parts: int | N
                 tile = shapes.fastest(key, (tile, *ALTERNATIVES[size]), launch, problem.input.device)
         launch(tile)
     return loss, lse
-
-
-ROWS = 128
-"""Of a program that puts parts together."""
 
 
 def _cut(classes: int, block: int, parts: int) -> int:

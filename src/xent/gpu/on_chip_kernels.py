@@ -4,7 +4,7 @@
                    registers, and of them what a visit finds out (`Normal`), and the logit of the label
     linear_losses  log-sum-exp and loss from the parts of a row
 
-Which tile of rows and which part a program takes: programs that run at the same time share their rows, `TILES` tiles of
+Which tile of rows and which part a program takes: programs that run at the same time share their rows, `tiles` tiles of
 them, which therefore stay in the second cache while the weight passes by.
 
 The parts of a row are put together in their order, so that results repeat bit for bit.
@@ -97,18 +97,18 @@ def linear_parts(
     bias,
     features,
     parts,
+    tiles,
     SWITCHES: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDENED: tl.constexpr,
-    TILES: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
     """What each part of the classes contributes to each row."""
     terms = terms_of(inputs, smoothing, scale, softcap, z_loss, ignore_index, mean_weight)
-    group, place = tl.program_id(0) // (TILES * parts.count), tl.program_id(0) % (TILES * parts.count)
-    part, tile = place // TILES, group * TILES + place % TILES
+    group, place = tl.program_id(0) // (tiles * parts.count), tl.program_id(0) % (tiles * parts.count)
+    part, tile = place // tiles, group * tiles + place % tiles
     at = read_labels(inputs, terms, tile, ROWS)
     first = part * parts.classes
     last = tl.minimum(first + parts.classes, last_class(inputs, at))
