@@ -8,20 +8,17 @@ import torch
 from cases import CASES, INF, expected
 from comparison import assert_within, bounds, eps, rounded_to
 from implementations import DEVICE, IMPLEMENTATIONS, array
-from on_device import EVERYTHING, assert_same, labels_for, on_cpu, placed, random, reference
+from on_device import EVERYTHING, SMALL, assert_same, labels_for, on_cpu, placed, random, reference
 
 import xent.reference
 import xent.torch
 from xent.errors import LabelError
 from xent.gpu import cross_entropy as gpu
 from xent.gpu import shapes
-from xent.gpu.shapes import Tile
 from xent.objective import Objective
 from xent.torch import composed, gpu_autograd, operators
 
 __all__ = ["placed"]
-
-SMALL = Tile(2, 4, 1)
 
 
 def assert_rows(logits, target, options, loss, gradient, ulps: float = 8.0) -> None:

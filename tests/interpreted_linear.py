@@ -8,14 +8,13 @@ import torch
 from cases import CASES, INF, WEIGHT, expected
 from comparison import assert_within, bounds, eps, rounded_to
 from implementations import DEVICE, IMPLEMENTATIONS, array
-from on_device import EVERYTHING, assert_same, both, labels_for, on_cpu, placed, random, reference
+from on_device import EVERYTHING, SMALL, assert_same, both, labels_for, on_cpu, placed, random, reference
 
 import xent.reference
 import xent.torch
 from xent.errors import ArgumentError, LabelError
 from xent.gpu import cross_entropy as gpu
 from xent.gpu import linear, on_chip, shapes
-from xent.gpu.shapes import Tile
 from xent.gpu.statistics_gradient import statistics_gradient
 from xent.linear import driver
 from xent.linear.plan import Plan
@@ -23,8 +22,6 @@ from xent.objective import Objective
 from xent.torch import composed, linear_operators
 
 __all__ = ["placed"]
-
-SMALL = Tile(2, 4, 1)
 
 
 # ------------------------------------------------------------------------------------------------------ the linear loss

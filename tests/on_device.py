@@ -18,17 +18,24 @@ from comparison import eps
 from implementations import DEVICE, array
 
 import xent.reference
+from xent.gpu.shapes import Tile
 from xent.objective import Objective
 from xent.torch import backends
 
+SMALL = Tile(2, 4, 1)
 EVERYTHING = {"label_smoothing": 0.2, "z_loss": 0.01, "softcap": 20.0, "logit_scale": 0.9}
 
 
 @pytest.fixture(autouse=True)
 def placed() -> Iterator[None]:
     """New tensors are where the kernels run."""
-    with contextlib.nullcontext() if DEVICE == "cpu" else torch.device(DEVICE):
+    with on(DEVICE):
         yield
+
+
+def on(place: str) -> contextlib.AbstractContextManager[object]:
+    """New tensors are there. Under the interpreter all are on the CPU, and nothing is done."""
+    return contextlib.nullcontext() if DEVICE == "cpu" else torch.device(place)
 
 
 def random(*shape: int, dtype=torch.float64, seed: int = 0) -> torch.Tensor:
@@ -56,7 +63,7 @@ def both(compute: Callable[[str], Sequence[torch.Tensor]]) -> Iterator[tuple[tor
         if DEVICE == "cpu":
             backends.interpret(triton)
         try:
-            with contextlib.nullcontext() if DEVICE == "cpu" else torch.device(place):
+            with on(place):
                 found.append([tensor.cpu() for tensor in compute(place)])
         finally:
             if DEVICE == "cpu":

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from xent.benchmark.peers import EAGER, OURS, REUSED, Measure
 from xent.benchmark.shapes import SHAPES
+from xent.benchmark.timing import Spread
 
 MEMORY_PER_LOSS = 32
 MEMORY_ALLOWANCE = 2 << 20
@@ -70,18 +71,8 @@ def _judged_ratio(case: Mapping[str, Any], bar: Bar) -> dict[str, Any] | None:
     wanted = (bar.measure, bar.numerator, bar.denominator)
     for ratio in case["ratios"]:
         if (ratio["measure"], ratio["numerator"], ratio["denominator"]) == wanted:
-            value = ratio["median"]
-            return {
-                "kind": "at most" if bar.is_limit else "at least",
-                "measure": bar.measure,
-                "against": bar.against,
-                "bound": bar.bound,
-                "aim": bar.aim,
-                "median": value,
-                "low": ratio["low"],
-                "high": ratio["high"],
-                **verdict(value, bar.bound, at_most=bar.is_limit),
-            }
+            spread = Spread(*(ratio[key] for key in ("median", "low", "high")))
+            return entry(bar.measure, bar.against, bar.bound, spread, at_most=bar.is_limit, aim=bar.aim)
     return None
 
 
@@ -92,18 +83,24 @@ def _judged_memory(case: Mapping[str, Any]) -> dict[str, Any] | None:
         if contestant["name"] == OURS and peak is not None:
             beside = max(0, peak - case["logits_bytes"])
             bound = MEMORY_PER_LOSS * case["losses"] + MEMORY_ALLOWANCE
-            return {
-                "kind": "at most",
-                "measure": "memory",
-                "against": "bytes beside logits and gradient",
-                "bound": bound,
-                "aim": None,
-                "median": beside,
-                "low": beside,
-                "high": beside,
-                **verdict(beside, bound, at_most=True),
-            }
+            spread = Spread(beside, beside, beside)
+            return entry("memory", "bytes beside logits and gradient", bound, spread, at_most=True)
     return None
+
+
+def entry(
+    measure: str, against: str, bound: float, found: Spread, *, at_most: bool, aim: float | None = None
+) -> dict[str, Any]:
+    """A bar in a record: what was required and measured, whether it is met, else by what factor it is missed."""
+    return {
+        "kind": "at most" if at_most else "at least",
+        "measure": measure,
+        "against": against,
+        "bound": bound,
+        "aim": aim,
+        **asdict(found),
+        **verdict(found.median, bound, at_most=at_most),
+    }
 
 
 def verdict(value: float, bound: float, *, at_most: bool) -> dict[str, Any]:

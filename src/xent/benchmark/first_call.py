@@ -9,8 +9,6 @@ Everything is imported before, and torch has made a loss of its own.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -56,14 +54,11 @@ def run_first_call(
     return {**record, "seconds": seconds_in_all, "share_of_others": others.share(), "points": points}
 
 
-def _in_a_process(contestant: str, dtype: str, threads: int, folder: str) -> dict[str, float]:
-    environment = {**os.environ, "NUMBA_CACHE_DIR": folder, "TORCHINDUCTOR_CACHE_DIR": folder}
-    command = [sys.executable, "-m", "xent.benchmark.first_call", contestant, dtype, str(threads)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if done.returncode != 0:
-        raise RuntimeError(f"the first call of {contestant} failed:\n{done.stderr}")
-    seconds: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return seconds
+def _in_a_process(contestant: str, dtype: str, threads: int, folder: str) -> dict[str, Any]:
+    arguments = (contestant, dtype, str(threads))
+    caches = {"NUMBA_CACHE_DIR": folder, "TORCHINDUCTOR_CACHE_DIR": folder}
+    what = f"the first call of {contestant}"
+    return machine.answer_of("xent.benchmark.first_call", *arguments, what=what, environment=caches)
 
 
 def _measured(contestant: str, dtype: str) -> dict[str, float]:

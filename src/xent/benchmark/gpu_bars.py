@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from xent.benchmark.bars import verdict
+from xent.benchmark.bars import entry
 from xent.benchmark.gpu_peers import ON_CHIP
 from xent.benchmark.peers import EAGER, OURS
 from xent.benchmark.timing import Spread, ratios
@@ -41,7 +41,7 @@ def judged(case: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _at_most(found: Mapping[str, Any], limit: str, bound: float) -> dict[str, Any]:
     """So many times as long as the limit."""
     times = (found[name]["samples"]["forward_backward"] for name in (OURS, limit))
-    return _entry("at most", "forward_backward", limit, bound, Spread.of(ratios(*times)))
+    return entry("forward_backward", limit, bound, Spread.of(ratios(*times)), at_most=True)
 
 
 def _at_least(
@@ -49,22 +49,10 @@ def _at_least(
 ) -> dict[str, Any]:
     """As fast as the peer."""
     times = (found[name]["samples"][measure] for name in (peer, ours))
-    return _entry("at least", measure if ours == OURS else f"{measure}, {ours}", peer, 1.0, Spread.of(ratios(*times)))
+    name = measure if ours == OURS else f"{measure}, {ours}"
+    return entry(name, peer, 1.0, Spread.of(ratios(*times)), at_most=False)
 
 
 def _memory(found: Mapping[str, Any]) -> dict[str, Any]:
     times = found[EAGER]["memory"] / found[OURS]["memory"]
-    return _entry("at least", "times less memory", EAGER, MEMORY, Spread.of([times]))
-
-
-def _entry(kind: str, measure: str, against: str, bound: float, ratio: Spread) -> dict[str, Any]:
-    return {
-        "kind": kind,
-        "measure": measure,
-        "against": against,
-        "bound": bound,
-        "median": ratio.median,
-        "low": ratio.low,
-        "high": ratio.high,
-        **verdict(ratio.median, bound, at_most=kind == "at most"),
-    }
+    return entry("times less memory", EAGER, MEMORY, Spread.of([times]), at_most=False)

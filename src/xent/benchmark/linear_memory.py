@@ -9,12 +9,11 @@ step of the wanted size: its peak minus what it held before, minus the gradients
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from typing import Any
 
 from xent.benchmark import memory
-from xent.benchmark.machine import limited
+from xent.benchmark.machine import answer_of, limited
 
 WARM_UP_ROWS = 2048
 
@@ -22,12 +21,8 @@ WARM_UP_ROWS = 2048
 def beside_bytes(shape: dict[str, Any], dtype: str, workspace: int | str, threads: int) -> int:
     """Bytes beside arguments and gradients at the peak of one step, loss and gradients by input and weight."""
     request = json.dumps({"shape": shape, "dtype": dtype, "workspace": workspace, "threads": threads})
-    done = subprocess.run(
-        [sys.executable, "-m", "xent.benchmark.linear_memory", request], capture_output=True, text=True
-    )
-    if done.returncode != 0:
-        raise RuntimeError(f"measuring the memory of {shape} failed:\n{done.stderr}")
-    return int(json.loads(done.stdout.splitlines()[-1])["beside_bytes"])
+    answer = answer_of("xent.benchmark.linear_memory", request, what=f"measuring the memory of {shape}")
+    return int(answer["beside_bytes"])
 
 
 def _measured(request: dict[str, Any]) -> dict[str, Any]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import platform
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -49,6 +51,16 @@ def require_torch() -> None:
     if importlib.util.find_spec("torch") is None:
         remedy = "pip install 'xent[torch]'"
         raise MissingDependencyError(message("bench", "", "the benchmark needs torch, which is not installed", remedy))
+
+
+def answer_of(module: str, *arguments: str, what: str, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The JSON that `python -m module` prints last, in a process of its own; RuntimeError saying what failed."""
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **(environment or {})})
+    if done.returncode != 0:
+        raise RuntimeError(f"{what} failed:\n{done.stderr}")
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
 
 
 def ask_for_huge_pages(wanted: bool) -> None:

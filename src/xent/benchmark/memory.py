@@ -13,14 +13,13 @@ from __future__ import annotations
 import ctypes
 import json
 import resource
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from xent.benchmark.machine import limited, process_bytes
+from xent.benchmark.machine import answer_of, limited, process_bytes
 from xent.benchmark.peers import CONTESTANTS, NotAvailableError, make_inputs
 from xent.benchmark.shapes import Shape
 from xent.memory import release
@@ -31,13 +30,8 @@ PEAK_SINCE_RESET, PEAK_OF_PROCESS = "peak since inputs and warm-up", "peak of th
 def peak_bytes(contestant: str, shape: Shape, dtype: str, threads: int) -> dict[str, Any]:
     """Bytes that each measure of the contestant needs beside the inputs; empty if it cannot take part."""
     request = {"contestant": contestant, "shape": asdict(shape), "dtype": dtype, "threads": threads}
-    done = subprocess.run(
-        [sys.executable, "-m", "xent.benchmark.memory", json.dumps(request)], capture_output=True, text=True
-    )
-    if done.returncode != 0:
-        raise RuntimeError(f"measuring the memory of {contestant} on {shape.name} failed:\n{done.stderr}")
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return answer
+    what = f"measuring the memory of {contestant} on {shape.name}"
+    return answer_of("xent.benchmark.memory", json.dumps(request), what=what)
 
 
 def _measured(request: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,7 +22,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from xent.benchmark.machine import Others, describe, limited, process_bytes
+from xent.benchmark.machine import Others, answer_of, describe, limited, process_bytes
 from xent.benchmark.timing import Settings, Spread, interleaved, ratios
 
 SCHEMA = 1
@@ -184,12 +183,7 @@ def _peak(path: Path, label: str, proba: str) -> int:
 
 def _scored(path: Path, label: str, columns: str) -> dict[str, Any]:
     """Score a file in a process of its own."""
-    command = [sys.executable, "-m", "xent.benchmark.scoring", str(path), label, columns]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise RuntimeError(f"scoring {path} failed:\n{done.stderr}")
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return answer
+    return answer_of("xent.benchmark.scoring", str(path), label, columns, what=f"scoring {path}")
 
 
 def _main(path: str, label: str, columns: str) -> None:

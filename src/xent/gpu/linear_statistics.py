@@ -18,17 +18,17 @@ class StatisticsDevice(Device):
     """The steps for the statistics and their gradients."""
 
     found: gpu.Statistics
-    """Of all rows: written by `visit`, read by `visit_with_gradient`."""
+    """Of all rows, written by `visit`; its log-sum-exps are `lse`."""
+    entropy: Tensor
     upstream: tuple[Tensor, Tensor, Tensor]
-    """(d_log_prob, d_entropy, d_lse)."""
+    """(d_log_prob, d_entropy, d_lse): like `lse` and `entropy` read by `visit_with_gradient`."""
 
     def make_room(self) -> gpu.Statistics:
         """Room for the statistics of all rows."""
         real, rows = self.problem.compute, len(self.problem.input)
         new = self.problem.input.new_empty
-        self.found = gpu.Statistics(
-            *(new(rows, dtype=dtype) for dtype in (real, real, torch.float64, torch.int64, torch.int64))
-        )
+        log_prob, entropy, argmax, rank = (new(rows, dtype=kind) for kind in (real, real, torch.int64, torch.int64))
+        self.found = gpu.Statistics(log_prob, entropy, self.lse, argmax, rank)
         return self.found
 
     def visit(self, first: int, last: int) -> None:
@@ -44,8 +44,8 @@ class StatisticsDevice(Device):
         statistics_gradient(
             logits,
             self.problem.target[rows],
-            self.found.lse[rows],
-            self.found.entropy[rows],
+            self.lse[rows],
+            self.entropy[rows],
             (d_log_prob, d_entropy, d_lse),
             self.problem.objective,
             out=logits,

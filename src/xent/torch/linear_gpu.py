@@ -161,7 +161,7 @@ def backward_statistics(
     """The wanted gradients of the statistics by input, weight and bias."""
     asked = Wanted(*wanted)
     device, plan = _prepared(StatisticsDevice, call, problem_of(call, rows), asked)
-    device.found = Statistics(entropy, entropy, lse, rows.target, rows.target)  # two of them are read
+    device.lse, device.entropy = lse, entropy
     d_log_prob, d_entropy, d_lse = (torch.zeros_like(entropy) if above is None else above for above in upstream)
     device.upstream = d_log_prob, d_entropy, d_lse
     driver.forward_backward(device, plan, asked)
