@@ -15,8 +15,8 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from xent.gpu import cross_entropy as gpu
-from xent.gpu import kernels, linear, on_chip, on_chip_kernels, statistics_gradient
+from xent.backends.gpu import cross_entropy as gpu
+from xent.backends.gpu import kernels, linear, on_chip, on_chip_kernels, statistics_gradient
 from xent.objective import Objective
 
 EVERYTHING = Objective(

@@ -19,8 +19,9 @@ import torch
 import xent.numpy
 import xent.reference
 import xent.torch
+from xent.backends import formula as composed
 from xent.objective import Objective
-from xent.torch import backends, composed
+from xent.torch import backends
 
 Array = np.ndarray
 Options = dict[str, Any]
@@ -112,8 +113,8 @@ def _torch_call(logits: Any, target: Any, **options: Any) -> tuple[Any, Array]:
 
 def _gpu(small: bool) -> Callable[[Array, Array, Options, Array | None], tuple[Array, Array]]:
     """Loss and gradient by the kernels, with the usual tiles, or with a few small ones in each direction."""
-    from xent.gpu import cross_entropy as gpu
-    from xent.gpu.shapes import Tile
+    from xent.backends.gpu import cross_entropy as gpu
+    from xent.backends.gpu.shapes import Tile
     from xent.torch.gpu_autograd import with_weight
 
     def fourth(length: int) -> int:

@@ -12,11 +12,12 @@ from on_device import EVERYTHING, SMALL, assert_same, labels_for, on_cpu, placed
 
 import xent.reference
 import xent.torch
+from xent.backends import formula as composed
+from xent.backends.gpu import cross_entropy as gpu
+from xent.backends.gpu import shapes
 from xent.errors import LabelError
-from xent.gpu import cross_entropy as gpu
-from xent.gpu import shapes
 from xent.objective import Objective
-from xent.torch import composed, gpu_autograd, operators
+from xent.torch import gpu_autograd, operators
 
 __all__ = ["placed"]
 

@@ -12,14 +12,15 @@ from on_device import EVERYTHING, SMALL, assert_same, both, labels_for, on_cpu, 
 
 import xent.reference
 import xent.torch
+from xent.backends import formula as composed
+from xent.backends.gpu import cross_entropy as gpu
+from xent.backends.gpu import linear, on_chip, shapes
+from xent.backends.gpu.statistics_gradient import statistics_gradient
 from xent.errors import ArgumentError, LabelError
-from xent.gpu import cross_entropy as gpu
-from xent.gpu import linear, on_chip, shapes
-from xent.gpu.statistics_gradient import statistics_gradient
 from xent.linear import driver
 from xent.linear.plan import Plan
 from xent.objective import Objective
-from xent.torch import composed, linear_operators
+from xent.torch import linear_operators
 
 __all__ = ["placed"]
 

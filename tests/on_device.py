@@ -18,7 +18,7 @@ from comparison import eps
 from implementations import DEVICE, array
 
 import xent.reference
-from xent.gpu.shapes import Tile
+from xent.backends.gpu.shapes import Tile
 from xent.objective import Objective
 from xent.torch import backends
 

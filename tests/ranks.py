@@ -139,7 +139,7 @@ def evaluate_formulas(rank: int, group: Any, given: Given) -> dict[str, Any]:
     """`evaluate` by what other devices than the CPU compute with."""
     from unittest import mock
 
-    from xent.torch import shards
+    from xent.torch.parallel import combine as shards
 
     with mock.patch.object(shards, "has_kernels", return_value=False):
         return evaluate(rank, group, given)
@@ -235,7 +235,7 @@ def fails_in_a_chunk(rank: int, group: Any, given: Given, bad: int) -> Any:
     """One rank runs out of memory in its second chunk."""
     from unittest import mock
 
-    from xent.cpu import shards
+    from xent.backends.cpu import shards
 
     forward, count = shards.forward, itertools.count(1)
 
@@ -252,7 +252,7 @@ def fails_in_backward(rank: int, group: Any, given: Given, bad: int) -> Any:
     """One rank fails where backward makes its gradients."""
     from unittest import mock
 
-    from xent.torch import linear_shards
+    from xent.torch.parallel import linear_shards
 
     gradients = linear_shards._gradients
 

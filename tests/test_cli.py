@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 import xent
-from xent.commands import app
+from xent.cli.app import app
 
 XENT = [sys.executable, "-m", "xent"]
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numba.core.codegen import JITCodeLibrary
 
-from xent.cpu.compilation import device, kernel, routine
-from xent.cpu.team import row_kernel
+from xent.backends.cpu.compilation import device, kernel, routine
+from xent.backends.cpu.team import row_kernel
 
 
 @device

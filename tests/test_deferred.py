@@ -27,9 +27,10 @@ from torch.utils.checkpoint import checkpoint
 
 import xent.torch
 from xent.errors import ArgumentError, LabelError, ObjectiveError, ShapeError
-from xent.torch import deferred_operations, linear_kernels
+from xent.torch import linear_kernels
 from xent.torch.deferred import DeferredLinear, DeferredLogits, defer_logits, restore_logits
-from xent.torch.deferred_formula import Formula, Product
+from xent.torch.deferred import rules as deferred_operations
+from xent.torch.deferred.formula import Formula, Product
 
 IDS = token_ids(3, 17)
 LABELS = torch.where(token_ids(3, 17, seed=5) % 4 == 0, -100, token_ids(3, 17, seed=2))

@@ -11,7 +11,7 @@ from comparison import ULPS, assert_within, check_rows, eps
 from implementations import REFERENCE
 
 import xent.numpy
-from xent.cpu import cross_entropy as cpu
+from xent.backends.cpu import cross_entropy as cpu
 from xent.errors import DistributionError, LabelError
 from xent.objective import Objective
 

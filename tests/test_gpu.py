@@ -110,7 +110,7 @@ def test_the_front_sends_cpu_tensors_to_numba_unless_told_otherwise():
 
 
 def test_importing_the_torch_front_does_not_load_triton():
-    code = "import sys, xent.torch; assert 'xent.gpu' not in sys.modules, 'xent.gpu is loaded'"
+    code = "import sys, xent.torch; assert 'xent.backends.gpu' not in sys.modules, 'xent.backends.gpu is loaded'"
     found = run("-c", code)
     assert found.returncode == 0, found.stderr
 

@@ -15,7 +15,7 @@ from sklearn.metrics import accuracy_score, brier_score_loss, d2_log_loss_score,
 from sklearn.model_selection import train_test_split
 from typer.testing import CliRunner
 
-from xent.scoring_commands import app
+from xent.cli.score import app
 
 
 def invoke(*arguments: str):

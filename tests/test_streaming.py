@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from xent.cpu import cross_entropy as cpu
-from xent.cpu.streaming import LARGE, LINE
+from xent.backends.cpu import cross_entropy as cpu
+from xent.backends.cpu.streaming import LARGE, LINE
 from xent.objective import Objective
 
 DTYPES = [np.float32, np.float64, np.float16]

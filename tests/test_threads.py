@@ -17,8 +17,8 @@ import torch
 
 import xent.numpy
 import xent.torch
-from xent.cpu import kernels, threads
-from xent.cpu.team import row_kernel
+from xent.backends.cpu import kernels, threads
+from xent.backends.cpu.team import row_kernel
 
 ROWS, CLASSES = 512, 600  # above the size from which on a call is shared between threads
 
@@ -187,8 +187,8 @@ def test_data_loader_workers_compute_losses():
 # The smallest kernel: all go through the same cache.
 PROGRAM = """
 import numpy as np
-from xent.cpu.accumulation import add
-from xent.cpu.threads import over_rows
+from xent.backends.cpu.accumulation import add
+from xent.backends.cpu.threads import over_rows
 total = np.full(1000, 0.5)
 over_rows(add, (np.arange(1000.0), total, False), len(total), 2)
 print(total.sum())

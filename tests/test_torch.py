@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import xent
 import xent.torch
+from xent.backends import formula as composed
 from xent.objective import Objective
-from xent.torch import composed
 
 SHAPES = {"one row": (5,), "rows": (6, 5), "positions": (2, 5, 3), "images": (2, 5, 2, 2)}
 

@@ -9,8 +9,8 @@ import torch
 from models import VOCABULARY, WIDTH, assert_close, assert_same_step, is_made, token_ids, trained
 from torch.nn import functional as F
 
-from xent.torch import deferred_operations
 from xent.torch.deferred import DeferredLinear, DeferredLogits, defer_logits, restore_logits
+from xent.torch.deferred import rules as deferred_operations
 
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")

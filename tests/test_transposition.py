@@ -4,8 +4,8 @@ import numba
 import numpy as np
 import pytest
 
-from xent.cpu.compilation import OPTIONS
-from xent.cpu.transposition import transpose
+from xent.backends.cpu.compilation import OPTIONS
+from xent.backends.cpu.transposition import transpose
 
 
 @numba.njit(**OPTIONS)

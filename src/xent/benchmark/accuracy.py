@@ -23,8 +23,8 @@ import xent.torch
 from xent import reference
 from xent.benchmark import machine
 from xent.benchmark.primitives import measured_primitives
+from xent.checks import as_rows
 from xent.objective import Objective
-from xent.targets import as_rows
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SHAPES = {"10 classes": (4096, 10), "1000": (256, 1000), "50257": (16, 50257), "21, positions inside": (2, 21, 32, 32)}

@@ -140,7 +140,7 @@ def _eager() -> Loss:
 
 def _on_chip(inputs: Inputs) -> Calls:
     """The forward alone."""
-    from xent.gpu import on_chip
+    from xent.backends.gpu import on_chip
     from xent.torch import linear_cross_entropy
 
     def loss(*arguments: Tensor) -> Tensor:

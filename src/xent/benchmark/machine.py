@@ -82,7 +82,7 @@ def limited(threads: int) -> Iterator[None]:
     import torch
     from threadpoolctl import threadpool_limits
 
-    from xent.cpu.threads import get_num_threads, set_num_threads
+    from xent.backends.cpu.threads import get_num_threads, set_num_threads
 
     before = torch.get_num_threads(), get_num_threads()
     torch.set_num_threads(threads)

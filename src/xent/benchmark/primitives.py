@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from xent.cpu import primitives
-from xent.cpu.compilation import kernel
+from xent.backends.cpu import primitives
+from xent.backends.cpu.compilation import kernel
 
 Array = NDArray[Any]
 

@@ -51,7 +51,7 @@ def run_threads(
 def _calls(rows: int, threads: int) -> dict[str, Callable[[], Any]]:
     import torch
 
-    from xent.cpu.threads import without_openmp
+    from xent.backends.cpu.threads import without_openmp
     from xent.torch import cross_entropy
 
     generator = torch.Generator().manual_seed(0)

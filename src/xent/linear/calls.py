@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from xent.cpu.threads import get_num_threads
+from xent.backends.cpu.threads import get_num_threads
 from xent.linear import driver
 from xent.linear.driver import NOTHING, Wanted
 from xent.linear.host import Host, Method, Problem, sizes_of

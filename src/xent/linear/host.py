@@ -1,4 +1,4 @@
-"""The steps of the linear loss on the CPU: products.py multiplies, the kernels of xent.cpu do the rest.
+"""The steps of the linear loss on the CPU: products.py multiplies, the kernels of xent.backends.cpu do the rest.
 
 Three ways to multiply, by what the arguments are:
 
@@ -20,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xent import memory
-from xent.cpu import accumulation as kernels
-from xent.cpu import cross_entropy as cpu
-from xent.cpu.formats import bits
-from xent.cpu.threads import over_rows
+from xent.backends.cpu import accumulation as kernels
+from xent.backends.cpu import cross_entropy as cpu
+from xent.backends.cpu.formats import bits
+from xent.backends.cpu.threads import over_rows
 from xent.linear.plan import Plan, Sizes, aligned
 from xent.linear.products import BFLOAT16, Products, adds, multiply, multiply_and_add
 from xent.objective import Objective

@@ -32,7 +32,7 @@ import llvmlite.binding
 import numpy as np
 from numpy.typing import NDArray
 
-from xent.cpu.threads import available_processors
+from xent.backends.cpu.threads import available_processors
 from xent.linear import openblas
 
 Array = NDArray[Any]

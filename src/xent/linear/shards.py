@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xent.cpu import shards as cpu
-from xent.cpu.shards import Local, LocalStatistics, Shard
+from xent.backends.cpu import shards as cpu
+from xent.backends.cpu.shards import Local, LocalStatistics, Shard
 from xent.linear import driver
 from xent.linear.calls import Gradients, gradients
 from xent.linear.driver import NOTHING, Wanted

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xent.cpu import cross_entropy as cpu
-from xent.cpu.statistics_gradient import statistics_gradient
+from xent.backends.cpu import cross_entropy as cpu
+from xent.backends.cpu.statistics_gradient import statistics_gradient
 from xent.linear import driver
 from xent.linear.calls import Gradients, gradients, prepared
 from xent.linear.driver import NOTHING, Wanted

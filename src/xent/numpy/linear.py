@@ -8,7 +8,8 @@ from typing import Any, Unpack
 import numpy as np
 from numpy.typing import ArrayLike
 
-from xent.cpu.cross_entropy import Statistics
+from xent.backends.cpu.cross_entropy import Statistics
+from xent.checks import Layout, as_numpy, as_rows, check_linear_shapes, checked_layout, require_labels
 from xent.linear import calls
 from xent.linear import statistics as linear
 from xent.linear.driver import Wanted
@@ -18,7 +19,6 @@ from xent.linear.products import side_by_side
 from xent.numpy.rows import Array, Rows, as_bits, as_target, checked
 from xent.objective import Objective, Options
 from xent.reference import Gradients
-from xent.targets import Layout, as_numpy, as_rows, check_linear_shapes, checked_layout, require_labels
 
 
 def linear_cross_entropy(

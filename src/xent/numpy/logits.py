@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from xent import reference
-from xent.cpu import cross_entropy as cpu
+from xent.backends.cpu import cross_entropy as cpu
+from xent.checks import as_blocks, as_numpy, as_rows, from_rows, layout
 from xent.errors import ObjectiveError, message
 from xent.numpy.rows import Array, Rows, as_bits, as_target, checked, computing_dtype
 from xent.objective import Objective, Options
-from xent.targets import as_blocks, as_numpy, as_rows, from_rows, layout
 
 
 def cross_entropy(logits: ArrayLike, target: ArrayLike, **options: Unpack[Options]) -> Array:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from xent.checks import Layout, as_numpy, check_target, class_weight
 from xent.objective import Objective
 from xent.reduction import gradient_scale, mean_denominator, reduce
-from xent.targets import Layout, as_numpy, check_target, class_weight
 
 Array = NDArray[Any]
 

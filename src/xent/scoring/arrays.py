@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from xent.cpu.threads import get_num_threads
+from xent.backends.cpu.threads import get_num_threads
 from xent.errors import ArgumentError, DataError, ShapeError, message
 from xent.scoring import kernels
 from xent.scoring.batch import NO_INDEX, NONE, row_scores, state_of

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from xent.arrays import sum_tolerance
-from xent.cpu.cross_entropy import forward
+from xent.backends.cpu.cross_entropy import forward
 from xent.errors import ArgumentError, DTypeError, LabelError, ShapeError, message
 from xent.objective import Objective
 from xent.scoring import kernels

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
-from xent.cpu.threads import get_num_threads
+from xent.backends.cpu.threads import get_num_threads
 from xent.errors import ArgumentError, DataError, DistributionError, message
 from xent.scoring import files, kernels
 from xent.scoring.batches import batches_of, engine_of, is_array, is_path

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xent.cpu.compilation import device, kernel
-from xent.cpu.primitives import add_in_any_order, float_bits, log, maximum
+from xent.backends.cpu.compilation import device, kernel
+from xent.backends.cpu.primitives import add_in_any_order, float_bits, log, maximum
 
 Array = NDArray[Any]
 

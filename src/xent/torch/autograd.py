@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xent.backends import formula as composed
+from xent.checks import check_labels
 from xent.objective import Objective
 from xent.reduction import gradient_scale
-from xent.targets import check_labels
-from xent.torch import composed, kernels
+from xent.torch import kernels
 
 
 def cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None, objective: Objective) -> Tensor:

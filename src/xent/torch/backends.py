@@ -2,8 +2,8 @@
 
 | device | backend |
 |---|---|
-| CPU | "numba": xent.cpu |
-| CUDA, ROCm, XPU | "triton": xent.gpu, where Triton is installed and knows the device |
+| CPU | "numba": xent.backends.cpu |
+| CUDA, ROCm, XPU | "triton": xent.backends.gpu, where Triton is installed and knows the device |
 | any other | "formula": composed.py |
 """
 

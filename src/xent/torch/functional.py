@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
+from xent.backends import formula as composed
+from xent.checks import Layout, check_ignore_index, check_labels, check_weight_shape, layout, require_labels
 from xent.errors import DTypeError, message
 from xent.objective import Objective, UnweightedOptions
 from xent.reduction import mean_denominator
-from xent.targets import Layout, check_ignore_index, check_labels, check_weight_shape, layout, require_labels
-from xent.torch import autograd, composed, operators
+from xent.torch import autograd, operators
 from xent.torch.backends import backend_of
 from xent.torch.rows import as_rows, check_tensors, from_rows, is_traced, is_transformed, labels_as_rows
 

@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xent.gpu import cross_entropy as gpu
-from xent.gpu.statistics_gradient import statistics_gradient
+from xent.backends import formula as composed
+from xent.backends.formula import reduced
+from xent.backends.gpu import cross_entropy as gpu
+from xent.backends.gpu.statistics_gradient import statistics_gradient
 from xent.objective import Objective
 from xent.reduction import gradient_scale, mean_denominator
-from xent.torch import autograd, composed
-from xent.torch.composed import reduced
+from xent.torch import autograd
 
 
 def cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None, objective: Objective) -> Tensor:

@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from xent.cpu import cross_entropy as cpu
-from xent.cpu import kernels
-from xent.cpu.threads import use_openmp_of
+from xent.backends.cpu import cross_entropy as cpu
+from xent.backends.cpu import kernels
+from xent.backends.cpu.threads import use_openmp_of
+from xent.checks import check_labels
 from xent.objective import Objective
 from xent.reduction import mean_denominator, reduce
-from xent.targets import check_labels
 
 Array = NDArray[Any]
 

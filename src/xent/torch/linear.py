@@ -14,11 +14,8 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from xent.errors import DTypeError, message
-from xent.linear.plan import DEFAULT_WORKSPACE, parse_bytes
-from xent.objective import Objective, UnweightedOptions
-from xent.reduction import mean_denominator
-from xent.targets import (
+from xent.backends import formula as composed
+from xent.checks import (
     Layout,
     check_ignore_index,
     check_labels,
@@ -27,7 +24,11 @@ from xent.targets import (
     checked_layout,
     require_labels,
 )
-from xent.torch import composed, linear_autograd, linear_composed, linear_operators
+from xent.errors import DTypeError, message
+from xent.linear.plan import DEFAULT_WORKSPACE, parse_bytes
+from xent.objective import Objective, UnweightedOptions
+from xent.reduction import mean_denominator
+from xent.torch import linear_autograd, linear_composed, linear_operators
 from xent.torch.backends import backend_of
 from xent.torch.functional import Statistics
 from xent.torch.linear_kernels import NUMPY, Call

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xent.cpu.cross_entropy import Statistics as CpuStatistics
+from xent.backends.cpu.cross_entropy import Statistics as CpuStatistics
+from xent.checks import check_labels
 from xent.reduction import gradient_scale
-from xent.targets import check_labels
 from xent.torch import kernels as of_logits
 from xent.torch import linear_composed as composed
 from xent.torch import linear_kernels as kernels

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from xent.backends import formula as composed
 from xent.objective import Objective
-from xent.torch import composed
 from xent.torch.rows import LinearRows
 
 CHUNK_ROWS = 256

@@ -1,4 +1,4 @@
-"""The linear loss on a GPU under torch's automatic differentiation: xent.linear's driver over the steps of xent.gpu.
+"""The linear loss on a GPU under torch's automatic differentiation: xent.linear's driver over the steps of xent.backends.gpu.
 
 As on the CPU (linear_autograd.py), but nothing waits for the device (gpu_autograd.py). The gradients that were made
 with the loss, for an upstream gradient of 1, are multiplied by what arrives: the device looks whether that is 1, and
@@ -17,17 +17,17 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from xent.gpu import linear as gpu
-from xent.gpu import on_chip
-from xent.gpu.cross_entropy import Statistics
-from xent.gpu.linear_statistics import StatisticsDevice
+from xent.backends.formula import compute_dtype, reduced
+from xent.backends.gpu import linear as gpu
+from xent.backends.gpu import on_chip
+from xent.backends.gpu.cross_entropy import Statistics
+from xent.backends.gpu.linear_statistics import StatisticsDevice
 from xent.linear import driver
 from xent.linear.driver import NOTHING, Wanted
 from xent.linear.plan import Plan, Sizes, make_plan
 from xent.reduction import gradient_scale
 from xent.torch import gpu_autograd
 from xent.torch import linear_composed as composed
-from xent.torch.composed import compute_dtype, reduced
 from xent.torch.gpu_autograd import with_weight
 from xent.torch.linear_kernels import Call
 from xent.torch.rows import LinearRows

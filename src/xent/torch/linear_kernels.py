@@ -15,13 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from xent.cpu.cross_entropy import Statistics
+from xent.backends.cpu.cross_entropy import Statistics
+from xent.backends.formula import compute_dtype
 from xent.linear import calls, statistics
 from xent.linear.driver import Wanted
 from xent.linear.host import Problem
 from xent.linear.products import side_by_side
 from xent.objective import Objective
-from xent.torch.composed import compute_dtype
 from xent.torch.rows import LinearRows
 
 Array = NDArray[Any]

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xent.cpu.cross_entropy import Statistics
+from xent.backends.cpu.cross_entropy import Statistics
+from xent.backends.formula import compute_dtype
 from xent.objective import Objective, Reduction
 from xent.reduction import gradient_scale, mean_denominator
 from xent.torch import linear_autograd, linear_kernels
 from xent.torch.backends import TRITON_DEVICES
-from xent.torch.composed import compute_dtype
 from xent.torch.linear_kernels import Call
 from xent.torch.rows import LinearRows
 

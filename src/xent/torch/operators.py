@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xent.backends import formula as composed
 from xent.objective import Objective
-from xent.torch import composed, kernels
+from xent.torch import kernels
 from xent.torch.backends import TRITON_DEVICES
 
 
@@ -133,7 +134,7 @@ def forward_on_gpu(
     logits: Tensor, target: Tensor, weight: Tensor | None, options: list[float]
 ) -> tuple[Tensor, Tensor]:
     """Losses and log-sum-exps by the Triton kernel."""
-    from xent.gpu import cross_entropy as gpu
+    from xent.backends.gpu import cross_entropy as gpu
     from xent.torch.gpu_autograd import with_weight
 
     objective = with_weight(Objective.from_numbers(options), weight, logits)

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from xent.checks import Layout
 from xent.errors import DTypeError, message
-from xent.targets import Layout
 
 
 def check_tensors(call: str, **arguments: Any) -> None:

@@ -1,0 +1,287 @@
+"""Loops across positions, for few classes with many rows and for a class axis that is not the last.
+
+z is a (classes, width) scratch in the first- or second-level cache. Each step runs over the positions of one class;
+maxima and sums are kept for each position. Logits (N, C, S) lie like that already and are loaded a class at a time.
+Rows (N, C) are transposed on the way into and out of the scratch: in registers (transposition.py), or number by number
+if there are so few classes that most of a register would be empty.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from xent.backends.cpu.blocks import load, multiply, target_distribution, transform
+from xent.backends.cpu.compilation import device
+from xent.backends.cpu.formats import decode, encode, store
+from xent.backends.cpu.primitives import exp, fused_multiply_add, maximum
+from xent.backends.cpu.streaming import store_large
+from xent.backends.cpu.tile import NARROW, without_label
+from xent.backends.cpu.transposition import transpose
+
+GROUP = 16  # classes whose exponentials are added up before they go to float64
+GATHERED = 4  # classes up to which rows are transposed number by number
+NEAR_ZERO = 40.0  # a maximum below it can be replaced by 0 as the reference: exponentials and sums stay normal numbers
+
+
+@device
+def load_tile(stored: Any, outer_stride: int, inputs: Any, g: int, size: int, tile: Any, z: Any) -> None:
+    """z[class, position] = the stored numbers of `size` positions from g."""
+    classes, inner, width = inputs.classes, inputs.inner, tile.width
+    if inner == 1 and classes <= GATHERED:
+        for j in range(classes):
+            column, row = stored[g * outer_stride + j :], z[j * width : j * width + size]
+            for p in range(size):
+                row[p] = decode(column[p * outer_stride])
+    elif inner == 1:
+        if outer_stride == classes:
+            load(stored[g * classes : (g + size) * classes], tile.rows[: size * classes])
+        else:
+            for p in range(size):
+                begin = (g + p) * outer_stride
+                load(stored[begin : begin + classes], tile.rows[p * classes : (p + 1) * classes])
+        transpose(tile.rows, size, classes, classes, z, width)
+    elif inner >= NARROW:
+        begin = g // inner * outer_stride + g % inner
+        for j in range(classes):
+            load(stored[begin + j * inner : begin + j * inner + size], z[j * width : j * width + size])
+    else:
+        for p in range(size):
+            begin = (g + p) // inner * outer_stride + (g + p) % inner
+            for j in range(classes):
+                z[j * width + p] = decode(stored[begin + j * inner])
+
+
+@device
+def store_tile(out: Any, inputs: Any, g: int, size: int, tile: Any, staging: Any) -> None:
+    """Store z as the gradient of `size` positions from g."""
+    classes, inner, width, one = inputs.classes, inputs.inner, tile.width, tile.z.dtype.type(1)
+    if inner == 1 and classes <= GATHERED:
+        for j in range(classes):
+            column, row = out[g * classes + j :], tile.z[j * width : j * width + size]
+            for p in range(size):
+                column[p * classes] = encode(row[p], out)
+    elif inner == 1:
+        transpose(tile.z, classes, size, width, tile.rows, classes)
+        store_large(out[g * classes : (g + size) * classes], tile.rows[: size * classes], one, -1, one, staging)
+    elif inner >= NARROW:
+        begin = g // inner * classes * inner + g % inner
+        for j in range(classes):
+            z = tile.z[j * width : j * width + size]
+            store(out[begin + j * inner : begin + j * inner + size], z, one, -1, one)
+    else:
+        for p in range(size):
+            begin = (g + p) // inner * classes * inner + (g + p) % inner
+            for j in range(classes):
+                out[begin + j * inner] = encode(tile.z[j * width + p], out)
+
+
+# ---------------------------------------------------------------------------------------------- steps over positions
+
+
+@device
+def raise_to(highest: Any, z: Any) -> None:
+    """highest = the larger of highest and z."""
+    for p in range(len(z)):
+        highest[p] = maximum(highest[p], z[p])
+
+
+@device
+def prefer_zero(reference: Any) -> None:
+    """reference = 0 where the maximum is not far from it: z - 0 needs no rounding."""
+    for p in range(len(reference)):
+        reference[p] = 0 if abs(reference[p]) < NEAR_ZERO else reference[p]
+
+
+@device
+def exponentials_into(partial: Any, z: Any, reference: Any) -> None:
+    """z = exp(z - reference), partial = partial + z."""
+    for p in range(len(z)):
+        z[p] = exp(z[p] - reference[p])
+        partial[p] = partial[p] + z[p]
+
+
+@device
+def slope_into(slope: Any, z: Any, reference: Any) -> None:
+    """slope = slope + exp(z - reference) * (z - reference); a masked class adds 0."""
+    for p in range(len(z)):
+        below = z[p] - reference[p]
+        below = z.dtype.type(-1000) if below < -1000 else below
+        slope[p] = slope[p] + exp(below) * below
+
+
+@device
+def flush(total: Any, partial: Any) -> None:
+    """total = total + partial, partial = 0."""
+    for p in range(len(partial)):
+        total[p] = total[p] + np.float64(partial[p])
+        partial[p] = 0
+
+
+@device
+def target_terms_into(terms: Any, z: Any, t: Any, reference: Any) -> None:
+    """terms = terms + t * (reference - z); without target 0 is added even if z is -inf."""
+    for p in range(len(z)):
+        term = np.float64(t[p]) * np.float64(reference[p] - z[p])
+        terms[p] = terms[p] + (term if t[p] != 0 else 0.0)
+
+
+@device
+def mass_into(mass: Any, t: Any) -> None:
+    """mass = mass + t."""
+    for p in range(len(t)):
+        mass[p] = mass[p] + np.float64(t[p])
+
+
+@device
+def scaled(z: Any, factor: Any) -> None:
+    """z = factor * z."""
+    for p in range(len(z)):
+        z[p] = factor[p] * z[p]
+
+
+@device
+def scaled_less_target(z: Any, factor: Any, t: Any, target_factor: Any) -> None:
+    """z = factor * z - target_factor * t."""
+    for p in range(len(z)):
+        z[p] = fused_multiply_add(factor[p], z[p], -(target_factor[p] * t[p]))
+
+
+@device
+def order_into(best: Any, best_at: Any, above: Any, z: Any, label_x: Any, j: int) -> None:
+    """Count the classes above the label, and keep the first maximum (the first NaN, if there is one)."""
+    for p in range(len(z)):
+        above[p] = above[p] + np.int64(z[p] > label_x[p])
+        better = z[p] > best[p] or (z[p] != z[p] and best[p] == best[p])
+        best[p] = z[p] if better else best[p]
+        best_at[p] = j if better else best_at[p]
+
+
+@device
+def clear(array: Any, value: float) -> None:
+    """Set every number."""
+    for p in range(len(array)):
+        array[p] = value
+
+
+# ---------------------------------------------------------------------------------------------------- steps over tiles
+
+
+@device
+def prepare(inputs: Any, terms: Any, g: int, size: int, tile: Any) -> None:
+    """Set z and, where there is more to it than the shares of labels, t."""
+    load_tile(inputs.logits, inputs.outer_stride, inputs, g, size, tile, tile.z)
+    transform_tile(inputs, terms, size, tile)
+    if not terms.dense:
+        return
+    soft = len(inputs.soft) > 0
+    if soft:
+        load_tile(inputs.soft, inputs.classes * inputs.inner, inputs, g, size, tile, tile.t)
+    for j in range(inputs.classes):
+        weight = np.float64(inputs.weight[j]) if len(inputs.weight) else 1.0
+        t = tile.t[j * tile.width : j * tile.width + size]
+        target_distribution(t, t if soft else t[:0], terms.on * weight, terms.off * weight)
+
+
+@device
+def transform_tile(inputs: Any, terms: Any, size: int, tile: Any) -> None:
+    """Turn x into z."""
+    if terms.scale != 1.0 or terms.softcap != 0.0:
+        for j in range(inputs.classes):
+            cells = slice(j * tile.width, j * tile.width + size)
+            transform(tile.z[cells], tile.derivative[cells], terms)
+
+
+@device
+def pick_labels(size: int, tile: Any) -> None:
+    """Set label_z, what z is at the label."""
+    for p in range(size):
+        if tile.label[p] >= 0:
+            tile.label_z[p] = tile.z[tile.label[p] * tile.width + p]
+
+
+@device
+def take_maximum(inputs: Any, size: int, tile: Any) -> None:
+    """Set reference to the maximum of each position."""
+    clear(tile.reference, -np.inf)
+    for j in range(inputs.classes):
+        raise_to(tile.reference[:size], tile.z[j * tile.width : j * tile.width + size])
+
+
+@device
+def normalise(inputs: Any, terms: Any, size: int, tile: Any) -> None:
+    """Set total, terms and mass of each position; z = exp(z - reference)."""
+    reference, partial, total = tile.reference[:size], tile.partial[:size], tile.total[:size]
+    clear(partial, 0.0)
+    clear(total, 0.0)
+    clear(tile.terms, 0.0)
+    clear(tile.mass, terms.label_mass)
+    for j in range(inputs.classes):
+        cells = slice(j * tile.width, j * tile.width + size)
+        if terms.dense:
+            target_terms_into(tile.terms[:size], tile.z[cells], tile.t[cells], reference)
+            if terms.soft:
+                mass_into(tile.mass[:size], tile.t[cells])
+        # With nothing but masked classes, -inf - -inf makes the position NaN.
+        exponentials_into(partial, tile.z[cells], reference)
+        if j % GROUP == GROUP - 1 or j == inputs.classes - 1:
+            flush(total, partial)
+
+
+@device
+def exponentials_and_masses(inputs: Any, terms: Any, size: int, tile: Any) -> None:
+    """z = exp(z - reference) for a given reference, and mass of each position."""
+    clear(tile.mass, terms.label_mass)
+    for j in range(inputs.classes):
+        cells = slice(j * tile.width, j * tile.width + size)
+        exponentials_into(tile.partial[:size], tile.z[cells], tile.reference[:size])
+        if terms.soft:
+            mass_into(tile.mass[:size], tile.t[cells])
+
+
+@device
+def gradients(inputs: Any, terms: Any, all_known: bool, g: int, size: int, tile: Any, out: Any, staging: Any) -> None:
+    """out = (factor * exp(z - reference) - target_factor * t) * dz/dx, from z = exp(z - reference)."""
+    factor, target_factor, width = tile.factor[:size], tile.target_factor[:size], tile.width
+    for j in range(inputs.classes):
+        cells = slice(j * width, j * width + size)
+        if terms.dense:
+            scaled_less_target(tile.z[cells], factor, tile.t[cells], target_factor)
+        else:
+            scaled(tile.z[cells], factor)
+    if len(inputs.labels):
+        for p in range(size):
+            if tile.label[p] >= 0:
+                tile.z[tile.label[p] * width + p] -= factor.dtype.type(tile.share[p] * np.float64(target_factor[p]))
+    if terms.softcap != 0.0:
+        for j in range(inputs.classes):
+            cells = slice(j * width, j * width + size)
+            multiply(tile.z[cells], tile.derivative[cells])
+    if not all_known:
+        for p in range(size):
+            if tile.label[p] < 0:
+                value = without_label(inputs.labels[g + p], terms)
+                for j in range(inputs.classes):
+                    tile.z[j * width + p] = value
+    store_tile(out, inputs, g, size, tile, staging)
+
+
+@device
+def order_and_slope(inputs: Any, terms: Any, g: int, size: int, tile: Any) -> None:
+    """Set reference, total and slope; of the logits as they are, the first maximum and the number above the label's."""
+    load_tile(inputs.logits, inputs.outer_stride, inputs, g, size, tile, tile.z)
+    pick_labels(size, tile)
+    clear(tile.best, -np.inf)
+    clear(tile.slope, 0.0)
+    for p in range(size):
+        tile.best_at[p] = tile.above[p] = 0
+    for j in range(inputs.classes):
+        z = tile.z[j * tile.width : j * tile.width + size]
+        order_into(tile.best[:size], tile.best_at[:size], tile.above[:size], z, tile.label_z[:size], j)
+    transform_tile(inputs, terms, size, tile)
+    pick_labels(size, tile)
+    take_maximum(inputs, size, tile)
+    for j in range(inputs.classes):
+        slope_into(tile.slope[:size], tile.z[j * tile.width : j * tile.width + size], tile.reference[:size])
+    normalise(inputs, terms, size, tile)

@@ -1,0 +1,147 @@
+"""Numbers as they lie in memory: bfloat16 and float16 to float32 and back.
+
+Neither NumPy's bfloat16 (there is none) nor Numba's float16 (none on a CPU) can be computed with, so 16-bit logits come
+as the integers of their bits, and the integer's type says which format it is: `uint16` bfloat16, `int16` float16.
+
+| in memory | computed in |
+|---|---|
+| float32, bfloat16 (uint16), float16 (int16) | float32 |
+| float64 | float64 |
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic, overload
+from numpy.lib.stride_tricks import as_strided
+from numpy.typing import NDArray
+
+from xent.backends.cpu.compilation import OPTIONS, device
+from xent.backends.cpu.primitives import bits_float, float_bits
+
+Array = NDArray[Any]
+
+BFLOAT16, FLOAT16 = types.uint16, types.int16
+
+HALF_MANTISSA = np.uint32(16)
+BFLOAT16_ROUND = np.uint32(0x7FFF)
+BFLOAT16_NAN = np.uint32(0x7FC0)
+ONE = np.uint32(1)
+
+
+def bits(stored: Array) -> Array:
+    """float16 as the integers of its bits; anything else as it is."""
+    return stored.view(np.int16) if stored.dtype == np.float16 else stored
+
+
+def flat(logits: Array) -> tuple[Array, int]:
+    """View logits (rows, ...) as the bits of one dimension, with the distance from one row to the next."""
+    shape = logits.shape
+    apart = math.prod(shape[1:])
+    if not logits.flags.c_contiguous:
+        stride, item = logits.strides[0], logits.itemsize
+        # Rows of a slice of the classes: no copy.
+        if len(shape) == 2 and logits.strides[1] == item and stride >= 0 and stride % item == 0 and shape[0]:
+            apart = stride // item
+            size = (shape[0] - 1) * apart + shape[1]
+            return given(bits(as_strided(logits, (size,), (item,)))), apart
+    return given(bits(logits.reshape(-1))), apart
+
+
+def given(array: Array) -> Array:
+    """A given array of one dimension as kernels expect it: without gaps, and writable, though they never write to it.
+
+    Numba would compile a kernel once more for an array with gaps or for one that may not be written to.
+    """
+    if not array.flags.c_contiguous:
+        array = np.ascontiguousarray(array)
+    return array if array.flags.writeable else np.asarray(_Writable(array))
+
+
+class _Writable:
+    """The memory of a read-only array."""
+
+    def __init__(self, array: Array) -> None:
+        self.array = array
+        self.__array_interface__ = {**array.__array_interface__, "data": (array.ctypes.data, False)}
+
+
+@intrinsic
+def _half_to_float(typingctx: Any, half: Any) -> Any:
+    """Widen the bits of a float16."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return builder.fpext(builder.bitcast(values[0], ir.HalfType()), ir.FloatType())
+
+    return types.float32(FLOAT16), generate
+
+
+@intrinsic
+def _float_to_half(typingctx: Any, number: Any) -> Any:
+    """Round to float16, to nearest even; the bits."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return builder.bitcast(builder.fptrunc(values[0], ir.HalfType()), ir.IntType(16))
+
+    return FLOAT16(types.float32), generate
+
+
+@device
+def _float_to_bfloat16(x: Any) -> Any:
+    """Round to bfloat16, to nearest even; the bits. NaN stays NaN: rounding its mantissa up could make it infinite."""
+    bits = np.uint32(float_bits(x))
+    rounded = np.uint32(np.uint32(bits + BFLOAT16_ROUND) + np.uint32((bits >> HALF_MANTISSA) & ONE)) >> HALF_MANTISSA
+    return np.uint16(rounded if x == x else BFLOAT16_NAN)
+
+
+def decode(stored: Any) -> Any:
+    """Return a stored number in the type that it is computed in."""
+    raise NotImplementedError("for compiled code")
+
+
+@overload(decode, jit_options=OPTIONS, strict=False)
+def _(stored: Any) -> Any:
+    if stored == BFLOAT16:
+        return lambda stored: bits_float(np.int32(np.uint32(stored) << HALF_MANTISSA))
+    if stored == FLOAT16:
+        return lambda stored: _half_to_float(stored)
+    return lambda stored: stored
+
+
+def encode(number: Any, like: Any) -> Any:
+    """Return a computed number rounded to the type in which the array `like` stores it."""
+    raise NotImplementedError("for compiled code")
+
+
+@overload(encode, jit_options=OPTIONS, strict=False)
+def _(number: Any, like: Any) -> Any:
+    if like.dtype == BFLOAT16:
+        return lambda number, like: _float_to_bfloat16(number)
+    if like.dtype == FLOAT16:
+        return lambda number, like: _float_to_half(number)
+    return lambda number, like: number
+
+
+def scratch(stored: Any, size: int) -> Any:
+    """Return an empty array of the type that numbers of the array `stored` are computed in."""
+    raise NotImplementedError("for compiled code")
+
+
+@overload(scratch, strict=False)
+def _(stored: Any, size: int) -> Any:
+    computed = np.float64 if stored.dtype == types.float64 else np.float32
+    return lambda stored, size: np.empty(size, computed)
+
+
+@device
+def store(target: Any, z: Any, factor: Any, at: int, less: Any) -> None:
+    """target = factor * z, less `less` at the index `at` (-1: nowhere), rounded to target's type."""
+    for i in range(len(z)):
+        target[i] = encode(factor * z[i], target)
+    if at >= 0:
+        target[at] = encode(factor * z[at] - less, target)

@@ -1,0 +1,247 @@
+"""A tile: the positions that are worked on together, and what is kept for each of them.
+
+A position is a row of classes: row r of (rows, classes), or one of the outer * inner of (outer, classes, inner). A tile
+holds up to 256 of them. The steps that take one number per position are here; those over the classes of a tile are in
+along_classes.py and across_positions.py, which differ in the order of their loops.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xent.backends.cpu.blocks import target_mass
+from xent.backends.cpu.compilation import allocator, device
+from xent.backends.cpu.formats import scratch
+from xent.backends.cpu.primitives import exp, log
+
+WIDTH = 256  # positions of a tile; less if the cells of a tile, width * classes, would be more than CELLS
+CELLS = 2**13
+CELLS_ACROSS = 2**15
+NARROW = 32
+BLOCK = 2048  # classes that a step along the classes works on
+KEPT = 2**19  # classes up to which the exponentials of a row are kept for its gradient
+
+
+class Inputs(NamedTuple):
+    """The arrays of a call, each of one dimension.
+
+    `soft` is empty for labels, `labels` for soft targets, `weight` without weights. Position g and class j lie at
+    (g // inner) * outer_stride + j * inner + g % inner; `inner` is 1 for rows and the number of positions behind the
+    class axis otherwise. Soft targets and gradients lie the same way, without gaps.
+    """
+
+    logits: Any
+    outer_stride: int
+    classes: int
+    inner: int
+    labels: Any
+    soft: Any
+    weight: Any
+
+
+class Terms(NamedTuple):
+    """What the options mean for every row: t[j] = weight[j] * (on * p[j] + off).
+
+    For labels the share `on` goes to one class and is handled there; `dense` says whether there is more to t than that,
+    and `label_mass` is the sum of that, the same for all rows. `soft`: the target is given as distributions.
+    """
+
+    dense: bool
+    soft: bool
+    on: float
+    off: float
+    label_mass: float
+    scale: float
+    softcap: float
+    z_loss: float
+    ignore_index: int
+
+
+class Tile(NamedTuple):
+    """Scratch of one thread: z and derivative of `width` positions (or of one block), and numbers for each position.
+
+    With reference = max(z):  total = sum(exp(z - reference)),  terms = sum(t * (reference - z)),  mass = sum(t),  the
+    last two without the share of the label;  lse = reference + log_total;  slope = sum(exp(z - reference) * (z -
+    reference)).
+    """
+
+    along: bool
+    kept: bool
+    width: int
+    z: Any
+    derivative: Any
+    t: Any
+    rows: Any
+    block_reference: Any
+    label: Any
+    share: Any
+    label_z: Any
+    reference: Any
+    total: Any
+    log_total: Any
+    terms: Any
+    mass: Any
+    partial: Any
+    factor: Any
+    target_factor: Any
+    slope: Any
+    best: Any
+    best_at: Any
+    above: Any
+
+
+@device
+def terms_of(options: Any, ignore_index: int, inputs: Any) -> Any:
+    """Unpack `options`: logit_scale, softcap (0: none), label_smoothing, z_loss."""
+    # With one class smoothing changes nothing; leaving it out keeps the gradient exactly 0.
+    smoothing = options[2] if inputs.classes > 1 else 0.0
+    soft = len(inputs.soft) > 0
+    mean_weight = target_mass(inputs.weight) / inputs.classes if len(inputs.weight) else 1.0
+    return Terms(
+        soft or smoothing > 0.0,
+        soft,
+        1.0 - smoothing,
+        smoothing / inputs.classes,
+        0.0 if soft else smoothing * mean_weight,
+        options[0],
+        options[1],
+        options[3],
+        ignore_index,
+    )
+
+
+@allocator
+def tile_for(inputs: Any, terms: Any, along: bool, gradient: bool) -> Any:
+    """Allocate what one thread needs."""
+    logits, classes = inputs.logits, inputs.classes
+    if along:
+        width = max(1, min(WIDTH, CELLS // classes)) if classes <= BLOCK else 1
+        kept = classes <= BLOCK or (gradient and classes <= KEPT)
+        cells = width * classes if kept else BLOCK
+        target_cells = min(classes, BLOCK)
+    else:
+        width, kept = max(NARROW, min(WIDTH, CELLS_ACROSS // classes)), True
+        cells = target_cells = width * classes
+    return Tile(
+        along,
+        kept,
+        width,
+        scratch(logits, cells),
+        scratch(logits, max(cells if terms.softcap != 0.0 else 0, width)),
+        scratch(logits, target_cells if terms.dense else 0),
+        scratch(logits, 0 if along or inputs.inner > 1 else cells),
+        scratch(logits, classes // BLOCK + 1 if along else 0),
+        np.empty(width, np.int64),
+        np.empty(width, np.float64),
+        scratch(logits, width),
+        scratch(logits, width),
+        np.empty(width, np.float64),
+        np.empty(width, np.float64),
+        np.empty(width, np.float64),
+        np.empty(width, np.float64),
+        scratch(logits, width),
+        scratch(logits, width),
+        scratch(logits, width),
+        np.empty(width, np.float64),
+        scratch(logits, width),
+        np.empty(width, np.int64),
+        np.empty(width, np.int64),
+    )
+
+
+@device
+def tile_size(inputs: Any, tile: Any, g: int, last: int) -> int:
+    """Number of positions of the tile that begins at position g: side by side in memory, if there are enough."""
+    size = min(tile.width, last - g)
+    return min(size, inputs.inner - g % inputs.inner) if inputs.inner >= NARROW else size
+
+
+@device
+def without_label(label: int, terms: Any) -> float:
+    """Loss and gradient of a row whose label is no class: 0 if it is to be ignored, else NaN (nothing is read)."""
+    return 0.0 if label == terms.ignore_index else np.nan
+
+
+@device
+def in_float32(tile: Any) -> bool:
+    """Whether rows are computed in float32 and only their sums in float64.
+
+    Then the loss may be taken relative to 0, so that z - reference is not rounded: log(total) - z[label] in float64
+    loses nothing that float32 could show. With everything in float64 it would lose the digits of log(total).
+    """
+    return tile.z.itemsize == 4
+
+
+@device
+def read_labels(inputs: Any, terms: Any, g: int, size: int, tile: Any) -> bool:
+    """Set label (-1: none, or to be ignored) and its share of t; return whether every position that should have a
+    label has one."""
+    unknown = 0
+    if len(inputs.labels):
+        labels = inputs.labels[g : g + size]
+        for p in range(size):
+            label = labels[p]
+            known = 0 <= label < inputs.classes and label != terms.ignore_index
+            tile.label[p] = label if known else -1
+            tile.share[p] = terms.on if known else 0.0
+            unknown += np.int64(not known)
+        if len(inputs.weight):
+            for p in range(size):
+                tile.share[p] = tile.share[p] * (inputs.weight[tile.label[p]] if tile.label[p] >= 0 else 0.0)
+    else:
+        for p in range(size):
+            tile.label[p], tile.share[p] = -1, 0.0
+    for p in range(size):
+        tile.label_z[p] = 0
+    return unknown == 0
+
+
+@device
+def losses(inputs: Any, terms: Any, all_known: bool, g: int, size: int, tile: Any, loss: Any, lse: Any) -> None:
+    """Loss and log-sum-exp of each position."""
+    loss, lse = loss[g : g + size], lse[g : g + size]
+    for p in range(size):
+        tile.log_total[p] = log(tile.total[p])
+    for p in range(size):
+        reference, log_total, share = np.float64(tile.reference[p]), tile.log_total[p], tile.share[p]
+        # In this order an offset that all logits have in common cancels. Without a share, 0 * inf is 0.
+        of_label = share * (log_total + (reference - np.float64(tile.label_z[p])))
+        found = reference + log_total
+        value = tile.terms[p] + tile.mass[p] * log_total + (of_label if share != 0.0 else 0.0)
+        value += terms.z_loss * found * found
+        loss[p] = value if found == found else np.nan
+        lse[p] = found
+    if not all_known:
+        for p in range(size):
+            if tile.label[p] < 0:
+                loss[p] = lse[p] = without_label(inputs.labels[g + p], terms)
+
+
+@device
+def from_lse(lse: Any, size: int, tile: Any) -> None:
+    """Set reference and total such that exp(z - lse) = exp(z - reference) / total, without losing digits of lse."""
+    for p in range(size):
+        tile.reference[p] = lse[p]
+        tile.total[p] = exp(lse[p] - np.float64(tile.reference[p]))
+
+
+@device
+def factors(row_scale: Any, lse: Any, terms: Any, g: int, size: int, tile: Any) -> None:
+    """Set factor and target_factor of dz = factor * exp(z - reference) - target_factor * t."""
+    # The derivative of the softcap has the logit scale in it.
+    scale = 1.0 if terms.softcap != 0.0 else terms.scale
+    if len(row_scale) == 1:
+        for p in range(size):
+            tile.target_factor[p] = np.float64(row_scale[0]) * scale
+    else:
+        scales = row_scale[g : g + size]
+        for p in range(size):
+            tile.target_factor[p] = np.float64(scales[p]) * scale
+    lse = lse[g : g + size]
+    for p in range(size):
+        # Without a z-loss its term is 0, not 0 * lse.
+        normal = 2.0 * terms.z_loss * lse[p] if terms.z_loss != 0.0 else 0.0
+        target_sum = tile.mass[p] + tile.share[p]
+        tile.factor[p] = (target_sum + normal) * np.float64(tile.target_factor[p]) / tile.total[p]

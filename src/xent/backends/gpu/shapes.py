@@ -1,0 +1,94 @@
+"""How large a tile is, and how many warps work on it: by rule, or by trying (`autotune`).
+
+A tile is `rows` positions by `block` classes. A row of many classes is a tile by itself; of rows with few classes, one
+program takes as many as make a tile of the same size. Where the class axis is not the last, neighbouring positions are
+neighbours in memory, so that a tile is wide across positions and takes few classes at a time.
+
+The numbers are rules of thumb that no measurement has confirmed yet: a thread holds 16 numbers, a block at most 4096 of
+4 bytes or 8192 of 2. `XENT_GPU_AUTOTUNE=1` tries their neighbours once for each kind of call.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+PER_THREAD = 16
+LARGEST_BLOCK = 2**14  # bytes of a block of one row
+TILE = 2**11  # numbers of a tile of several rows
+ACROSS = 128  # positions of a tile across positions: 256 bytes of bfloat16
+MOST_WARPS, WARP = 16, 32
+
+
+class Tile(NamedTuple):
+    """Positions, classes at a time (both powers of two), and warps."""
+
+    rows: int
+    block: int
+    warps: int
+
+
+def tile_for(rows: int, classes: int, inner: int, itemsize: int) -> Tile:
+    """The tile for logits of this shape; `inner` is 1 when the classes lie side by side.
+
+    >>> tile_for(4096, 128256, 1, 2), tile_for(65536, 10, 1, 4)
+    (Tile(rows=1, block=8192, warps=16), Tile(rows=128, block=16, warps=4))
+    """
+    if inner > 1:
+        across = min(ACROSS, _power_of_two(inner))
+        return _with_warps(across, max(1, min(_power_of_two(classes), TILE // across)))
+    block = min(_power_of_two(classes), LARGEST_BLOCK // itemsize)
+    return _with_warps(min(max(1, TILE // block), _power_of_two(rows)), block)
+
+
+def neighbours(tile: Tile) -> list[Tile]:
+    """What is worth trying besides: blocks of half and twice the size, and half and twice the warps."""
+    blocks = [tile.block, max(tile.block // 2, 1), tile.block * 2]
+    warps = [tile.warps, max(tile.warps // 2, 1), min(tile.warps * 2, 2 * MOST_WARPS)]
+    return list(dict.fromkeys(Tile(tile.rows, block, warp) for block in blocks for warp in warps))
+
+
+def autotuned() -> bool:
+    """Whether tiles are found by trying."""
+    return os.environ.get("XENT_GPU_AUTOTUNE", "") not in ("", "0")
+
+
+_best: dict[Hashable, Any] = {}
+
+
+def fastest(key: Hashable, tiles: Sequence[Any], launch: Callable[[Any], None], device: torch.device) -> Any:
+    """The fastest of these tiles, measured at the first call with this key, which launches each of them often."""
+    if key not in _best:
+        _best[key] = min(tiles, key=lambda tile: _seconds(lambda: launch(tile), device))
+    return _best[key]
+
+
+def _seconds(call: Callable[[], None], device: torch.device, repeats: int = 5) -> float:
+    """The least time of a few calls, after one that compiles. The only place of xent.backends.gpu where the host waits."""
+    call()
+    times = []
+    for _ in range(repeats):
+        _wait(device)
+        start = time.perf_counter()
+        call()
+        _wait(device)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.get_device_module(device.type).synchronize(device)
+
+
+def _with_warps(rows: int, block: int) -> Tile:
+    return Tile(rows, block, min(max(rows * block // (WARP * PER_THREAD), 1), MOST_WARPS))
+
+
+def _power_of_two(count: int) -> int:
+    """The least power of two that is not below."""
+    return 1 << max(count - 1, 0).bit_length()

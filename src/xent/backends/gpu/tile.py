@@ -1,0 +1,434 @@
+"""A tile: the positions that one program works on together, and the steps on them, a block of classes at a time.
+
+A position is a row of classes: row r of (rows, classes), or one of the outer * inner of (outer, classes, inner). The
+steps are those of xent.backends.cpu; where the CPU has two orders of loops for the two layouts, here strides and the shape of
+a tile make the difference. Numbers of a position (sums, losses) are float64, those of a class and maxima are WIDE:
+float32, or float64 for float64 logits.
+
+Where a gradient follows, a row is visited twice: for its maximum and sum, then for the gradient. The second visit goes
+backwards, because the classes that were seen last are the likeliest to be in a cache still.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from xent.backends.gpu.primitives import exp, log, raise_maximum, softcap_and_derivative
+
+
+class Strided(NamedTuple):
+    """Numbers that lie at outer_index * outer + class * along + inner_index * inner."""
+
+    pointer: Any
+    outer: Any
+    along: Any
+    inner: Any
+
+
+ABSENT = Strided(None, 0, 0, 0)
+
+
+class Inputs(NamedTuple):
+    """The arrays of a call: `labels` is None for soft targets, `soft` for labels, `weight` without weights.
+
+    `logits` is None where they are never in memory. Flat, because Triton 3.6 loses strides of 1 in tuples of tuples.
+    """
+
+    logits: Any
+    logits_outer: Any
+    logits_along: Any
+    logits_inner: Any
+    rows: Any
+    classes: Any
+    inner: Any
+    labels: Any
+    soft: Any
+    soft_outer: Any
+    soft_along: Any
+    soft_inner: Any
+    weight: Any
+
+
+class Switches(NamedTuple):
+    """What is in use, known when a kernel is compiled: what is off is left out.
+
+    `dense`: whether t is more than the share of a label; `normalised`: whether there is a z_loss.
+    """
+
+    dense: bool
+    scaled: bool
+    capped: bool
+    normalised: bool
+
+
+class Terms(NamedTuple):
+    """What the options mean for every row: t[j] = weight[j] * (on * p[j] + off).
+
+    For labels the share `on` goes to one class and is handled there; `label_mass` is the sum of the rest, the same for
+    all rows.
+    """
+
+    on: Any
+    off: Any
+    label_mass: Any
+    scale: Any
+    softcap: Any
+    z_loss: Any
+    ignore_index: Any
+
+
+class Positions(NamedTuple):
+    """Which positions; their labels (-1: none, or to be ignored), and the labels' shares of t.
+
+    `readable` says whose logits are read, and `without_label` is loss and gradient of the others: 0 or NaN.
+    """
+
+    g: Any
+    inside: Any
+    readable: Any
+    label: Any
+    share: Any
+    without_label: Any
+
+
+class Normal(NamedTuple):
+    """With reference = max(z): total = sum(exp(z - reference)), terms = sum(t * (reference - z)), mass = sum(t).
+
+    The last two are without the share of the label.
+    """
+
+    reference: Any
+    total: Any
+    terms: Any
+    mass: Any
+
+
+@triton.jit
+def logits_of(inputs):
+    """The logits with their strides."""
+    return Strided(inputs.logits, inputs.logits_outer, inputs.logits_along, inputs.logits_inner)
+
+
+@triton.jit
+def soft_of(inputs):
+    """The class probabilities with their strides."""
+    return Strided(inputs.soft, inputs.soft_outer, inputs.soft_along, inputs.soft_inner)
+
+
+@triton.jit
+def terms_of(inputs, smoothing, scale, softcap, z_loss, ignore_index, mean_weight):
+    """Unpack the options. With one class smoothing changes nothing and is switched off: the gradient is exactly 0."""
+    share = tl.full((), smoothing, tl.float64)
+    off = share / inputs.classes
+    label_mass = share
+    if mean_weight is not None:
+        label_mass = share * tl.load(mean_weight)
+    return Terms(
+        1.0 - share,
+        off,
+        label_mass,
+        tl.full((), scale, tl.float64),
+        tl.full((), softcap, tl.float64),
+        tl.full((), z_loss, tl.float64),
+        ignore_index,
+    )
+
+
+# ------------------------------------------------------------------------------------------------ numbers of a position
+
+
+@triton.jit
+def read_labels(inputs, terms, tile, ROWS: tl.constexpr):
+    """The positions of a tile. No label but one in [0, classes) is ever used as an index."""
+    g = tile.to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    inside = g < inputs.rows
+    label = tl.full([ROWS], -1, tl.int64)
+    share = tl.zeros([ROWS], tl.float64)
+    without_label = tl.zeros([ROWS], tl.float64)
+    readable = inside
+    if inputs.labels is not None:
+        given = tl.load(inputs.labels + g, mask=inside, other=-1).to(tl.int64)
+        ignored = given == terms.ignore_index
+        readable = inside & (given >= 0) & (given < inputs.classes) & ~ignored
+        label = tl.where(readable, given, -1)
+        without_label = tl.where(ignored, 0.0, float("nan")).to(tl.float64)
+        share = share + terms.on
+        if inputs.weight is not None:
+            share = share * tl.load(inputs.weight + label, mask=readable, other=0.0).to(tl.float64)
+    return Positions(g, inside, readable, label, share, without_label)
+
+
+@triton.jit
+def row_offset(strided, inputs, g):
+    """Where the numbers of these positions begin; 64 bits, since there may be more than 2**31."""
+    return (g // inputs.inner) * strided.outer + (g % inputs.inner) * strided.inner
+
+
+@triton.jit
+def losses(normal, label_z, terms, at, SWITCHES: tl.constexpr):
+    """Loss and log-sum-exp of each position."""
+    log_total = log(normal.total)
+    reference = normal.reference.to(tl.float64)
+    # In this order an offset that all logits have in common cancels. Without a share, 0 * inf is 0.
+    of_label = tl.where(at.share != 0.0, at.share * (log_total + (reference - label_z.to(tl.float64))), 0.0)
+    lse = reference + log_total
+    value = normal.terms + normal.mass * log_total + of_label
+    if SWITCHES.normalised:
+        value += terms.z_loss * lse * lse
+    value = tl.where(lse == lse, value, float("nan"))
+    return tl.where(at.readable, value, at.without_label), tl.where(at.readable, lse, at.without_label)
+
+
+@triton.jit
+def from_lse(lse, WIDE: tl.constexpr):
+    """reference and total such that exp(z - lse) = exp(z - reference) / total, without losing digits of lse."""
+    reference = lse.to(WIDE)
+    return reference, exp(lse - reference.to(tl.float64))
+
+
+@triton.jit
+def factors(normal, lse, row_scale, terms, at, PER_ROW: tl.constexpr, SWITCHES: tl.constexpr):
+    """factor and target_factor of dz = factor * exp(z - reference) - target_factor * t."""
+    if PER_ROW:
+        target_factor = tl.load(row_scale + at.g, mask=at.inside, other=0.0).to(tl.float64)
+    else:
+        target_factor = tl.load(row_scale).to(tl.float64) + tl.zeros_like(at.share)
+    if SWITCHES.scaled and not SWITCHES.capped:  # the derivative of the softcap has the logit scale in it
+        target_factor = target_factor * terms.scale
+    target_sum = normal.mass + at.share
+    if SWITCHES.normalised:
+        target_sum += 2.0 * terms.z_loss * lse
+    return target_sum * target_factor / normal.total, target_factor
+
+
+# --------------------------------------------------------------------------------------------------- numbers of a class
+
+
+@triton.jit
+def load(strided, inputs, g, j, mask, WIDE: tl.constexpr):
+    """The numbers of positions g and classes j; -inf outside the mask."""
+    places = row_offset(strided, inputs, g)[:, None] + j.to(tl.int64)[None, :] * strided.along
+    return tl.load(strided.pointer + places, mask=mask, other=float("-inf")).to(WIDE)
+
+
+@triton.jit
+def store(strided, inputs, g, j, numbers, mask):
+    """Write numbers of positions g and classes j, rounded to what is stored."""
+    places = row_offset(strided, inputs, g)[:, None] + j.to(tl.int64)[None, :] * strided.along
+    tl.store(strided.pointer + places, numbers.to(strided.pointer.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def load_label(inputs, at, WIDE: tl.constexpr):
+    """The logit of each label; -inf without one."""
+    places = row_offset(logits_of(inputs), inputs, at.g) + at.label * inputs.logits_along
+    mask = at.readable & (at.label >= 0)
+    return tl.load(inputs.logits + places, mask=mask, other=float("-inf")).to(WIDE)
+
+
+@triton.jit
+def transform(x, terms, SWITCHES: tl.constexpr):
+    """z = softcap * tanh(scale * x / softcap), or scale * x without a softcap, and dz/dx where it varies."""
+    if SWITCHES.capped:
+        z, derivative = softcap_and_derivative(x, terms.scale.to(x.dtype), terms.softcap.to(x.dtype))
+    elif SWITCHES.scaled:
+        z, derivative = x * terms.scale.to(x.dtype), x
+    else:
+        z, derivative = x, x
+    return z, derivative
+
+
+@triton.jit
+def target_block(inputs, terms, at, j, mask, WIDE: tl.constexpr):
+    """t of the classes j, without the share of a label; 0 outside the mask."""
+    t = tl.zeros(mask.shape, WIDE) + terms.off.to(WIDE)
+    if inputs.soft is not None:
+        t += terms.on.to(WIDE) * load(soft_of(inputs), inputs, at.g, j, mask, WIDE)
+    if inputs.weight is not None:
+        t *= tl.load(inputs.weight + j, mask=j < inputs.classes, other=0.0).to(WIDE)[None, :]
+    return tl.where(mask, t, 0.0)
+
+
+@triton.jit
+def mask_of(inputs, at, j):
+    """Which numbers of the block are read."""
+    return at.readable[:, None] & (j < inputs.classes)[None, :]
+
+
+@triton.jit
+def last_class(inputs, at):
+    """How far a visit has to go: over no class if the logits of no position are read."""
+    return tl.where(tl.max(at.readable.to(tl.int32), axis=0) > 0, inputs.classes, 0)
+
+
+@triton.jit
+def no_classes(WIDE: tl.constexpr, ROWS: tl.constexpr):
+    """What a visit knows before it has seen a class."""
+    none = tl.zeros([ROWS], tl.float64)
+    return Normal(tl.full([ROWS], float("-inf"), WIDE), none, none, none)
+
+
+@triton.jit
+def finite(highest):
+    """The number that terms and exponentials are relative to: any, while there are none but masked classes."""
+    return tl.where(highest == float("-inf"), 0.0, highest)
+
+
+@triton.jit
+def moved_terms(normal, reference):
+    """The terms relative to another reference."""
+    by = reference.to(tl.float64) - finite(normal.reference).to(tl.float64)
+    return normal.terms + tl.where(normal.mass != 0.0, normal.mass * by, 0.0)
+
+
+@triton.jit
+def add_classes(normal, z, inputs, terms, at, j, mask, SWITCHES: tl.constexpr, WIDE: tl.constexpr):
+    """What is known after these classes too; z is -inf outside the mask."""
+    highest, total = raise_maximum(normal.reference, normal.total, tl.max(z, axis=1))
+    reference = finite(highest)
+    target, mass = normal.terms, normal.mass
+    if SWITCHES.dense:
+        t = target_block(inputs, terms, at, j, mask, WIDE)
+        # A class without target adds 0 even if it is masked (0 * inf).
+        term = tl.where(t != 0.0, t * (reference[:, None] - z), 0.0)
+        target = moved_terms(normal, reference) + tl.sum(term, axis=1).to(tl.float64)
+        mass += tl.sum(t, axis=1).to(tl.float64)
+    total += tl.sum(exp(z - reference[:, None]), axis=1).to(tl.float64)
+    return Normal(highest, total, target, mass)
+
+
+@triton.jit
+def join(one, other):
+    """What is known of the classes of both together."""
+    highest, total = raise_maximum(one.reference, one.total, other.reference)
+    down = exp(other.reference.to(tl.float64) - highest.to(tl.float64))
+    total += tl.where(other.total != 0.0, other.total * down, 0.0)
+    reference = finite(highest)
+    target = moved_terms(one, reference) + moved_terms(other, reference)
+    return Normal(highest, total, target, one.mass + other.mass)
+
+
+@triton.jit
+def all_classes(normal, inputs, terms):
+    """Normal after the last class: NaN if all are masked, and the mass of labels is the same for all rows."""
+    mass = normal.mass
+    if inputs.labels is not None:
+        mass = tl.zeros_like(mass) + terms.label_mass
+    total = tl.where(normal.reference == float("-inf"), float("nan"), normal.total)
+    return Normal(normal.reference, total, normal.terms, mass)
+
+
+@triton.jit
+def normalise(inputs, terms, at, SWITCHES: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """The first visit: reference, total, terms and mass of each position."""
+    normal = no_classes(WIDE, ROWS)
+    for start in range(0, last_class(inputs, at), BLOCK):
+        j = start + tl.arange(0, BLOCK)
+        mask = mask_of(inputs, at, j)
+        z, _ = transform(load(logits_of(inputs), inputs, at.g, j, mask, WIDE), terms, SWITCHES)
+        normal = add_classes(normal, z, inputs, terms, at, j, mask, SWITCHES, WIDE)
+    return all_classes(normal, inputs, terms)
+
+
+@triton.jit
+def target_masses(inputs, terms, at, WIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """mass of each position: what the gradient from a given log-sum-exp needs to know beforehand."""
+    mass = tl.zeros([ROWS], tl.float64)
+    if inputs.soft is not None:
+        for start in range(0, inputs.classes, BLOCK):
+            j = start + tl.arange(0, BLOCK)
+            t = target_block(inputs, terms, at, j, mask_of(inputs, at, j), WIDE)
+            mass += tl.sum(t, axis=1).to(tl.float64)
+    else:
+        mass = mass + terms.label_mass
+    return mass
+
+
+@triton.jit
+def gradients(
+    inputs,
+    terms,
+    at,
+    reference,
+    factor,
+    target_factor,
+    out,
+    SWITCHES: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The second visit: out = (factor * exp(z - reference) - target_factor * t) * dz/dx."""
+    share = (at.share * target_factor).to(WIDE)
+    factor, target_factor = factor.to(WIDE), target_factor.to(WIDE)
+    blocks = tl.cdiv(inputs.classes, BLOCK)
+    for block in range(blocks):
+        j = (blocks - 1 - block) * BLOCK + tl.arange(0, BLOCK)
+        mask = mask_of(inputs, at, j)
+        z, derivative = transform(load(logits_of(inputs), inputs, at.g, j, mask, WIDE), terms, SWITCHES)
+        gradient = factor[:, None] * exp(z - reference[:, None])
+        if SWITCHES.dense:
+            gradient -= target_factor[:, None] * target_block(inputs, terms, at, j, mask, WIDE)
+        if inputs.labels is not None:
+            gradient = tl.where(j[None, :] == at.label[:, None], gradient - share[:, None], gradient)
+        if SWITCHES.capped:
+            gradient *= derivative
+        if inputs.labels is not None:
+            gradient = tl.where(at.readable[:, None], gradient, at.without_label.to(WIDE)[:, None])
+        store(out, inputs, at.g, j, gradient, at.inside[:, None] & (j < inputs.classes)[None, :])
+
+
+class Order(NamedTuple):
+    """Of the logits as they are, the first maximum and how many are above the label's.
+
+    slope = sum(exp(z - reference) * (z - reference)).
+    """
+
+    normal: Normal
+    best_at: Any
+    above: Any
+    slope: Any
+
+
+@triton.jit
+def order_and_slope(
+    inputs, terms, at, label_x, SWITCHES: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """One visit for the statistics. The logits are read also where the label is none: entropy and argmax need none."""
+    highest = tl.full([ROWS], float("-inf"), WIDE)
+    best = highest
+    total = tl.zeros([ROWS], tl.float64)
+    slope = tl.zeros([ROWS], tl.float64)
+    above = tl.zeros([ROWS], tl.int64)
+    best_at = tl.zeros([ROWS], tl.int64)
+    nan_at = tl.zeros([ROWS], tl.int64) + inputs.classes
+    for start in range(0, inputs.classes, BLOCK):
+        j = start + tl.arange(0, BLOCK)
+        inside = (j < inputs.classes)[None, :] & at.inside[:, None]
+        x = load(logits_of(inputs), inputs, at.g, j, inside, WIDE)
+        j_wide = j.to(tl.int64)[None, :]
+        above += tl.sum((x > label_x[:, None]).to(tl.int64), axis=1)
+        m = tl.max(tl.where(x == x, x, float("-inf")), axis=1)
+        first = tl.min(tl.where((x == m[:, None]) & inside, j_wide, inputs.classes), axis=1)
+        best_at = tl.where(m > best, first, best_at)
+        best = tl.where(m > best, m, best)
+        nan_at = tl.minimum(nan_at, tl.min(tl.where(x != x, j_wide, inputs.classes), axis=1))
+        z, _ = transform(x, terms, SWITCHES)
+        before = highest
+        highest, total = raise_maximum(highest, total, tl.max(z, axis=1))
+        down = tl.where(total != 0.0, before.to(tl.float64) - highest.to(tl.float64), 0.0)
+        if tl.min(down, axis=0) < 0.0:
+            slope = slope * exp(down) + total * down
+        reference = finite(highest)
+        # A masked class adds 0, not 0 * -inf; the comparison is false for NaN.
+        below = z - reference[:, None]
+        below = tl.where(below < -1000.0, -1000.0, below)
+        e = exp(below)
+        total += tl.sum(e, axis=1).to(tl.float64)
+        slope += tl.sum(e * below, axis=1).to(tl.float64)
+    total = tl.where(highest == float("-inf"), float("nan"), total)
+    zero = tl.zeros([ROWS], tl.float64)
+    best_at = tl.where(nan_at < inputs.classes, nan_at, best_at)
+    return Order(Normal(highest, total, zero, zero), best_at, above, slope)

@@ -1,0 +1,106 @@
+"""What is installed here, which devices there are, and which implementation of the loss would run on each."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import xent
+from xent import memory
+
+PACKAGES = ("numpy", "numba", "array-api-compat", "torch", "triton", "scikit-learn", "polars", "altair", "typer")
+
+
+def diagnosis() -> dict[str, dict[str, Any]]:
+    """Versions, devices, kernels and threads, as names and values."""
+    from xent.benchmark.machine import processor
+
+    return {
+        "versions": {
+            "xent": xent.__version__,
+            "python": platform.python_version(),
+            **{package: _version(package) for package in PACKAGES},
+        },
+        "devices": {"processor": processor(), "cores": os.cpu_count(), "gpu": _gpu()},
+        "kernels": _kernels(),
+        "threads": _threads(),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _gpu() -> str:
+    if importlib.util.find_spec("torch") is None:
+        return "not looked for: torch is not installed"
+    import torch
+
+    if not torch.cuda.is_available():
+        return "none that torch can use"
+    return ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+
+
+def _kernels() -> dict[str, str]:
+    """Each front, and what computes it here."""
+    if importlib.util.find_spec("torch") is None:
+        torch_front = "not available: torch is not installed; pip install 'xent[torch]'"
+    else:
+        torch_front = "CPU tensors: Numba kernels; " + _gpu_kernels()
+    return {
+        "xent.numpy": "cross_entropy, linear_cross_entropy: Numba kernels; squared_error: the float64 reference",
+        "xent.torch": torch_front,
+        "compiled code": _cache(),
+        "large results": _kept(),
+    }
+
+
+def _gpu_kernels() -> str:
+    """What computes on each GPU, and why; without one, what would."""
+    import torch
+
+    from xent.torch.backends import TRITON_DEVICES, why_no_triton
+
+    modules = {name: torch.get_device_module(name) for name in TRITON_DEVICES}
+    devices = [torch.device(name, index) for name, module in modules.items() for index in range(module.device_count())]
+    if not devices:
+        if importlib.util.find_spec("triton") is None:
+            return "a GPU would get formulas of torch operations, because triton is not installed"
+        return "a GPU would get the Triton kernels; other devices formulas of torch operations"
+    found = []
+    for device in devices:
+        reason = why_no_triton(device)
+        found.append(
+            f"{device}: formulas of torch operations, because {reason}" if reason else f"{device}: Triton kernels"
+        )
+    return "; ".join(found)
+
+
+def _cache() -> str:
+    """Where compiled kernels are kept, or why they are not."""
+    from xent.backends.cpu.compilation import cache_folder
+
+    folder = cache_folder()
+    return f"kept in {folder}" if folder else "not kept: no writable folder; set NUMBA_CACHE_DIR to one"
+
+
+def _kept() -> str:
+    """What becomes of their memory."""
+    if not memory.HAS_PRIVATE_PAGES:
+        return "new memory each time: this system has no MADV_FREE"
+    return f"up to {memory.KEPT} bytes kept for the next call; {memory.VARIABLE} sets another limit"
+
+
+def _threads() -> dict[str, Any]:
+    from xent.backends.cpu.threads import get_num_threads, uses_openmp
+
+    whose = "torch's, of its OpenMP runtime" if uses_openmp() else "a pool of xent's own"
+    names = ("XENT_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    settings = {name: os.environ.get(name, "not set") for name in names}
+    return {"kernels use": get_num_threads(), "the threads are": whose, **settings}

@@ -1,0 +1,208 @@
+"""Models whose output layer puts off making the logits, so that the loss never needs them.
+
+`defer_logits` gives the output layer of a model another class, `DeferredLinear`, which differs from `torch.nn.Linear`
+in what its forward returns: `DeferredLogits`. The model's code stays as it is, and so do parameters, state dict, hooks
+and training loop. `restore_logits` takes it back.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from xent.errors import ArgumentError, message
+from xent.linear.plan import DEFAULT_WORKSPACE, parse_bytes
+from xent.torch.deferred import rules as rules
+from xent.torch.deferred.tensor import DeferredLogits, defer
+from xent.torch.rows import PLAIN, is_transformed
+
+__all__ = ["DeferredLinear", "DeferredLogits", "defer_logits", "restore_logits"]
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def defer_logits(
+    model: Model, head: str | nn.Module | None = None, *, workspace: int | str = DEFAULT_WORKSPACE
+) -> Model:
+    """Make the output layer of a model return `DeferredLogits`, and with that the loss one without logits.
+
+    *Definition*: `torch.nn.functional.cross_entropy` of these logits, which model or training loop call as before,
+    becomes ``linear_cross_entropy(hidden, weight, target)``. Everything else that asks for numbers finds the logits.
+
+    Parameters
+    ----------
+    model : torch.nn.Module, changed in place. Hugging Face models know their output layer; of any other model, name it.
+    head : the output layer or its name, such as "lm_head" or "decoder.output": a `torch.nn.Linear`, or one that an
+        adapter is wrapped around (PEFT).
+    workspace : bytes, or text such as "128MB"; see `xent.torch.linear_cross_entropy`.
+
+    Returns
+    -------
+    the model
+
+    Raises
+    ------
+    ArgumentError
+        There is no such layer, or it is not linear.
+
+    Notes
+    -----
+    *Memory*: the workspace in place of the logits and their gradient. *Precision*: loss and gradients are those of
+    `xent.torch.linear_cross_entropy`, which is at least as accurate as the way over 16-bit logits. A softcap
+    (``tanh(logits / c) * c``) and a constant factor of the logits go into the loss. The layer of an adapter is joined
+    with the layer below for the loss, which takes a copy of the weight. Where the layer cannot defer (inside
+    `torch.func`, during tracing and export, with weights that are sharded or quantised tensors) it returns ordinary
+    logits. `torch.compile` breaks its graph at the layer. The numbers come from hidden state and weight as they are
+    when asked for: if the optimizer has changed the weight by then, that is an error, not a silent difference. The
+    gradient of a loss by the logits does not exist, unless ``logits.materialize()`` was called before the loss.
+
+    Examples
+    --------
+    >>> model = torch.nn.Sequential(torch.nn.Embedding(50, 8), torch.nn.Linear(8, 50))
+    >>> logits = defer_logits(model, "1")(torch.tensor([3, 1, 4]))
+    >>> type(logits).__name__, logits.shape
+    ('DeferredLogits', torch.Size([3, 50]))
+    >>> torch.nn.functional.cross_entropy(logits, torch.tensor([1, 4, 1])).backward()
+    >>> restore_logits(model)[1]
+    Linear(in_features=8, out_features=50, bias=True)
+    """
+    parse_bytes("defer_logits", workspace)
+    layers = _linear_layers(model, _head(model, head))
+    for layer in layers:
+        if "forward" in vars(layer):
+            found = "something has replaced the forward of this layer (offloading hooks do that)"
+            raise ArgumentError(message("defer_logits", "head", found, "Call defer_logits before it"))
+    for layer in layers:
+        if not isinstance(layer, DeferredLinear):
+            layer.__class__ = _deferring(cast(Any, type(layer)))
+        layer.logits_workspace = workspace  # type: ignore[assignment]
+    return model
+
+
+def restore_logits(model: Model) -> Model:
+    """Undo `defer_logits`: every layer of the model returns ordinary logits again.
+
+    Parameters
+    ----------
+    model : torch.nn.Module, changed in place.
+
+    Returns
+    -------
+    the model
+
+    Raises
+    ------
+    ArgumentError
+        The layer got yet another class after `defer_logits`, as by `fully_shard`; build the model anew.
+
+    Examples
+    --------
+    >>> model = torch.nn.Sequential(torch.nn.Linear(8, 50))
+    >>> restore_logits(defer_logits(model, "0"))
+    Sequential(
+      (0): Linear(in_features=8, out_features=50, bias=True)
+    )
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, DeferredLinear)]
+    for layer in layers:
+        if "restored" not in vars(type(layer)):
+            found = f"{type(layer).__name__} was made of a deferring layer"
+            raise ArgumentError(message("restore_logits", "model", found, "Build the model anew without defer_logits"))
+    for layer in layers:
+        del layer.logits_workspace
+        layer.__class__ = type(layer).restored  # type: ignore[assignment]
+    return model
+
+
+class DeferredLinear(nn.Linear):
+    """A `torch.nn.Linear` that returns `DeferredLogits`; `defer_logits` makes one of an output layer."""
+
+    restored: type[nn.Linear] = nn.Linear
+    """The class of the layer before."""
+    logits_workspace: int | str
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``input @ weight.T + bias``, not yet made."""
+        if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+            return _outside_the_graph(self, input)
+        dtype = _product_dtype(input, self.weight, self.bias)
+        if dtype is None:
+            return super().forward(input)
+        return defer(input, self.weight, self.bias, dtype, self.logits_workspace)
+
+
+@torch._disable_dynamo  # type: ignore[attr-defined]
+def _outside_the_graph(layer: DeferredLinear, input: Tensor) -> Tensor:
+    """A compiled model breaks its graph here. (torch.compiler.disable does the same, and takes seconds to import.)"""
+    return layer.forward(input)
+
+
+@functools.cache
+def _deferring(layer: Any) -> type[DeferredLinear]:
+    """The class that defers the logits of this class."""
+    if layer is nn.Linear:
+        return DeferredLinear
+    return type(f"Deferred{layer.__name__}", (DeferredLinear, layer), {"restored": layer})
+
+
+def _product_dtype(input: Tensor, weight: Tensor, bias: Tensor | None) -> torch.dtype | None:
+    """The dtype in which the layer would multiply; None where it has to be an ordinary layer."""
+    tensors = [tensor for tensor in (input, weight, bias) if tensor is not None]
+    if torch._C._get_tracing_state() is not None or torch.compiler.is_exporting() or is_transformed():
+        return None
+    if any(type(tensor) not in PLAIN or tensor.device != input.device for tensor in tensors):
+        return None
+    if input.ndim == 0 or input.shape[-1] != weight.shape[1] or input.device.type == "meta":
+        return None
+    dtypes, kind = {tensor.dtype for tensor in tensors}, input.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) and torch.float64 not in dtypes:
+        return torch.get_autocast_dtype(kind)
+    return input.dtype if dtypes == {input.dtype} and input.is_floating_point() else None
+
+
+def _head(model: nn.Module, head: str | nn.Module | None) -> nn.Module:
+    """The output layer that was asked for, or that the model itself names."""
+    if isinstance(head, nn.Module):
+        if not any(module is head for module in model.modules()):
+            raise ArgumentError(message("defer_logits", "head", "the layer is not part of the model", _remedy(model)))
+        return head
+    if isinstance(head, str):
+        try:
+            return model.get_submodule(head)
+        except AttributeError:
+            found = f"the model has no module {head!r}"
+            raise ArgumentError(message("defer_logits", "head", found, _remedy(model))) from None
+    named: Any = getattr(model, "get_output_embeddings", lambda: None)()
+    if not isinstance(named, nn.Module):
+        found = f"{type(model).__name__} does not say which is its output layer"
+        raise ArgumentError(message("defer_logits", "head", found, _remedy(model)))
+    return named
+
+
+def _linear_layers(model: nn.Module, head: nn.Module) -> list[nn.Linear]:
+    """The layers whose logits are deferred: the head, or in an adapter the layers with as many outputs as classes."""
+    if _is_linear(head):
+        return [head]  # type: ignore[list-item]
+    if hasattr(head, "base_layer") or hasattr(head, "modules_to_save"):
+        layers = [module for module in head.modules() if isinstance(module, nn.Linear) and _is_linear(module)]
+        if layers:
+            classes = max(layer.out_features for layer in layers)
+            return [layer for layer in layers if layer.out_features == classes]
+    found = f"found {type(head).__name__}, expected a torch.nn.Linear with its own forward"
+    raise ArgumentError(message("defer_logits", "head", found, _remedy(model)))
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) and type(module).forward in (nn.Linear.forward, DeferredLinear.forward)
+
+
+def _remedy(model: nn.Module) -> str:
+    """Name the linear layers with the most outputs: one of them should be it."""
+    layers = {name: module.out_features for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    largest = [name for name, size in layers.items() if name and size == max(layers.values())]
+    if not largest:
+        return "Without a linear output layer, call xent.torch.linear_cross_entropy where the logits are made"
+    return f"Linear layers with the most outputs: {', '.join(repr(name) for name in largest[:5])}"
