@@ -12,9 +12,10 @@ and the rows are then reduced by `reduction` and `denominator` (reduction.py).
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
-from dataclasses import KW_ONLY, InitVar, dataclass
+from dataclasses import KW_ONLY, InitVar, dataclass, fields, replace
 from typing import Any, Literal, TypedDict, get_args
 
 from xent.errors import ObjectiveError, message
@@ -132,12 +133,16 @@ class Objective:
                 raise ObjectiveError(message(call, option, found, f"The options are {', '.join(OPTIONS)}"))
         return cls(**options, call=call)
 
-    def to_numbers(self) -> list[float]:
-        """The options of a row's loss as numbers, for interfaces that take nothing else."""
-        return [self.ignore_index, self.label_smoothing, self.z_loss, self.softcap or 0.0, self.logit_scale]
+    def weighted(self, weight: Any) -> Objective:
+        """The same options with these class weights."""
+        return self if weight is None else replace(self, weight=weight)
+
+    def to_text(self) -> str:
+        """All options but the class weights as text, for interfaces that take nothing else."""
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "weight"}
+        return json.dumps(values)
 
     @classmethod
-    def from_numbers(cls, numbers: list[float]) -> Objective:
-        """The options that `to_numbers` wrote down."""
-        ignore_index, label_smoothing, z_loss, softcap, logit_scale = numbers
-        return cls(None, int(ignore_index), label_smoothing, z_loss, softcap or None, logit_scale, reduction="none")
+    def from_text(cls, text: str) -> Objective:
+        """The options that `to_text` wrote down."""
+        return cls(**json.loads(text))

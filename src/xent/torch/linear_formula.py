@@ -1,6 +1,6 @@
 """The linear loss and its statistics as formulas of torch operations, which hold the logits.
 
-For devices without a kernel, for `torch.func`, and for second derivatives: torch sees through all of it.
+For devices without kernels, for `torch.func`, and for second derivatives: torch sees through all of it.
 """
 
 from __future__ import annotations
@@ -11,21 +11,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xent.backends import formula as composed
+from xent.backends.formula import FORMULA, target_gradient
+from xent.backends.protocol import Statistics
 from xent.objective import Objective
 from xent.torch.rows import LinearRows
 
 CHUNK_ROWS = 256
 
 
-def cross_entropy_rows(rows: LinearRows, objective: Objective) -> Tensor:
+def losses(rows: LinearRows, objective: Objective) -> Tensor:
     """The loss of each row."""
-    return composed.cross_entropy_rows(_logits(rows), rows.target, rows.class_weight, objective)
+    return FORMULA.forward(_logits(rows), rows.target, objective.weighted(rows.class_weight))[0]
 
 
-def statistics_rows(rows: LinearRows, objective: Objective) -> tuple[Tensor, ...]:
-    """(log_prob, entropy, lse, argmax, rank) of each row."""
-    return composed.statistics_rows(_logits(rows), rows.target, objective)
+def statistics(rows: LinearRows, objective: Objective) -> Statistics:
+    """The statistics of each row."""
+    return FORMULA.statistics(_logits(rows), rows.target, objective)
 
 
 def gradients(
@@ -52,13 +53,17 @@ def apart(rows: LinearRows) -> LinearRows:
     return LinearRows._make(views)
 
 
-def target_gradient(rows: LinearRows, row_scale: Tensor, objective: Objective, dtype: torch.dtype) -> Tensor:
-    """The gradient by class probabilities (rows, classes), some rows at a time."""
+def gradient_of_target(
+    rows: LinearRows, row_scale: Tensor, objective: Objective, dtype: torch.dtype, lse: Tensor | None
+) -> Tensor:
+    """The gradient by class probabilities (rows, classes), some rows at a time; `lse` is that of all shards."""
+    weighted = objective.weighted(rows.class_weight)
     out = torch.empty(len(rows.input), len(rows.weight), dtype=dtype, device=rows.input.device)
     for first in range(0, len(rows.input), CHUNK_ROWS):
         part = slice(first, first + CHUNK_ROWS)
         logits = _logits(rows._replace(input=rows.input[part]))
-        out[part] = composed.target_gradient(logits, rows.class_weight, row_scale[part], objective, dtype)
+        of_part = None if lse is None else lse[part]
+        out[part] = target_gradient(logits, row_scale[part], weighted, dtype, of_part)
     return out
 
 

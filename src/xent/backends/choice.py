@@ -1,21 +1,25 @@
-"""What computes the loss of a tensor: the kernels for its device, or formulas of torch operations where there are none.
+"""Which backend computes for a tensor: the only place that asks where a tensor is.
 
 | device | backend |
 |---|---|
-| CPU | "numba": xent.backends.cpu |
-| CUDA, ROCm, XPU | "triton": xent.backends.gpu, where Triton is installed and knows the device |
-| any other | "formula": composed.py |
+| CPU | xent.backends.cpu |
+| CUDA, ROCm, XPU | xent.backends.gpu, where Triton is installed and supports the device |
+| any other | xent.backends.formula |
 """
 
 from __future__ import annotations
 
 import importlib.util
 from functools import cache
-from typing import Literal
+from typing import Any
 
 import torch
 
-Backend = Literal["numba", "triton", "formula"]
+from xent.backends.cpu import tensors
+from xent.backends.formula import FORMULA
+from xent.backends.protocol import Backend
+from xent.backends.tensor_steps import TensorSteps
+from xent.linear.backend import LinearBackend
 
 TRITON_DEVICES = ("cuda", "xpu")
 LEAST_CAPABILITY = (8, 0)
@@ -24,11 +28,26 @@ LEAST_CAPABILITY = (8, 0)
 _interpreted = False
 
 
-def backend_of(device: torch.device) -> Backend:
-    """What computes for tensors on this device."""
-    if device.type == "cpu":
-        return "triton" if _interpreted else "numba"
-    return "formula" if why_no_triton(device) else "triton"
+def choose(device: torch.device) -> Backend:
+    """Return the backend for logits on this device."""
+    if device.type == "cpu" and not _interpreted:
+        return tensors.CPU
+    return _gpu() if device.type == "cpu" or not why_no_triton(device) else FORMULA
+
+
+def choose_linear(device: torch.device) -> Any:
+    """Return the backend for a linear layer on this device, or None where formulas have to hold the logits."""
+    if device.type == "cpu" and not _interpreted:
+        return tensors.LINEAR_CPU
+    backend = choose(device)
+    return None if backend is FORMULA else LinearBackend(backend, TensorSteps)
+
+
+@cache
+def _gpu() -> Backend:
+    from xent.backends.gpu.backend import GpuBackend  # loads Triton
+
+    return GpuBackend()
 
 
 @cache
