@@ -225,8 +225,10 @@ def test_linear_operators_for_a_gpu_are_those_of_the_cpu(reduction):
     upstreams = [random(7, seed=seed) for seed in (6, 7, 8)]
 
     def computed(place):
-        yield from operators._linear_loss(*moved((*rows, *call), place), [reduction == "mean"] * 3)
-        yield from operators._linear_loss_backward(*moved((upstream, *rows, *call), place), [True, True, True])
+        made = [reduction == "mean"] * 3
+        loss, *ready = operators._linear_loss(*moved((*rows, *call), place), made)
+        backward = moved((upstream, *rows, *ready, *call), place)
+        yield from (loss, *ready, *operators._linear_loss_backward(*backward, [True] * 3, made))
         yield from operators._linear_statistics(*moved(statistics, place))
         saved = moved((upstreams, *rows[:4], entropy, lse, *statistics[4:]), place)
         yield from operators._linear_statistics_backward(*saved, [True, False, True])

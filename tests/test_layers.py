@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from graphlib import CycleError, TopologicalSorter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -105,7 +106,7 @@ def test_no_two_files_of_a_folder_differ_by_an_ending():
     """`batch` and `batches`, `compiler` and `compilation`: nobody knows which is which."""
     for folder in {path.parent for path in FILES}:
         names = sorted(path.stem for path in folder.glob("*.py"))
-        for first, second in zip(names, names[1:], strict=False):
+        for first, second in pairwise(names):
             stem = first[: max(len(first) - 2, 4)]
             assert not (second.startswith(stem) and len(first) >= 5 and "_" not in second[len(stem) :]), (first, second)
 

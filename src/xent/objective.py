@@ -12,10 +12,10 @@ and the rows are then reduced by `reduction` and `denominator` (reduction.py).
 
 from __future__ import annotations
 
-import json
+import ast
 import math
 from collections.abc import Callable
-from dataclasses import KW_ONLY, InitVar, dataclass, fields, replace
+from dataclasses import KW_ONLY, InitVar, dataclass, replace
 from typing import Any, Literal, TypedDict, get_args
 
 from xent.errors import ObjectiveError, message
@@ -49,6 +49,7 @@ class Options(UnweightedOptions, total=False):
 
 
 OPTIONS = tuple(Options.__annotations__)
+TEXT = tuple(name for name in OPTIONS if name != "weight")
 
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "ignore_index": (lambda i: i == int(i), "an integer"),
@@ -139,10 +140,10 @@ class Objective:
 
     def to_text(self) -> str:
         """All options but the class weights as text, for interfaces that take nothing else."""
-        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "weight"}
-        return json.dumps(values)
+        # Not json.dumps, which torch's compiler cannot trace.
+        return "{" + ", ".join([f"{name!r}: {getattr(self, name)!r}" for name in TEXT]) + "}"
 
     @classmethod
     def from_text(cls, text: str) -> Objective:
         """The options that `to_text` wrote down."""
-        return cls(**json.loads(text))
+        return cls(**ast.literal_eval(text))

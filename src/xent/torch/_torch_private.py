@@ -13,9 +13,10 @@ PLAIN = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
 def is_transformed() -> bool:
     """Whether a `torch.func` transform (grad, vmap, jacrev ...) is at work: it sees through formulas only.
 
-    torch has no public question for that.
+    torch has no public question for that. Not `is not None`: Dynamo wraps the None in an object, and would take every
+    compiled call for a transformed one.
     """
-    return torch._C._functorch.peek_interpreter_stack() is not None
+    return not isinstance(torch._C._functorch.peek_interpreter_stack(), type(None))
 
 
 def is_traced(*tensors: Tensor | None) -> bool:

@@ -212,7 +212,7 @@ def _gradients_of_layer(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]
         return (*linear_formula.gradients([losses], apart, [shaped], ctx.needs_input_grad[:4]), None, None)
     gradients: Gradients = [None, None, None]
     if any(wanted):
-        gradients = _rescaled(call, rows, saved, ctx.scale, upstream, wanted, ready)
+        gradients = rescaled(call, rows, saved, ctx.scale, upstream, wanted, ready)
     dtarget = None
     if ctx.needs_input_grad[3]:
         lse = None if call.backend.has_second_derivatives else saved[0]
@@ -221,7 +221,7 @@ def _gradients_of_layer(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]
     return (*gradients, dtarget, None, None)
 
 
-def _rescaled(
+def rescaled(
     call: Call,
     rows: LinearRows,
     saved: Tensor,

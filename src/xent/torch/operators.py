@@ -232,15 +232,18 @@ def _linear_loss(
 @torch.library.custom_op("xent::linear_cross_entropy_backward", mutates_args=())
 def _linear_loss_backward(
     upstream: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, class_weight: Tensor | None,
-    objective: str, workspace: int, dtype: torch.dtype, wanted: Sequence[bool],
+    dinput: Tensor, dweight: Tensor, dbias: Tensor,
+    objective: str, workspace: int, dtype: torch.dtype, wanted: Sequence[bool], made: Sequence[bool],
 ) -> Three:  # fmt: skip
     call = _call("linear_cross_entropy", input.device, objective, workspace, dtype)
     rows = LinearRows(input, weight, bias, target, class_weight)
-    scale: Any = upstream
-    if upstream.ndim == 0:
-        factor = upstream.item() if call.backend.reads_values else upstream.double()
-        scale = factor * gradient_scale(autograd.denominator_of(call, target, class_weight), call.objective)
-    return _filled(autograd.linear_gradients(call, rows, upstream.new_empty(0), scale, wanted), input)
+    ready: Any = None
+    if all(was_made or not want for was_made, want in zip(made, wanted, strict=True)):
+        # Copies, which may be scaled in place: the graph keeps what it has.
+        ready = [made.clone() if want else None for made, want in zip((dinput, dweight, dbias), wanted, strict=True)]
+    scale = gradient_scale(autograd.denominator_of(call, target, class_weight), call.objective)
+    gradients = autograd.rescaled(call, rows, upstream.new_empty(0), scale, upstream, wanted, ready)
+    return _filled(gradients, input)
 
 
 @_linear_loss.register_fake
@@ -256,7 +259,8 @@ def _(
 @_linear_loss_backward.register_fake
 def _(
     upstream: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, class_weight: Tensor | None,
-    objective: str, workspace: int, dtype: torch.dtype, wanted: Sequence[bool],
+    dinput: Tensor, dweight: Tensor, dbias: Tensor,
+    objective: str, workspace: int, dtype: torch.dtype, wanted: Sequence[bool], made: Sequence[bool],
 ) -> Three:  # fmt: skip
     return _fake_gradients((input, weight, bias), wanted, input)
 
@@ -272,11 +276,9 @@ def _differentiate_linear(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Any, ...
     *tensors, dinput, dweight, dbias = ctx.saved_tensors
     wanted = [bool(want) for want in ctx.needs_input_grad[:3]]
     gradients: list[Tensor | None] = [None, None, None]
-    if all(made or not want for made, want in zip(ctx.made, wanted, strict=True)):
+    if any(wanted):
         ready = (dinput, dweight, dbias)
-        gradients = [gradient * upstream if want else None for gradient, want in zip(ready, wanted, strict=True)]
-    elif any(wanted):
-        made = _linear_loss_backward(upstream, *tensors, *ctx.parts, wanted)
+        made = _linear_loss_backward(upstream, *tensors, *ready, *ctx.parts, wanted, ctx.made)
         gradients = [gradient if want else None for gradient, want in zip(made, wanted, strict=True)]
     dtarget = _gradient_of_target(ctx, LinearRows(*tensors), upstream) if ctx.needs_input_grad[3] else None
     return *gradients, dtarget, *[None] * 5
