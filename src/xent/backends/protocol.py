@@ -44,12 +44,17 @@ class Backend(Protocol):
     or +inf among the logits make that row NaN, and so do logits that are all -inf.
     """
 
-    reads_values: bool
-    """Whether the host can read numbers without waiting for a device."""
-    one_visit: bool
-    """Whether `forward_backward` visits the logits once, so that the gradient is best made with the loss."""
-    has_second_derivatives: bool
-    """Whether the formula of torch operations stands in for second derivatives."""
+    @property
+    def reads_values(self) -> bool:
+        """Whether the host can read numbers without waiting for a device."""
+
+    @property
+    def one_visit(self) -> bool:
+        """Whether `forward_backward` visits the logits once, so that the gradient is best made with the loss."""
+
+    @property
+    def has_second_derivatives(self) -> bool:
+        """Whether the formula of torch operations stands in for second derivatives."""
 
     def compute_dtype(self, dtype: Any) -> Any:
         """The dtype of losses and arithmetic: float64 for float64, float32 for everything narrower."""

@@ -54,7 +54,8 @@ class TensorSteps:
 
     def make_logits(self, first: int, last: int) -> Tensor:
         """logits = input @ weight.T + bias."""
-        layer, logits = self.layer, self._logits[: last - first]
+        layer = self.layer
+        logits: Tensor = self._logits[: last - first]
         with _without_autocast(logits.device):
             if layer.bias is None:
                 torch.mm(layer.input[first:last], layer.weight.t(), out=logits)

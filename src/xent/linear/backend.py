@@ -8,28 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from xent.linear.driver import NOTHING, Array, Gradients, Layer, Steps, Visit, Wanted, run
 from xent.objective import Objective
-
-
-class RowBackend(Protocol):
-    """What is needed of a `Backend`."""
-
-    one_visit: bool
-    forward: Callable[..., Any]
-    backward: Callable[..., Any]
-    forward_backward: Callable[..., Any]
-    statistics: Callable[..., Any]
-    statistics_gradient: Callable[..., Any]
 
 
 @dataclass(frozen=True)
 class LinearBackend:
     """`xent.backends.Backend` for a layer whose logits are never held."""
 
-    rows: RowBackend
+    rows: Any
+    """A `Backend` for the logits of a chunk."""
     steps: Callable[[Layer, Wanted], Steps]
 
     def forward(self, layer: Layer, objective: Objective) -> tuple[Array, Array]:
@@ -38,16 +28,14 @@ class LinearBackend:
         return visit.results(self.run(layer, visit, NOTHING))
 
     def forward_backward(
-        self, layer: Layer, row_scale: Array | float, objective: Objective, wanted: Wanted
+        self, layer: Layer, row_scale: Any, objective: Objective, wanted: Wanted
     ) -> tuple[Array, Array, Gradients]:
         """Return losses, saved numbers, and the wanted gradients of sum(row_scale * loss)."""
         visit = Losses(self.rows, objective, row_scale)
         steps = self.run(layer, visit, wanted)
         return *visit.results(steps), steps.gradients()
 
-    def backward(
-        self, layer: Layer, saved: Array, row_scale: Array | float, objective: Objective, wanted: Wanted
-    ) -> Gradients:
+    def backward(self, layer: Layer, saved: Array, row_scale: Any, objective: Objective, wanted: Wanted) -> Gradients:
         """Return the wanted gradients of sum(row_scale * loss); the logits are made once more."""
         return self.run(layer, Losses(self.rows, objective, row_scale, saved), wanted).gradients()
 
@@ -76,9 +64,7 @@ class Losses:
     numbers = 1
     """Of the first message about a row, where classes are sharded over processes."""
 
-    def __init__(
-        self, rows: RowBackend, objective: Objective, row_scale: Array | float = 1.0, saved: Array | None = None
-    ) -> None:
+    def __init__(self, rows: Any, objective: Objective, row_scale: Any = 1.0, saved: Array | None = None) -> None:
         self.rows, self.objective, self.row_scale, self.known = rows, objective, row_scale, saved
         self.losses: list[Array] = []
         self.saved: list[Array] = []
@@ -123,7 +109,7 @@ class RowStatistics:
 
     numbers = 3
 
-    def __init__(self, rows: RowBackend, objective: Objective, statistics: Any = None, upstream: Any = ()) -> None:
+    def __init__(self, rows: Any, objective: Objective, statistics: Any = None, upstream: Any = ()) -> None:
         self.rows, self.objective, self.known, self.upstream = rows, objective, statistics, upstream
         self.chunks: list[Any] = []
         self.visited = 0

@@ -75,7 +75,7 @@ class Layer:
     @property
     def soft(self) -> bool:
         """Whether the target holds class probabilities."""
-        return self.target.ndim == 2
+        return bool(self.target.ndim == 2)
 
 
 class Steps(Protocol):

@@ -36,7 +36,7 @@ def without_torch_function() -> Any:
 
 def wrapper_subclass(cls: type, like: Tensor, device: torch.device) -> Any:
     """A tensor of a subclass without memory, of the shape, strides and dtype of another: what torch offers for that."""
-    return Tensor._make_wrapper_subclass(cls, like.shape, strides=like.stride(), dtype=like.dtype, device=device)  # type: ignore[attr-defined]
+    return Tensor._make_wrapper_subclass(cls, like.shape, strides=like.stride(), dtype=like.dtype, device=device)
 
 
 def outside_of_graphs(call: Any) -> Any:

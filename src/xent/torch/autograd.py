@@ -120,8 +120,9 @@ def _gradient_of_statistics(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor 
     logits, labels, lse, entropy = ctx.saved_tensors
     numbers = _upstream(upstream, entropy)
     if torch.is_grad_enabled():
-        shaped = tuple(of_rows(number, logits) for number in numbers)
-        return FORMULA.statistics_gradient(logits, labels, None, shaped, ctx.call.objective), None, None
+        d_log_prob, d_entropy, d_lse = (of_rows(number, logits) for number in numbers)
+        upstream_of_rows = (d_log_prob, d_entropy, d_lse)
+        return FORMULA.statistics_gradient(logits, labels, None, upstream_of_rows, ctx.call.objective), None, None
     statistics = RowStatistics(None, entropy, lse, None, None)
     return ctx.call.backend.statistics_gradient(logits, labels, statistics, numbers, ctx.call.objective), None, None
 
@@ -333,7 +334,7 @@ def _differentiated(
 ) -> tuple[Tensor | None, ...]:
     """The gradients; an error for whoever differentiates them once more where no formula stands in."""
     if torch.is_grad_enabled() and not ctx.call.backend.has_second_derivatives:
-        return once_differentiable(gradients)(ctx, *upstream)  # type: ignore[no-any-return]
+        return once_differentiable(gradients)(ctx, *upstream)
     return gradients(ctx, *upstream)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from xent.backends.choice import choose, choose_linear
+from xent.backends.protocol import Statistics
 from xent.checks import (
     Layout,
     check_ignore_index,
@@ -28,7 +29,7 @@ from xent.linear.plan import DEFAULT_WORKSPACE, parse_bytes
 from xent.objective import Objective, UnweightedOptions
 from xent.torch import autograd, linear_formula, operators
 from xent.torch._torch_private import is_traced, is_transformed
-from xent.torch.functional import Statistics, may_look_at, reduced
+from xent.torch.functional import may_look_at, reduced
 from xent.torch.rows import Call, LinearRows, check_tensors
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

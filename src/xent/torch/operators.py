@@ -50,7 +50,8 @@ def _loss_backward(
     logits: Tensor, target: Tensor, weight: Tensor | None, saved: Tensor, row_scale: Tensor, objective: str
 ) -> Tensor:
     options = Objective.from_text(objective).weighted(weight)
-    return choose(logits.device).backward(logits, target, saved.reshape(-1), row_scale, options)
+    gradient: Tensor = choose(logits.device).backward(logits, target, saved.reshape(-1), row_scale, options)
+    return gradient
 
 
 @_loss.register_fake
@@ -128,7 +129,8 @@ def _statistics_backward(
     d_log_prob, d_entropy, d_lse = (number.reshape(-1) for number in upstream)
     options = Objective.from_text(objective)
     backend = choose(logits.device)
-    gradient = backend.statistics_gradient(logits, labels, statistics, (d_log_prob, d_entropy, d_lse), options)
+    upstream_of_rows = (d_log_prob, d_entropy, d_lse)
+    gradient: Tensor = backend.statistics_gradient(logits, labels, statistics, upstream_of_rows, options)
     return gradient.contiguous()
 
 

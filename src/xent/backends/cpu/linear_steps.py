@@ -95,8 +95,9 @@ class CpuSteps:
 
     def gradients(self) -> Gradients:
         """The finished gradients."""
-        bias = None if self._bias_sums is None else rounded(self._bias_sums, self.layer.bias.dtype)
-        return Gradients(self.of_input, self.of_weight, bias)
+        sums, bias = self._bias_sums, self.layer.bias
+        of_bias = None if sums is None or bias is None else rounded(sums, bias.dtype)
+        return Gradients(self.of_input, self.of_weight, of_bias)
 
     def joined(self, chunks: list[Array]) -> Array:
         """The numbers of all rows."""

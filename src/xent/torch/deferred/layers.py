@@ -127,7 +127,8 @@ class DeferredLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """``input @ weight.T + bias``, not yet made."""
         if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
-            return _outside_the_graph(self, input)
+            logits: Tensor = _outside_the_graph(self, input)
+            return logits
         dtype = _product_dtype(input, self.weight, self.bias)
         if dtype is None:
             return super().forward(input)
@@ -135,7 +136,7 @@ class DeferredLinear(nn.Linear):
 
 
 @outside_of_graphs
-def _outside_the_graph(layer: DeferredLinear, input: Tensor) -> Tensor:
+def _outside_the_graph(layer: DeferredLinear, input: Tensor) -> Any:
     """A compiled model breaks its graph here."""
     return layer.forward(input)
 

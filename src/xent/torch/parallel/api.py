@@ -32,9 +32,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from xent.backends.protocol import Statistics
 from xent.linear.plan import DEFAULT_WORKSPACE
 from xent.objective import ParallelOptions
-from xent.torch.functional import Statistics
 from xent.torch.functional import cross_entropy as _whole_cross_entropy
 from xent.torch.functional import statistics as _whole_statistics
 from xent.torch.linear import linear_cross_entropy as _whole_linear_cross_entropy

@@ -65,9 +65,11 @@ def sharded_linear(backend: Any, plan: Plan) -> ShardedLinear:
     """The backend of a linear layer of which this rank has a shard, cut by the plan of all ranks."""
     if isinstance(backend, TensorBackend):
         arrays: Any = backend.arrays
-        inner: Any = TensorLinearBackend(ExchangingBackend(arrays, lambda *arguments: steps(*arguments, plan), plan))
+        inner: Any = TensorLinearBackend(
+            ExchangingBackend(arrays, lambda layer, wanted: steps(layer, wanted, plan), plan)
+        )
         return ShardedLinear(inner, arrays.ranks)
-    inner = ExchangingBackend(backend, lambda *arguments: TensorSteps(*arguments, plan), plan)
+    inner = ExchangingBackend(backend, lambda layer, wanted: TensorSteps(layer, wanted, plan), plan)
     return ShardedLinear(inner, backend.ranks)
 
 
