@@ -12,13 +12,13 @@ import pytest
 from typer.testing import CliRunner
 
 import xent
-from xent.cli.app import app
+from xent.cli import load
 
 XENT = [sys.executable, "-m", "xent"]
 
 
 def invoke(*arguments: str):
-    return CliRunner().invoke(app, list(arguments))
+    return CliRunner().invoke(load(), list(arguments))
 
 
 @pytest.fixture
