@@ -114,6 +114,20 @@ def test_doctor_names_versions_devices_kernels_and_threads():
     assert "Versions" in invoke("doctor").stdout
 
 
+def test_bench_prints_a_record_of_the_shape():
+    result = invoke("bench", "--shape", "tiny", "--threads", "1", "--json")
+    assert result.exit_code == 0, result.stderr
+    (case,) = json.loads(result.stdout)["cases"]
+    assert case["size"] == [128, 10]
+    assert {"xent.torch", "F.cross_entropy"} <= {entry["name"] for entry in case["contestants"]}
+
+
+def test_bench_refuses_an_unknown_shape():
+    result = invoke("bench", "--shape", "gpt9")
+    assert result.exit_code == 2
+    assert "xent: bench(shape=...): there is no shape 'gpt9'" in result.stderr
+
+
 def test_help_teaches_with_examples():
     text = invoke("why", "--help").stdout
     assert "xent why iris --quick" in text

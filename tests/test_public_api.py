@@ -157,9 +157,9 @@ FLOORS = [
     {"cpu", "gpu"},
     {"linear"},
     {"targets", "reduction", "numpy", "torch"},
-    {"scoring", "why", "benchmark"},
+    {"scoring", "why", "bench"},
     {"report"},
-    {"cli", "commands", "scoring_commands", "doctor", "__main__"},
+    {"cli", "__main__"},
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 FILES = sorted(path for path in SOURCE.rglob("*.py") if path != SOURCE / "__init__.py")

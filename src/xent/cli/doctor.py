@@ -38,7 +38,7 @@ def doctor(
 
 def diagnosis() -> dict[str, dict[str, Any]]:
     """Versions, devices, kernels and threads, as names and values."""
-    from xent.benchmark.machine import processor
+    from xent.bench.machine import processor
 
     return {
         "versions": {
