@@ -7,6 +7,7 @@ import io
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -425,7 +426,7 @@ def test_peak_memory_of_a_step_is_the_workspace_and_not_the_logits():
 import sys, torch
 from torch import nn
 from torch.nn import functional as F
-from xent.benchmark import memory
+from benchmarks.processes import peak_of
 from xent.torch.deferred import defer_logits
 model = nn.Sequential(nn.Linear(64, 50257, bias=False))
 x, y = torch.randn(512, 64, requires_grad=True), torch.randint(50257, (512,))
@@ -435,11 +436,17 @@ def step(rows):
     model.zero_grad(set_to_none=True)
     F.cross_entropy(model(x[:rows]).float(), y[:rows]).backward()
 step(64)
-print(memory._peak_of(lambda: step(512), memory._reset_peak()))
+print(peak_of(lambda: step(512)))
 """
     peaks = {}
     for way in ("plain", "deferred"):
-        done = subprocess.run([sys.executable, "-c", script, way], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", script, way],
+            cwd=Path(__file__).parents[1],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         peaks[way] = int(done.stdout)
     logits, gradient = 512 * 50257 * 4, 50257 * 64 * 4
     assert peaks["plain"] > 2 * logits

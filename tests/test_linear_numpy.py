@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -299,8 +300,7 @@ assert abs(loss - np.log(5)) < 1e-6 and "torch" not in sys.modules
 
 MEMORY = """
 import sys, torch
-from xent.benchmark.memory import _give_back, _reset_peak
-from xent.benchmark.machine import process_bytes
+from benchmarks.processes import process_bytes, release_memory, reset_peak
 from xent.torch.linear import linear_cross_entropy
 rows, features, classes, dtype = int(sys.argv[1]), 64, 30001, getattr(torch, sys.argv[2])
 x = torch.randn(rows, features).to(dtype).requires_grad_()
@@ -310,8 +310,8 @@ def step():
     linear_cross_entropy(x, w, y, workspace="20MB").backward()
     x.grad = w.grad = None
 step()
-_give_back()
-if not _reset_peak():
+release_memory()
+if not reset_peak():
     sys.exit(77)
 before = process_bytes("VmRSS")
 step()
@@ -325,7 +325,8 @@ print(process_bytes("VmHWM") - before - (x.numel() + w.numel()) * x.element_size
 def test_memory_stays_within_the_workspace(rows, dtype):
     """Beside arguments and gradients: the workspace and 16 MB, in a process of its own, whatever the number of rows."""
     pytest.importorskip("torch")
-    done = subprocess.run([sys.executable, "-c", MEMORY, str(rows), dtype], capture_output=True, text=True)
+    command = [sys.executable, "-c", MEMORY, str(rows), dtype]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
     if done.returncode == 77:
         pytest.skip("the system does not reset peaks")
     assert done.returncode == 0, done.stderr

@@ -1,14 +1,11 @@
-"""The machine and the versions behind a record, and the number of threads."""
+"""The machine and the versions behind a record, the number of threads, and the load by other processes."""
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import platform
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -18,14 +15,13 @@ from typing import Any
 import xent
 from xent.errors import ArgumentError, MissingDependencyError, message
 
-PEERS = ("liger-kernel", "cut-cross-entropy", "quack-kernels")
-PACKAGES = ("torch", "numpy", "numba", "triton", "scikit-learn", *PEERS)
+PACKAGES = ("torch", "numpy", "numba", "triton", "scikit-learn")
 HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 """With this variable at 1 torch asks the system for huge pages. It reads it once, at its first large tensor."""
 
 
-def describe(command: str, threads: int) -> dict[str, Any]:
-    """Date, command, machine, versions and threads, as a record has them at its top."""
+def describe(command: str, threads: int, packages: Iterable[str] = PACKAGES) -> dict[str, Any]:
+    """Date, command, machine, versions and threads, the head of every record."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,
@@ -41,44 +37,24 @@ def describe(command: str, threads: int) -> dict[str, Any]:
         "versions": {
             "python": platform.python_version(),
             "xent": xent.__version__,
-            **{package: found for package in PACKAGES if (found := _version(package))},
+            **{package: installed for package in packages if (installed := _version(package))},
         },
     }
 
 
 def require_torch() -> None:
-    """MissingDependencyError if there is no torch."""
+    """MissingDependencyError unless torch is installed."""
     if importlib.util.find_spec("torch") is None:
         remedy = "pip install 'xent[torch]'"
         raise MissingDependencyError(message("bench", "", "the benchmark needs torch, which is not installed", remedy))
 
 
-def answer_of(module: str, *arguments: str, what: str, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The JSON that `python -m module` prints last, in a process of its own; RuntimeError saying what failed."""
-    command = [sys.executable, "-m", module, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **(environment or {})})
-    if done.returncode != 0:
-        raise RuntimeError(f"{what} failed:\n{done.stderr}")
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return answer
-
-
-def ask_for_huge_pages(wanted: bool) -> None:
-    """Let torch allocate with huge pages; possible only before torch is imported."""
-    if not wanted or os.environ.get(HUGE_PAGES) == "1":
-        return
-    if "torch" in sys.modules:
-        remedy = f"Set {HUGE_PAGES}=1 in the environment of the process"
-        raise ArgumentError(message("bench", "huge_pages", "torch is imported already, and no longer asks", remedy))
-    os.environ[HUGE_PAGES] = "1"
-
-
 @contextmanager
-def limited(threads: int) -> Iterator[None]:
-    """The same number of threads for torch, for the libraries under NumPy, and for ours; restored at the end."""
+def limited_threads(threads: int) -> Iterator[None]:
+    """The same number of threads for torch, for NumPy's libraries and for the kernels; restored at the end."""
     if threads < 1:
-        found = f"found {threads}, expected 1 or more"
-        raise ArgumentError(message("bench", "threads", found, "Take the number of cores"))
+        problem = f"found {threads}, expected 1 or more"
+        raise ArgumentError(message("bench", "threads", problem, "Take the number of cores"))
     import torch
     from threadpoolctl import threadpool_limits
 
@@ -95,26 +71,27 @@ def limited(threads: int) -> Iterator[None]:
         set_num_threads(before[1])
 
 
-class Others:
-    """How much of the processor other processes used since this object was made: what disturbs a measurement.
+class OtherProcesses:
+    """The share of the processor that other processes used since this object was made: the noise of a measurement.
 
-    The system counts the time that all processes ran, and that this one and its finished children ran; what remains is
-    the others', as a share of all cores.
+    The system counts the time of all processes, and of this one with its finished children; the difference is that of
+    the others, as a share of all cores.
     """
 
     def __init__(self) -> None:
-        self._start = self._counted()
+        self._start = self._seconds()
 
     def share(self) -> float | None:
-        """A share of the time of all cores, between 0 and 1; None where the system does not tell."""
-        now = self._counted()
+        """A share of the time of all cores, between 0 and 1; None where the system does not count it."""
+        now = self._seconds()
         if now is None or self._start is None:
             return None
-        everything, busy, own = (after - before for after, before in zip(now, self._start, strict=True))
-        return round(min(1.0, max(0.0, (busy - own) / everything)), 3) if everything > 0 else 0.0
+        total, busy, own = (after - before for after, before in zip(now, self._start, strict=True))
+        return round(min(1.0, max(0.0, (busy - own) / total)), 3) if total > 0 else 0.0
 
     @staticmethod
-    def _counted() -> tuple[float, float, float] | None:
+    def _seconds() -> tuple[float, float, float] | None:
+        """Of all cores, of all processes, of this process."""
         try:
             ticks = [int(word) for word in Path("/proc/stat").read_text(encoding="utf-8").splitlines()[0].split()[1:9]]
         except (OSError, ValueError, IndexError):
@@ -124,26 +101,22 @@ class Others:
         return sum(ticks) / per_second, (sum(ticks) - idle) / per_second, sum(os.times()[:4])
 
 
-def memory_bytes(which: str) -> int | None:
-    """MemTotal or MemAvailable, where the system tells it."""
-    return _kilobytes(Path("/proc/meminfo"), which)
+def memory_bytes(field: str) -> int | None:
+    """MemTotal or MemAvailable; None where the system has no /proc/meminfo."""
+    return kilobytes(Path("/proc/meminfo"), field)
 
 
-def process_bytes(which: str) -> int | None:
-    """VmRSS (memory now) or VmHWM (its peak) of this process, where the system tells it."""
-    return _kilobytes(Path("/proc/self/status"), which)
-
-
-def _kilobytes(path: Path, which: str) -> int | None:
+def kilobytes(path: Path, field: str) -> int | None:
+    """The bytes in a line `field: 123 kB` of a file of /proc."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(which + ":")), None)
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(field + ":")), None)
 
 
 def processor() -> str:
-    """Name, family and model of the processor, and the widest vectors that it has."""
+    """Name, family and model of the processor, and its widest vectors."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -158,7 +131,7 @@ def processor() -> str:
 
 
 def _huge_pages() -> str | None:
-    """The system's rule for huge pages: always, madvise (for who asks) or never."""
+    """The system's rule for huge pages: always, madvise (on request) or never."""
     try:
         text = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text(encoding="utf-8")
     except OSError:

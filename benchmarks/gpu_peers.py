@@ -1,7 +1,7 @@
-"""Who is measured on a GPU. Everyone gets the same tensors, makes the mean loss, and its gradients in new memory.
+"""The implementations that are measured on a GPU. All get the same tensors and return the mean loss and its gradients.
 
-Who writes its gradient over the logits (`overwrites`) gets a copy of them beforehand, and works on what it left there
-in later rounds: its times do not depend on the numbers.
+Gradients are in new memory. An implementation that writes them over the logits (`overwrites`) gets a copy of the logits
+beforehand, and in later rounds works on its own results: its times do not depend on the numbers.
 """
 
 from __future__ import annotations
@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
-from xent.benchmark.peers import NotAvailableError
+from xent.bench.peers import NotAvailableError
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-ON_CHIP = "xent.torch, logits on chip"
 
 Loss = Callable[..., "Tensor"]
 Calls = dict[str, Callable[[], Any]]
@@ -35,24 +33,24 @@ class Inputs:
         return [self.x] if self.weight is None else [self.x, self.weight]
 
     def copied(self) -> Inputs:
-        """The same numbers in other memory."""
+        """The same numbers with the input, or the logits, in other memory."""
         return Inputs(self.x.detach().clone().requires_grad_(), self.weight, self.target)
 
 
 @dataclass(frozen=True)
-class Contestant:
+class Implementation:
     name: str
     role: Literal["ours", "peer", "limit"]
     prepare: Callable[[Inputs], Calls]
     note: str
     overwrites: bool = False
 
-    def described(self) -> dict[str, str]:
+    def describe(self) -> dict[str, str]:
         return {"name": self.name, "role": self.role, "note": self.note}
 
 
 def loss_calls(loss: Loss, inputs: Inputs) -> Calls:
-    """Forward alone, and forward with backward, of a loss that takes the variables and the labels."""
+    """Forward, and forward with backward, of a loss that takes the variables and the labels."""
     import torch
 
     def forward() -> Tensor:
@@ -67,23 +65,23 @@ def loss_calls(loss: Loss, inputs: Inputs) -> Calls:
 
 
 def function(module: str, name: str, package: str) -> Loss:
-    """A function of a package that may be missing."""
+    """A function of a package; NotAvailableError if the package is not installed or has no such function."""
     try:
-        found: Loss = getattr(import_module(module), name)
+        loss: Loss = getattr(import_module(module), name)
     except ImportError:
         raise NotAvailableError(f"{package} is not installed") from None
     except AttributeError:
         raise NotAvailableError(f"{module} has no {name}") from None
-    return found
+    return loss
 
 
 def calls_of(module: str, name: str, package: str) -> Callable[[Inputs], Calls]:
-    """Prepare a loss of a package."""
+    """How to prepare a loss of a package."""
     return lambda inputs: loss_calls(function(module, name, package), inputs)
 
 
 def on_gpu_only(prepare: Callable[[Inputs], Calls]) -> Callable[[Inputs], Calls]:
-    """For whom the interpreter is no place."""
+    """For implementations that cannot run under the interpreter."""
 
     def prepared(inputs: Inputs) -> Calls:
         if inputs.x.device.type == "cpu":
@@ -116,7 +114,7 @@ def _copy(inputs: Inputs) -> Calls:
 
 
 def _products(inputs: Inputs) -> Calls:
-    """Logits, gradient of the input, gradient of the weight: as large at once as they are."""
+    """Logits, gradient of the input, gradient of the weight, each as one product."""
     import torch
 
     assert inputs.weight is not None
@@ -138,18 +136,6 @@ def _eager() -> Loss:
     return F.cross_entropy
 
 
-def _on_chip(inputs: Inputs) -> Calls:
-    """The forward alone."""
-    from xent.backends.gpu import on_chip
-    from xent.torch import linear_cross_entropy
-
-    def loss(*arguments: Tensor) -> Tensor:
-        with on_chip.chosen():
-            return linear_cross_entropy(*arguments)
-
-    return {"forward": loss_calls(loss, inputs)["forward"]}
-
-
 def _cce(inputs: Inputs) -> Calls:
     loss = function("cut_cross_entropy", "linear_cross_entropy", "cut-cross-entropy")
     return loss_calls(loss, inputs)
@@ -160,39 +146,42 @@ def _quack(inputs: Inputs) -> Calls:
     return loss_calls(lambda x, target: loss(x, target, reduction="mean"), inputs)
 
 
+PACKAGES = ("liger-kernel", "cut-cross-entropy", "quack-kernels")
+"""Whose versions a record names."""
 LIGER = "liger_kernel.transformers.functional"
 
 LOGITS = (
-    Contestant("xent.torch", "ours", calls_of("xent.torch", "cross_entropy", "xent"), "`xent.torch.cross_entropy`"),
-    Contestant("F.cross_entropy", "peer", lambda inputs: loss_calls(_eager(), inputs), "torch, as it is"),
-    Contestant("F.cross_entropy, compiled", "peer", _compiled(_eager), "`torch.compile`, compiled beforehand"),
-    Contestant(
+    Implementation("xent.torch", "ours", calls_of("xent.torch", "cross_entropy", "xent"), "`xent.torch.cross_entropy`"),
+    Implementation("F.cross_entropy", "peer", lambda inputs: loss_calls(_eager(), inputs), "torch, as it is"),
+    Implementation("F.cross_entropy, compiled", "peer", _compiled(_eager), "`torch.compile`, compiled beforehand"),
+    Implementation(
         "Liger",
         "peer",
         on_gpu_only(calls_of(LIGER, "liger_cross_entropy", "liger-kernel")),
         "`liger_cross_entropy`; its gradient overwrites the logits",
         overwrites=True,
     ),
-    Contestant("quack", "peer", on_gpu_only(_quack), "`quack.cross_entropy`"),
-    Contestant("copy", "limit", _copy, "`Tensor.copy_` of the logits"),
+    Implementation("quack", "peer", on_gpu_only(_quack), "`quack.cross_entropy`"),
+    Implementation("copy", "limit", _copy, "`Tensor.copy_` of the logits"),
 )
 LINEAR = (
-    Contestant(
+    Implementation(
         "xent.torch",
         "ours",
         calls_of("xent.torch", "linear_cross_entropy", "xent"),
         "`xent.torch.linear_cross_entropy`",
     ),
-    Contestant(ON_CHIP, "ours", _on_chip, "the same with `XENT_GPU_ON_CHIP=1`; forward only"),
-    Contestant("F.cross_entropy", "peer", lambda inputs: loss_calls(_eager_linear, inputs), "of `F.linear`, as it is"),
-    Contestant("compiled", "peer", _compiled(lambda: _eager_linear), "the same under `torch.compile`"),
-    Contestant(
+    Implementation(
+        "F.cross_entropy", "peer", lambda inputs: loss_calls(_eager_linear, inputs), "of `F.linear`, as it is"
+    ),
+    Implementation("compiled", "peer", _compiled(lambda: _eager_linear), "the same under `torch.compile`"),
+    Implementation(
         "Liger",
         "peer",
         on_gpu_only(calls_of(LIGER, "liger_fused_linear_cross_entropy", "liger-kernel")),
         "`liger_fused_linear_cross_entropy`",
     ),
-    Contestant("CCE", "peer", on_gpu_only(_cce), "`cut_cross_entropy.linear_cross_entropy`"),
-    Contestant("products", "limit", _products, "the three matrix products, whole"),
+    Implementation("CCE", "peer", on_gpu_only(_cce), "`cut_cross_entropy.linear_cross_entropy`"),
+    Implementation("products", "limit", _products, "the three matrix products, each in one piece"),
 )
 """In the order of the tables."""

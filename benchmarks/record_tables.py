@@ -1,26 +1,18 @@
-"""Markdown tables from records, between markers in the documents:
-
-    <!-- table: NAME -->
-    ... replaced ...
-    <!-- end -->
-
-A document holds words, a record holds numbers, and nobody copies the one into the other.
-"""
+"""A Markdown table from a record, for each name that a marker in a document can have (markdown.py)."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
-import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from xent.benchmark import parallel
-from xent.benchmark.machine import HUGE_PAGES
-from xent.benchmark.peers import EAGER, OURS, REUSED
-from xent.errors import DataError
+from benchmarks import markdown
+from benchmarks.markdown import megabytes, table, without_repetition
+from xent.bench.machine import HUGE_PAGES
+from xent.bench.peers import EAGER, OURS, REUSED
+from xent.bench.show import number, ratio_of
 
 Record = Mapping[str, Any]
 Records = Mapping[str, Record]
@@ -34,7 +26,6 @@ LINEAR_PEERS = (
     "F.linear_cross_entropy, chunked",
     "F.cross_entropy, deferred logits",
 )
-_MARKED = re.compile(r"(<!-- table: (?P<name>[^>]*?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
 def load(folder: Path) -> dict[str, Any]:
@@ -43,15 +34,8 @@ def load(folder: Path) -> dict[str, Any]:
 
 
 def fill(text: str, records: Records) -> str:
-    """The text with every marked table made anew; DataError if a marker names no table, or is not closed."""
-    opened = re.findall(r"<!-- table: ([^>]*?) -->", text)
-    closed = [match["name"] for match in _MARKED.finditer(text)]
-    for name in opened:
-        if name not in TABLES:
-            raise DataError(f"<!-- table: {name} --> names no table. Take one of {', '.join(TABLES)}.")
-        if name not in closed:
-            raise DataError(f"<!-- table: {name} --> is not closed. Put <!-- end --> on a line after it.")
-    return _MARKED.sub(lambda match: f"{match[1]}{_made(match['name'], records)}\n{match[4]}", text)
+    """The text of a document with every marked table made anew."""
+    return markdown.fill(text, TABLES, lambda name: _make(name, records))
 
 
 def stale(documents: Iterable[Path], records: Records) -> list[Path]:
@@ -65,27 +49,26 @@ def digest(record: Record) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _made(name: str, records: Records) -> str:
+def _make(name: str, records: Records) -> str:
     source, make = TABLES[name]
-    if source not in records and source.startswith("cuda_"):
+    if source in records:
+        return make(records[source])
+    if source.startswith("cuda_"):
         command = f"python benchmarks/run.py {source.removeprefix('cuda_')} --device cuda"
         return f"*GPU figures are not measured yet: `{command}` measures them.*"
-    if source not in records:
-        script = "parallel.py" if source == "parallel" else f"run.py {source}"
-        return f"*Not measured yet: `python benchmarks/{script}` does.*"
-    return make(records[source])
+    return f"*Not measured yet: `python benchmarks/run.py {source}` does.*"
 
 
 # ----------------------------------------------------------------------------------------------------------- the tables
 
 
 def summary(record: Record) -> str:
-    """The short table: ours against F.cross_entropy and the copy, one line for each case."""
+    """The short table: ours against F.cross_entropy and the copy, a line for each case."""
     rows = []
     for case in record["cases"]:
         both = [_times(case, "forward_backward"), _times(case, "forward")]
-        milliseconds = [_milliseconds(case, who, "forward_backward") for who in (OURS, EAGER)]
-        copy = _ratio(case, "forward_backward", OURS, REUSED)
+        milliseconds = [_milliseconds(case, name, "forward_backward") for name in (OURS, EAGER)]
+        copy = ratio_of(case, "forward_backward", OURS, REUSED)
         rows.append([_size(case), case["dtype"], *milliseconds, *both, copy and number(copy["median"])])
     head = ["logits", "dtype", f"`{OURS}`, ms", f"`{EAGER}`, ms", "times as fast", "forward alone", "times a copy"]
     return table(head, rows, left=2)
@@ -100,46 +83,54 @@ def bars(record: Record) -> str:
     return table(["logits", "dtype", "measure", "required", "measured", "met"], rows, left=4)
 
 
-def contestants(record: Record) -> str:
-    """Every contestant on every case: milliseconds, times as long as ours, times as long as a copy."""
+def implementations(record: Record) -> str:
+    """Every implementation on every case: milliseconds, times as long as ours, times as long as a copy."""
     rows = []
     for case in record["cases"]:
-        for contestant in case["contestants"]:
-            rows.append([_size(case), case["dtype"], f"`{contestant['name']}`", *_figures(case, contestant)])
-    head = ["logits", "dtype", "contestant", "forward + backward, ms", "forward, ms", "over ours", "over a copy"]
-    return table(head, _ditto(rows, 2), left=3)
+        for entry in case["contestants"]:
+            rows.append([_size(case), case["dtype"], f"`{entry['name']}`", *_figures(case, entry)])
+    head = ["logits", "dtype", "implementation", "forward + backward, ms", "forward, ms", "over ours", "over a copy"]
+    return table(head, without_repetition(rows, 2), left=3)
 
 
 def notes(record: Record) -> str:
-    """Who took part, and what has to be known about it."""
+    """The implementations, and what has to be known about them."""
     seen = {c["name"]: c["note"] for case in record["cases"] for c in case["contestants"]}
-    return table(["contestant", "what it is"], [[f"`{name}`", note] for name, note in seen.items()], left=2)
+    return table(["implementation", "what it is"], [[f"`{name}`", note] for name, note in seen.items()], left=2)
 
 
 def memory(record: Record) -> str:
-    """Peak memory of forward and backward beside the logits, and what of it is not the gradient."""
+    """Peak memory of forward and backward beside the logits, and the part that is not the gradient."""
     rows = []
     for case in record["cases"]:
-        for contestant in case["contestants"]:
-            used = contestant["memory"] or {}
+        for entry in case["contestants"]:
+            used = entry.get("memory") or {}
             if used:
                 cells = [megabytes(used.get(measure)) for measure in ("forward_backward", "forward")]
                 peak = used.get("forward_backward")
                 beside = "" if peak is None else megabytes(max(0, peak - case["logits_bytes"]))
                 logits = megabytes(case["logits_bytes"])
-                rows.append([_size(case), case["dtype"], logits, f"`{contestant['name']}`", *cells, beside])
-    head = ["logits", "dtype", "MB", "contestant", "forward + backward, MB", "forward, MB", "beside the gradient, MB"]
-    return table(head, _ditto(rows, 3), left=2)
+                rows.append([_size(case), case["dtype"], logits, f"`{entry['name']}`", *cells, beside])
+    head = [
+        "logits",
+        "dtype",
+        "MB",
+        "implementation",
+        "forward + backward, MB",
+        "forward, MB",
+        "beside the gradient, MB",
+    ]
+    return table(head, without_repetition(rows, 3), left=2)
 
 
 def scaling(record: Record) -> str:
     """Nanoseconds for each logit: constant when time is linear."""
     names = list(dict.fromkeys(point["contestant"] for point in record["points"]))
     keys = list(dict.fromkeys((p["grows"], p["rows"], p["classes"], p["elements"]) for p in record["points"]))
-    found = {(p["grows"], p["elements"], p["contestant"]): p for p in record["points"]}
+    points = {(p["grows"], p["elements"], p["contestant"]): p for p in record["points"]}
     rows = []
     for grows, row_count, classes, elements in keys:
-        cells = [_per_logit(found.get((grows, elements, name))) for name in names]
+        cells = [_per_logit(points.get((grows, elements, name))) for name in names]
         rows.append([f"{row_count} x {classes}", f"{elements:.0e}".replace("e+0", "e"), *cells])
     left_out = sorted({f"{entry['elements']:.0e} logits: {entry['reason']}" for entry in record["left_out"]})
     after = f"\n\nLeft out: {'; '.join(left_out)}." if left_out else ""
@@ -147,12 +138,12 @@ def scaling(record: Record) -> str:
 
 
 def threads(record: Record) -> str:
-    """Milliseconds of a forward by who shares the work."""
+    """Milliseconds of a forward on each kind of threads."""
     ways = list(dict.fromkeys(point["way"] for point in record["points"]))
-    found = {(point["rows"], point["way"]): point for point in record["points"]}
+    points = {(point["rows"], point["way"]): point for point in record["points"]}
     rows = []
     for count, classes in dict.fromkeys((point["rows"], point["classes"]) for point in record["points"]):
-        cells = [number(1e3 * found[count, way]["median"]) for way in ways]
+        cells = [number(1e3 * points[count, way]["median"]) for way in ways]
         rows.append([f"{count} x {classes}", *cells])
     return table(["logits", *[f"{way}, ms" for way in ways]], rows, left=1)
 
@@ -168,8 +159,8 @@ def first_call(record: Record) -> str:
         ]
         for p in record["points"]
     ]
-    head = ["logits", "contestant", "caches", "forward, s", "then forward + backward, s"]
-    return table(head, _ditto(rows, 1), left=3)
+    head = ["logits", "implementation", "caches", "forward, s", "then forward + backward, s"]
+    return table(head, without_repetition(rows, 1), left=3)
 
 
 def accuracy(record: Record) -> str:
@@ -178,30 +169,33 @@ def accuracy(record: Record) -> str:
     for case in record["cases"]:
         cells = []
         for what, unit in (("loss", case["epsilon"]), ("gradient", case["gradient_epsilon"])):
-            cells += [number(case[who][what] / unit) if who in case else "" for who in ("xent", "torch")]
+            cells += [number(case[name][what] / unit) if name in case else "" for name in ("xent", "torch")]
         rows.append([case["dtype"], case["shape"], case["option"], *cells])
     head = ["logits", "classes", "options", f"`{OURS}` loss", "torch", f"`{OURS}` gradient", "torch"]
-    return table(head, _ditto(rows, 2), left=3)
+    return table(head, without_repetition(rows, 2), left=3)
 
 
 def gpu(record: Record) -> str:
-    """Every contestant on a GPU: time, share of the limit's speed, memory, and errors against float64."""
+    """Every implementation on a GPU: time, share of the limit's speed, memory, and errors against float64."""
     rows = []
     for case in record["cases"]:
         (limit,) = (c["seconds"]["forward_backward"]["median"] for c in case["contestants"] if c["role"] == "limit")
-        for contestant in case["contestants"]:
-            cells = [contestant["not_available"] or "", *[""] * 5]
-            if not contestant["not_available"]:
+        for entry in case["contestants"]:
+            cells = [entry["not_available"] or "", *[""] * 5]
+            if not entry["not_available"]:
                 both, alone = (
-                    contestant["seconds"].get(measure, {}).get("median") for measure in ("forward_backward", "forward")
+                    entry["seconds"].get(measure, {}).get("median") for measure in ("forward_backward", "forward")
                 )
-                errors = [contestant.get("loss_error"), max(contestant.get("gradient_errors", ()), default=0.0)]
+                errors = [entry.get("loss_error"), max(entry.get("gradient_errors", ()), default=0.0)]
                 cells = ["" if seconds is None else number(1e3 * seconds) for seconds in (both, alone)]
                 cells += ["" if both is None else f"{limit / both:.0%}"]
-                cells += [megabytes(contestant.get("memory")), *[f"{e:.1e}" if e else "" for e in errors]]
-            rows.append([case["shape"], case["dtype"], f"`{contestant['name']}`", *cells])
-    head = ["shape", "dtype", "contestant", "forward + backward, ms", "forward, ms", "of the limit", "memory, MB"]
-    return table([*head, "loss error", "gradient error"], _ditto(rows, 2), left=3) + f"\n\nOn: {record['device']}."
+                cells += [megabytes(entry.get("memory")), *[f"{e:.1e}" if e else "" for e in errors]]
+            rows.append([case["shape"], case["dtype"], f"`{entry['name']}`", *cells])
+    head = ["shape", "dtype", "implementation", "forward + backward, ms", "forward, ms", "of the limit", "memory, MB"]
+    return (
+        table([*head, "loss error", "gradient error"], without_repetition(rows, 2), left=3)
+        + f"\n\nOn: {record['device']}."
+    )
 
 
 def gpu_bars(record: Record) -> str:
@@ -214,7 +208,7 @@ def gpu_bars(record: Record) -> str:
         for case in record["cases"]
         for bar in case["bars"]
     ]
-    return table(["shape", "dtype", "measure", "required", "measured", "met"], _ditto(rows, 2), left=3)
+    return table(["shape", "dtype", "measure", "required", "measured", "met"], without_repetition(rows, 2), left=3)
 
 
 def primitives(record: Record) -> str:
@@ -239,12 +233,12 @@ def linear(record: Record) -> str:
     for case in record["cases"]:
         for measure, ratios in case["ratios"].items():
             seconds = case["seconds"]
-            cells = [number(1e3 * seconds[f"{who}, {measure}"]["median"]) for who in (OURS, "products")]
+            cells = [number(1e3 * seconds[f"{name}, {measure}"]["median"]) for name in (OURS, "products")]
             over = [_with_quartiles(ratios[peer]) if peer in ratios else "" for peer in LINEAR_PEERS]
             rows.append([_size(case), case["dtype"], LINEAR_MEASURES[measure], *cells, *over])
     head = ["rows x features x classes", "dtype", "measure", f"`{OURS}`, ms", "products, ms", "times the products"]
     head += [f"times as fast as `{peer}`" for peer in LINEAR_PEERS[1:]]
-    return table(head, _ditto(rows, 2), left=3)
+    return table(head, without_repetition(rows, 2), left=3)
 
 
 def linear_bars(record: Record) -> str:
@@ -273,13 +267,34 @@ def machine(record: Record) -> str:
     )
 
 
+def sharded(record: Record) -> str:
+    """The sharded linear loss by the number of ranks."""
+    rows = []
+    for case in record["cases"]:
+        measured = case["measured"]
+        rows.append(
+            [
+                str(case["ranks"]),
+                "measured" if measured else "computed",
+                str(case["classes"]),
+                f"{case['weight_and_gradient'] / 1e6:.1f}",
+                f"{measured['peak'] / 1e6:.0f}" if measured else "",
+                f"{case['handed_per_row']}",
+                f"{measured['handed_per_row']:.1f}" if measured else "",
+                f"{case['sent_per_row']:.0f}",
+            ]
+        )
+    head = ["ranks", "", "classes of a rank", "weight and gradient, MB", "peak of a step, MB", "handed to sums"]
+    return table([*head, "the same, counted", "sent by a ring"], rows, left=0)
+
+
 def scoring(record: Record) -> str:
     """`xent.score` beside the mean of Polars and of scikit-learn, and what was required."""
     rows = []
     for case in record["cases"]:
         size = f"{case['kind']} {case['rows']:,} x {case['classes']:,}"
         for ratio in case["ratios"]:
-            seconds = [number(case["seconds"][ratio[who]]["median"]) for who in ("ours", "peer")]
+            seconds = [number(case["seconds"][ratio[role]]["median"]) for role in ("ours", "peer")]
             what = "times its time" if ratio["direction"] == "at most" else "times as fast"
             measured = f"{number(ratio['median'])} ({number(ratio['low'])}–{number(ratio['high'])}) {what}"
             names = [f"`{ratio['ours']}`", ratio["peer"]]
@@ -301,11 +316,11 @@ def scoring_memory(record: Record) -> str:
 TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
     "summary": ("logits", summary),
     "bars": ("logits", bars),
-    "contestants": ("logits", contestants),
+    "implementations": ("logits", implementations),
     "notes": ("logits", notes),
     "memory": ("logits", memory),
     "machine": ("logits", machine),
-    "huge pages": ("logits_huge_pages", contestants),
+    "huge pages": ("logits_huge_pages", implementations),
     "scaling": ("scaling", scaling),
     "threads": ("threads", threads),
     "first call": ("first_call", first_call),
@@ -321,36 +336,12 @@ TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
     "scoring": ("scoring", scoring),
     "scoring memory": ("scoring", scoring_memory),
     "scoring machine": ("scoring", machine),
-    "parallel": ("parallel", lambda record: table(parallel.HEAD, parallel.table_rows(record), left=0)),
+    "parallel": ("parallel", sharded),
 }
-"""Each name that a marker can have, the record that it needs, and what makes it."""
+"""By the name of a marker: the record that the table needs, and the function that makes it."""
 
 
 # ------------------------------------------------------------------------------------------------------------ the cells
-
-
-def table(head: list[str], rows: Iterable[Iterable[str | None]], left: int) -> str:
-    """A Markdown table; the first columns are aligned to the left, the rest to the right."""
-    rule = ["---" if column < left else "---:" for column in range(len(head))]
-    lines = [head, rule, *[[cell or "" for cell in row] for row in rows]]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def number(value: float) -> str:
-    """Three significant digits, without an exponent.
-
-    >>> number(0.012345), number(1.5), number(250.4), number(12345.6)
-    ('0.0123', '1.50', '250', '12346')
-    """
-    if value == 0 or abs(value) >= 100:
-        return f"{value:.0f}"
-    decimals = max(0, 2 - math.floor(math.log10(abs(value))))
-    return f"{value:.{decimals}f}"
-
-
-def megabytes(count: int | None) -> str:
-    """Bytes as megabytes with one decimal."""
-    return "" if count is None else f"{count / 1e6:.1f}"
 
 
 def _disturbed(record: Record) -> str:
@@ -362,36 +353,30 @@ def _size(case: Record) -> str:
     return f"{case['shape']} {' x '.join(str(length) for length in case['size'])}"
 
 
-def _ratio(case: Record, measure: str, numerator: str, denominator: str) -> Record | None:
-    wanted = (measure, numerator, denominator)
-    found = [r for r in case["ratios"] if (r["measure"], r["numerator"], r["denominator"]) == wanted]
-    return found[0] if found else None
-
-
 def _with_quartiles(ratio: Record) -> str:
     return f"{number(ratio['median'])} ({number(ratio['low'])}–{number(ratio['high'])})"
 
 
 def _times(case: Record, measure: str) -> str:
-    ratio = _ratio(case, measure, EAGER, OURS)
+    ratio = ratio_of(case, measure, EAGER, OURS)
     return _with_quartiles(ratio) if ratio else ""
 
 
-def _milliseconds(case: Record, who: str, measure: str) -> str:
-    (contestant,) = (c for c in case["contestants"] if c["name"] == who)
-    spread = contestant["seconds"].get(measure)
+def _milliseconds(case: Record, name: str, measure: str) -> str:
+    (entry,) = (each for each in case["contestants"] if each["name"] == name)
+    spread = entry["seconds"].get(measure)
     return number(1e3 * spread["median"]) if spread else ""
 
 
-def _figures(case: Record, contestant: Record) -> list[str]:
-    """The last four columns of `contestants`; for who could not take part, the reason."""
-    if contestant["not_available"]:
-        return [contestant["not_available"], "", "", ""]
-    name = contestant["name"]
-    if contestant["role"] == "limit":
+def _figures(case: Record, entry: Record) -> list[str]:
+    """The last four columns of `implementations`; if it is not available, the reason."""
+    if entry["not_available"]:
+        return [entry["not_available"], "", "", ""]
+    name = entry["name"]
+    if entry["role"] == "limit":
         return [_milliseconds(case, name, "copy"), "", "", ""]
-    measure = "forward_backward" if "forward_backward" in contestant["seconds"] else "forward"
-    ours, copy = _ratio(case, measure, name, OURS), _ratio(case, measure, name, REUSED)
+    measure = "forward_backward" if "forward_backward" in entry["seconds"] else "forward"
+    ours, copy = ratio_of(case, measure, name, OURS), ratio_of(case, measure, name, REUSED)
     cells = [_milliseconds(case, name, "forward_backward"), _milliseconds(case, name, "forward")]
     return [*cells, _with_quartiles(ours) if ours else "", number(copy["median"]) if copy else ""]
 
@@ -416,13 +401,3 @@ def _measured(bar: Record) -> str:
 
 def _per_logit(point: Record | None) -> str:
     return "" if point is None else number(1e9 * point["median"] / point["elements"])
-
-
-def _ditto(rows: list[list[str]], columns: int) -> list[list[str]]:
-    """Leave out what the row above says already."""
-    shown, above = [], [""] * columns
-    for row in rows:
-        same = row[:columns] == above
-        shown.append([*([""] * columns if same else row[:columns]), *row[columns:]])
-        above = row[:columns]
-    return shown

@@ -1,9 +1,9 @@
-"""Times in interleaved rounds, so that what disturbs the machine for a while disturbs every contestant.
+"""Times in interleaved rounds, so that a temporary disturbance of the machine affects all implementations alike.
 
-In each round every call is measured once. The order moves on by one from round to round and is read backwards in every
-other one, so that nobody is always first or always follows the same neighbour. A call that is shorter than
-`minimum_s` is repeated until the measurement is that long. Ratios are formed within a round, and then their median
-is taken: a slow round slows both sides of its ratio.
+In each round every call is measured once. The order is rotated by one from round to round and reversed in every other
+round, so that no call is always first or always follows the same one. A call shorter than `minimum_s` is repeated
+until the measurement is that long. Ratios are formed within a round before their median is taken: a slow round slows
+both sides of its ratio.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 Key = TypeVar("Key")
@@ -28,7 +28,7 @@ class Settings:
     rounds: int = 15
     least_rounds: int = 5
     seconds_per_case: float = 20.0
-    """After this time and the least number of rounds no further round begins."""
+    """After this time no further round begins, once `least_rounds` are done."""
     minimum_s: float = 0.02
     warm_ups: int = 1
 
@@ -58,9 +58,23 @@ class Spread:
         return cls(median, low, high)
 
 
+def summary(values: Sequence[float]) -> dict[str, float]:
+    """Median and quartiles with five significant digits, as a record has them.
+
+    >>> summary([0.1234567])
+    {'median': 0.12346, 'low': 0.12346, 'high': 0.12346}
+    """
+    return {name: rounded(value) for name, value in asdict(Spread.of(values)).items()}
+
+
+def rounded(value: float) -> float:
+    """The value with five significant digits."""
+    return float(f"{value:.5g}")
+
+
 def ratios(numerator: Sequence[float], denominator: Sequence[float]) -> list[float]:
     """Round by round, one time over the other."""
-    return [above / below for above, below in zip(numerator, denominator, strict=True)]
+    return [a / b for a, b in zip(numerator, denominator, strict=True)]
 
 
 def interleaved(
@@ -84,14 +98,14 @@ def interleaved(
 
 
 def _order(keys: list[Key], done: int) -> list[Key]:
-    """The keys, moved on by one in each round, backwards in every other."""
+    """The keys, rotated by one in each round, reversed in every other."""
     first = done % len(keys) if keys else 0
-    turned = keys[first:] + keys[:first]
-    return turned[::-1] if done % 2 else turned
+    rotated = keys[first:] + keys[:first]
+    return rotated[::-1] if done % 2 else rotated
 
 
 def _repeats(call: Callable[[], Any], settings: Settings, clock: Clock) -> int:
-    """How often to call for a measurement of the minimum length."""
+    """The number of calls that take the minimum time."""
     for _ in range(settings.warm_ups):
         call()
     repeats = 1
@@ -110,7 +124,7 @@ def _elapsed(call: Callable[[], Any], repeats: int, clock: Clock) -> float:
 
 @contextmanager
 def _without_collection() -> Iterator[None]:
-    """Collect garbage now, and not while the clock runs."""
+    """Collect garbage now and not while times are measured."""
     was_enabled = gc.isenabled()
     gc.collect()
     gc.disable()

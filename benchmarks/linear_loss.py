@@ -1,29 +1,29 @@
 """The loss of a linear layer beside its peers and beside its limit: matrix products. One record of plain numbers.
 
-Every contestant gets the same input, weight and labels; the loss is the mean. "forward_backward" is the loss and
+All implementations get the same input, weight and labels; the loss is the mean. "forward_backward" is the loss and
 `torch.autograd.grad` of it by input and weight, "frozen" the same by the input alone (the weight does not require a
-gradient), "forward" the loss under `no_grad`. The limits are the products that any way of computing must make
-(logits, dinput, dweight), each by the faster of NumPy's and torch's BLAS in that round, into memory that has been
-used before. Peers are measured where a bar or a table asks for them: torch's chunked loss takes many seconds.
+gradient), "forward" the loss under `no_grad`. The limits are the products that every implementation needs (logits,
+dinput, dweight), each by the faster of NumPy's and torch's BLAS in that round, into memory that has been used before.
+Peers are measured only where a bar or a table needs them: torch's chunked loss takes many seconds.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from xent.benchmark import linear_error, linear_memory, machine
-from xent.benchmark.bars import verdict
-from xent.benchmark.timing import Settings, Spread, interleaved, ratios
-from xent.linear.plan import DEFAULT_WORKSPACE, parse_bytes
+from benchmarks import linear_error, linear_memory
+from benchmarks.bars import verdict
+from xent.bench import machine
+from xent.bench.run import SCHEMA, Progress
+from xent.bench.timing import Settings, interleaved, ratios, summary
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SCHEMA = 1
 OURS, UNFUSED, CHUNKED = "xent.torch", "F.cross_entropy(F.linear)", "F.linear_cross_entropy, chunked"
 DEFERRED = "F.cross_entropy, deferred logits"
 LIMITS = {"forward_backward": ("logits", "dinput", "dweight"), "frozen": ("logits", "dinput"), "forward": ("logits",)}
@@ -33,10 +33,10 @@ PEER_MEASURES = {
     CHUNKED: ("forward_backward",),
     DEFERRED: ("forward_backward",),
 }
+WORKSPACE, WORKSPACE_BYTES = "128MB", 128_000_000
 MEMORY_ALLOWANCE = 16_000_000
 MEMORY_ROWS = (2048, 65536)
 
-Progress = Callable[[str, int, int], None]
 Calls = dict[tuple[str, str], Callable[[], Any]]
 
 
@@ -59,7 +59,7 @@ class LinearShape:
 class Bar:
     """A ratio of medians in one run: at most so many times the products, or so many times as fast as a peer.
 
-    Deferred logits are this library too: they may take at most so many times as long as the direct call.
+    Deferred logits are an implementation of ours: they may take at most so many times as long as the direct call.
     """
 
     dtype: str
@@ -93,9 +93,9 @@ def run(
     threads: int = 2,
     measure_memory: bool = True,
     command: str = "",
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = lambda description, done, total: None,
 ) -> dict[str, Any]:
-    """Measure every contestant on the shape and return the record, which `json.dumps` can write.
+    """Measure all implementations on the shape and return the record, which `json.dumps` can write.
 
     Raises
     ------
@@ -106,49 +106,49 @@ def run(
     settings = settings or Settings(rounds=7, least_rounds=3, seconds_per_case=60.0, warm_ups=0)
     record = {"record": "xent bench linear", "schema": SCHEMA, "device": "cpu", **machine.describe(command, threads)}
     start = time.perf_counter()
-    with machine.limited(threads):
+    with machine.limited_threads(threads):
         cases = [_case(shape, dtype, settings, progress) for dtype in shape.dtypes]
     for case in cases:
         if measure_memory:
             case["memory"] = _memory(shape, case["dtype"], threads, progress)
-        case["bars"] = judged(case) if shape == SHAPES["gpt2"] else []
-    with machine.limited(threads):
-        errors = linear_error.measured(progress)
+        case["bars"] = judge(case) if shape == SHAPES["gpt2"] else []
+    with machine.limited_threads(threads):
+        errors = linear_error.measure(progress)
     seconds = round(time.perf_counter() - start, 1)
     return {**record, "seconds": seconds, "settings": dataclasses.asdict(settings), "cases": cases, "errors": errors}
 
 
-def judged(case: dict[str, Any]) -> list[dict[str, Any]]:
-    """The bars of a case: what was required and measured, whether it is met, else by what factor it was missed."""
-    found = []
+def judge(case: dict[str, Any]) -> list[dict[str, Any]]:
+    """The bars of a case: what was required and measured, whether it is met, else the factor that is missing."""
+    verdicts = []
     for bar in BARS:
         ratio = case["ratios"].get(bar.measure, {}).get(bar.against)
         if bar.dtype == case["dtype"] and ratio:
             kind = "at most" if bar.at_most else "at least"
             head = {"kind": kind, "measure": bar.measure, "against": bar.against, "bound": bar.bound}
-            found.append({**head, **ratio, **verdict(ratio["median"], bar.bound, at_most=bar.at_most)})
+            verdicts.append({**head, **ratio, **verdict(ratio["median"], bar.bound, at_most=bar.at_most)})
     for entry in case.get("memory", []):
         bound = entry["workspace_bytes"] + MEMORY_ALLOWANCE
         beside = entry["beside_bytes"]
         head = {"kind": "at most", "measure": "memory", "against": f"workspace + 16 MB, {entry['rows']} rows"}
-        found.append({**head, "bound": bound, "median": beside, **verdict(beside, bound, at_most=True)})
-    return found
+        verdicts.append({**head, "bound": bound, "median": beside, **verdict(beside, bound, at_most=True)})
+    return verdicts
 
 
 def make_inputs(shape: LinearShape, dtype: str, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Normal input, weight such that logits are of size 1, random labels."""
+    """Normal input, a weight that makes logits of standard deviation 1, random labels."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
-    kind = getattr(torch, dtype)
-    input = torch.randn(shape.rows, shape.features, generator=generator).to(kind)
-    weight = torch.randn(shape.classes, shape.features, generator=generator).mul_(shape.features**-0.5).to(kind)
+    torch_dtype = getattr(torch, dtype)
+    input = torch.randn(shape.rows, shape.features, generator=generator).to(torch_dtype)
+    weight = torch.randn(shape.classes, shape.features, generator=generator).mul_(shape.features**-0.5).to(torch_dtype)
     target = torch.randint(shape.classes, (shape.rows,), generator=generator)
     return input.requires_grad_(), torch.nn.Parameter(weight), target
 
 
 def losses() -> dict[str, Callable[..., Tensor]]:
-    """The contestants, as functions of input, weight and target."""
+    """The implementations, as functions of input, weight and target."""
     import torch
     import torch.nn.functional as F
 
@@ -185,8 +185,8 @@ def _calls(shape: LinearShape, dtype: str) -> Calls:
         def frozen(loss: Callable[..., Tensor] = loss) -> Any:
             return torch.autograd.grad(loss(x, w.detach(), y), x)
 
-        made = {"forward": forward, "forward_backward": both, "frozen": frozen}
-        calls |= {(name, measure): made[measure] for measure in PEER_MEASURES.get(name, tuple(LIMITS))}
+        by_measure = {"forward": forward, "forward_backward": both, "frozen": frozen}
+        calls |= {(name, measure): by_measure[measure] for measure in PEER_MEASURES.get(name, tuple(LIMITS))}
     return calls | _products(x.detach(), w.detach())
 
 
@@ -212,11 +212,11 @@ def _products(x: Tensor, w: Tensor) -> Calls:
 
 
 def _case(shape: LinearShape, dtype: str, settings: Settings, progress: Progress) -> dict[str, Any]:
-    what = f"{shape.name} {dtype}"
+    description = f"{shape.name} {dtype}"
     calls = _calls(shape, dtype)
     values = {name: float(calls[name, "forward"]()) for name in (OURS, UNFUSED)}
-    others = machine.Others()
-    seconds = interleaved(calls, settings, after_round=lambda done: progress(what, done, settings.rounds))
+    others = machine.OtherProcesses()
+    seconds = interleaved(calls, settings, after_round=lambda done: progress(description, done, settings.rounds))
     for measure, names in LIMITS.items():
         best = [
             [min(times) for times in zip(*(seconds[key] for key in calls if key[1] == name), strict=True)]
@@ -227,32 +227,27 @@ def _case(shape: LinearShape, dtype: str, settings: Settings, progress: Progress
         "shape": shape.name,
         "size": list(shape.size),
         "dtype": dtype,
-        "workspace": DEFAULT_WORKSPACE,
+        "workspace": WORKSPACE,
         "losses": values,
         "rounds": len(seconds[LIMIT, "forward"]),
         "share_of_others": others.share(),
-        "seconds": {f"{who}, {what}": _spread(times) for (who, what), times in seconds.items()},
+        "seconds": {f"{name}, {measure}": summary(times) for (name, measure), times in seconds.items()},
         "ratios": {measure: _ratios(seconds, measure) for measure in LIMITS},
     }
 
 
 def _ratios(seconds: dict[tuple[str, str], list[float]], measure: str) -> dict[str, Any]:
-    """Ours over the products, and how many times as fast ours is as each peer."""
+    """Our time over that of the products, and the time of each peer over ours."""
     ours = seconds[OURS, measure]
-    peers = {peer: _spread(ratios(seconds[peer, measure], ours)) for peer, of in PEER_MEASURES.items() if measure in of}
-    return {LIMIT: _spread(ratios(ours, seconds[LIMIT, measure])), **peers}
+    peers = {peer: summary(ratios(seconds[peer, measure], ours)) for peer, of in PEER_MEASURES.items() if measure in of}
+    return {LIMIT: summary(ratios(ours, seconds[LIMIT, measure])), **peers}
 
 
 def _memory(shape: LinearShape, dtype: str, threads: int, progress: Progress) -> list[dict[str, Any]]:
-    found = []
+    entries = []
     for done, rows in enumerate(MEMORY_ROWS):
         progress(f"{shape.name} {dtype}, memory", done, len(MEMORY_ROWS))
         grown = dataclasses.replace(shape, rows=rows)
-        beside = linear_memory.beside_bytes(dataclasses.asdict(grown), dtype, DEFAULT_WORKSPACE, threads)
-        workspace = parse_bytes("bench", DEFAULT_WORKSPACE)
-        found.append({"rows": rows, "workspace_bytes": workspace, "beside_bytes": beside})
-    return found
-
-
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    return {name: float(f"{value:.5g}") for name, value in dataclasses.asdict(Spread.of(values)).items()}
+        beside = linear_memory.beside_bytes(dataclasses.asdict(grown), dtype, WORKSPACE, threads)
+        entries.append({"rows": rows, "workspace_bytes": WORKSPACE_BYTES, "beside_bytes": beside})
+    return entries

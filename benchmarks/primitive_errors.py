@@ -10,45 +10,17 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from xent.backends.cpu import primitives
-from xent.backends.cpu.compilation import kernel
-
-Array = NDArray[Any]
+from benchmarks import internals
+from benchmarks.internals import Array
 
 SAMPLES = 2**20
-
-
-@kernel
-def _exp(x: Any, out: Any) -> None:
-    for i in range(len(x)):
-        out[i] = primitives.exp(x[i])
-
-
-@kernel
-def _log(x: Any, out: Any) -> None:
-    for i in range(len(x)):
-        out[i] = primitives.log(x[i])
-
-
-@kernel
-def _tanh(x: Any, out: Any) -> None:
-    for i in range(len(x)):
-        out[i], _ = primitives.tanh_and_derivative(x[i])
-
-
-@kernel
-def _tanh_derivative(x: Any, out: Any) -> None:
-    for i in range(len(x)):
-        _, out[i] = primitives.tanh_and_derivative(x[i])
 
 
 class Primitive(NamedTuple):
     """A function and where it is measured: between `low` and `high`, or with `logarithmic` from 2**low to 2**high."""
 
     name: str
-    computed: Callable[[Array, Array], None]
     exact: Callable[[Array], Array]
     dtype: type
     low: float
@@ -61,35 +33,36 @@ def _sech_squared(x: Array) -> Array:
 
 
 PRIMITIVES = (
-    Primitive("exp", _exp, np.exp, np.float32, -87.3, 88.3),
-    Primitive("exp", _exp, np.exp, np.float64, -708.3, 709.4),
-    Primitive("log", _log, np.log, np.float64, -1022, 1023, logarithmic=True),
-    Primitive("tanh", _tanh, np.tanh, np.float32, -44, 44),
-    Primitive("tanh", _tanh, np.tanh, np.float64, -355, 355),
-    Primitive("1 - tanh**2", _tanh_derivative, _sech_squared, np.float32, -43, 43),
-    Primitive("1 - tanh**2", _tanh_derivative, _sech_squared, np.float64, -353, 353),
+    Primitive("exp", np.exp, np.float32, -87.3, 88.3),
+    Primitive("exp", np.exp, np.float64, -708.3, 709.4),
+    Primitive("log", np.log, np.float64, -1022, 1023, logarithmic=True),
+    Primitive("tanh", np.tanh, np.float32, -44, 44),
+    Primitive("tanh", np.tanh, np.float64, -355, 355),
+    Primitive("1 - tanh**2", _sech_squared, np.float32, -43, 43),
+    Primitive("1 - tanh**2", _sech_squared, np.float64, -353, 353),
 )
 
 
-def measured_primitives(samples: int = SAMPLES, seed: int = 0) -> list[dict[str, Any]]:
+def measure_primitives(samples: int = SAMPLES, seed: int = 0) -> list[dict[str, Any]]:
     """The greatest error of each primitive over random arguments, half of them near 0 (near 1 for the logarithm)."""
-    return [_measured(primitive, samples, seed) for primitive in PRIMITIVES if _can_be_judged(primitive.dtype)]
+    functions = internals.primitives()
+    measured = [primitive for primitive in PRIMITIVES if _has_longer_format(primitive.dtype)]
+    return [_measure(primitive, functions[primitive.name], samples, seed) for primitive in measured]
 
 
-def _can_be_judged(dtype: type) -> bool:
+def _has_longer_format(dtype: type) -> bool:
     return dtype is np.float32 or np.finfo(np.longdouble).nmant > np.finfo(np.float64).nmant
 
 
-def _measured(primitive: Primitive, samples: int, seed: int) -> dict[str, Any]:
+def _measure(primitive: Primitive, function: Callable[[Array], Array], samples: int, seed: int) -> dict[str, Any]:
     random = np.random.default_rng(seed)
     wide, close = random.uniform(primitive.low, primitive.high, samples // 2), random.normal(0, 1, samples // 2)
     arguments = np.concatenate([wide, close])
     arguments = (np.exp2(arguments) if primitive.logarithmic else arguments).astype(primitive.dtype)
-    found = np.empty_like(arguments)
-    primitive.computed(arguments, found)
     longer = np.float64 if primitive.dtype is np.float32 else np.longdouble
     exact = primitive.exact(arguments.astype(longer))
-    error = np.abs(found.astype(longer) - exact) / np.spacing(np.abs(exact).astype(primitive.dtype)).astype(longer)
+    units = np.spacing(np.abs(exact).astype(primitive.dtype)).astype(longer)
+    error = np.abs(function(arguments).astype(longer) - exact) / units
     worst = int(error.argmax())
     domain = [f"2**{bound}" if primitive.logarithmic else bound for bound in (primitive.low, primitive.high)]
     return {

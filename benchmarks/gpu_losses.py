@@ -1,13 +1,12 @@
-"""The losses on a GPU: all contestants on some shapes, as one record of plain numbers.
+"""The losses on a GPU: all implementations on some shapes, as one record of plain numbers.
 
-Times are between device events, with rounds interleaved as on the CPU (timing.py); memory is the peak of torch's
-allocator beside the inputs; errors are those of the loss, and of the gradient of the first rows (and classes), against
-float64.
+Times are between device events, in interleaved rounds as on the CPU; memory is the peak of torch's allocator beside the
+inputs; errors of the loss, and of the gradient of the first rows (and classes), are against float64.
 
-The limits: for logits a copy of them, which reads and writes as many bytes as a loss with its gradient must; for the
-linear loss its three matrix products, without anything between them.
+The limits: for logits a copy, which reads and writes as many bytes as a loss with its gradient; for the linear loss its
+three matrix products, without anything between them.
 
-With TRITON_INTERPRET=1 the same runs on CPU tensors, for tests; its times mean nothing, and the record says so.
+With TRITON_INTERPRET=1 the same runs on CPU tensors, for tests; its times are meaningless, and the record says so.
 """
 
 from __future__ import annotations
@@ -19,11 +18,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from xent.benchmark import machine
-from xent.benchmark.gpu_bars import judged
-from xent.benchmark.gpu_peers import LINEAR, LOGITS, Contestant, Inputs
-from xent.benchmark.peers import NotAvailableError
-from xent.benchmark.timing import Settings, Spread, interleaved
+from benchmarks.gpu_bars import judge
+from benchmarks.gpu_peers import LINEAR, LOGITS, PACKAGES, Implementation, Inputs
+from benchmarks.internals import interpret_triton_kernels
+from xent.bench import machine
+from xent.bench.peers import NotAvailableError
+from xent.bench.run import SCHEMA, Progress
+from xent.bench.timing import Settings, Spread, interleaved, rounded
 from xent.errors import ArgumentError, MissingDependencyError, message
 
 if TYPE_CHECKING:
@@ -31,8 +32,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Part = Literal["logits", "linear"]
-SCHEMA = 1
-JUDGED = 64
+COMPARED = 64
 """Rows, and classes, whose gradients are compared with float64."""
 CHUNK = 1024
 DTYPES = ("bfloat16", "float32")
@@ -56,10 +56,10 @@ def shapes(part: Part) -> dict[str, Shape]:
     """
     sizes = [(n, v) for n in (4096, 16384) for v in (32000, 128256, 256000)]
     if part == "logits":
-        found = [Shape(f"{n}x{v}", n, v) for n, v in sizes]
+        large = [Shape(f"{n}x{v}", n, v) for n, v in sizes]
     else:
-        found = [Shape(f"{n}x{v}x{d}", n, v, d) for n, v in sizes for d in (2048, 4096)]
-    return {shape.name: shape for shape in [*found, Shape("tiny", 4, 24, 8 if part == "linear" else 0)]}
+        large = [Shape(f"{n}x{v}x{d}", n, v, d) for n, v in sizes for d in (2048, 4096)]
+    return {shape.name: shape for shape in [*large, Shape("tiny", 4, 24, 8 if part == "linear" else 0)]}
 
 
 def run_gpu(
@@ -68,9 +68,9 @@ def run_gpu(
     *,
     settings: Settings | None = None,
     command: str = "",
-    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    progress: Progress = lambda description, done, total: None,
 ) -> dict[str, Any]:
-    """Measure every contestant on the shapes of these names (without any: all but `tiny`), and return the record.
+    """Measure all implementations on the shapes of these names (without any: all but `tiny`), and return the record.
 
     Raises
     ------
@@ -96,15 +96,15 @@ def run_gpu(
         "record": f"xent bench {part}",
         "schema": SCHEMA,
         "device": about,
-        **machine.describe(command, threads=1),
+        **machine.describe(command, 1, (*machine.PACKAGES, *PACKAGES)),
         "seconds": round(time.perf_counter() - start, 1),
         "settings": dataclasses.asdict(settings),
         "cases": cases,
     }
 
 
-def _report(progress: Callable[[str, int, int], None], what: str, rounds: int, done: int) -> None:
-    progress(what, done, rounds)
+def _report(progress: Progress, description: str, rounds: int, done: int) -> None:
+    progress(description, done, rounds)
 
 
 def _device() -> tuple[torch.device, str]:
@@ -118,10 +118,8 @@ def _device() -> tuple[torch.device, str]:
         remedy = "pip install 'xent[gpu]'"
         raise MissingDependencyError(message("bench", "", "the GPU's kernels need triton", remedy)) from None
     if triton.knobs.runtime.interpret:
-        from xent.torch import backends
-
-        backends.interpret(True)
-        return torch.device("cpu"), "interpreted: times mean nothing"
+        interpret_triton_kernels()
+        return torch.device("cpu"), "interpreted: times are meaningless"
     if not torch.cuda.is_available():
         raise ArgumentError(message("bench", "device", "torch finds no GPU here", "Run it on a machine that has one"))
     return torch.device("cuda"), torch.cuda.get_device_name()
@@ -133,35 +131,35 @@ def _case(
     import torch
 
     inputs = _inputs(shape, dtype, device)
-    truth = reference(inputs)
-    found: list[dict[str, Any]] = []
+    exact = reference(inputs)
+    entries: list[dict[str, Any]] = []
     calls: dict[tuple[str, str], Callable[[], Any]] = {}
-    for contestant in LINEAR if shape.features else LOGITS:
-        entry: dict[str, Any] = {**contestant.described(), "not_available": None, "seconds": {}}
-        found.append(entry)
+    for implementation in LINEAR if shape.features else LOGITS:
+        entry: dict[str, Any] = {**implementation.describe(), "not_available": None, "seconds": {}}
+        entries.append(entry)
         try:
-            made = contestant.prepare(inputs.copied() if contestant.overwrites else inputs)
-            if contestant.role != "limit":
-                entry.update(_judged(contestant, inputs, truth))
+            prepared = implementation.prepare(inputs.copied() if implementation.overwrites else inputs)
+            if implementation.role != "limit":
+                entry.update(_compared(implementation, inputs, exact))
         except NotAvailableError as error:
             entry["not_available"] = str(error)
             continue
         except torch.cuda.OutOfMemoryError:
             entry["not_available"] = "runs out of memory"
             continue
-        calls |= {(contestant.name, measure): call for measure, call in made.items()}
+        calls |= {(implementation.name, measure): call for measure, call in prepared.items()}
     seconds = interleaved(calls, settings, _clock(device), progress)
-    for entry in found:
+    for entry in entries:
         for (name, measure), times in seconds.items():
             if name == entry["name"]:
                 entry["seconds"][measure] = dataclasses.asdict(Spread.of(times))
-                entry.setdefault("samples", {})[measure] = [float(f"{t:.5g}") for t in times]
-    case = {"shape": shape.name, "size": list(dataclasses.astuple(shape)[1:]), "dtype": dtype, "contestants": found}
-    return {**case, "bars": judged(case)}
+                entry.setdefault("samples", {})[measure] = [rounded(t) for t in times]
+    case = {"shape": shape.name, "size": list(dataclasses.astuple(shape)[1:]), "dtype": dtype, "contestants": entries}
+    return {**case, "bars": judge(case)}
 
 
 def _inputs(shape: Shape, dtype: str, device: torch.device) -> Inputs:
-    """Logits of deviation about 2; for a linear layer input and weight that make such."""
+    """Logits of standard deviation 2, or the input and the weight of a linear layer whose logits have about that."""
     import torch
 
     generator = torch.Generator(device).manual_seed(0)
@@ -182,55 +180,54 @@ def reference(inputs: Inputs) -> tuple[float, list[Tensor]]:
     weight = None if inputs.weight is None else inputs.weight.detach().double()
     total = torch.zeros((), dtype=torch.float64, device=x.device)
     by_x: list[Tensor] = []
-    by_weight = None if weight is None else torch.zeros_like(weight[:JUDGED])
+    by_weight = None if weight is None else torch.zeros_like(weight[:COMPARED])
     for first in range(0, rows, CHUNK):
-        part, target = x[first : first + CHUNK].double(), inputs.target[first : first + CHUNK]
-        logits = part if weight is None else part @ weight.t()
+        chunk, target = x[first : first + CHUNK].double(), inputs.target[first : first + CHUNK]
+        logits = chunk if weight is None else chunk @ weight.t()
         log_q = torch.log_softmax(logits, 1)
-        places = target.unsqueeze(1)
-        total -= log_q.gather(1, places).sum()
-        gradient = log_q.exp_().scatter_add_(1, places, torch.full_like(places, -1, dtype=torch.float64)) / rows
+        labels = target.unsqueeze(1)
+        total -= log_q.gather(1, labels).sum()
+        gradient = log_q.exp_().scatter_add_(1, labels, torch.full_like(labels, -1, dtype=torch.float64)) / rows
         if first == 0:
-            by_x.append(gradient[:JUDGED] if weight is None else gradient[:JUDGED] @ weight)
+            by_x.append(gradient[:COMPARED] if weight is None else gradient[:COMPARED] @ weight)
         if by_weight is not None:
-            by_weight += gradient[:, :JUDGED].t() @ part
+            by_weight += gradient[:, :COMPARED].t() @ chunk
     return float(total) / rows, by_x if by_weight is None else [*by_x, by_weight]
 
 
-def _judged(contestant: Contestant, inputs: Inputs, truth: tuple[float, list[Tensor]]) -> dict[str, Any]:
+def _compared(implementation: Implementation, inputs: Inputs, exact: tuple[float, list[Tensor]]) -> dict[str, Any]:
     """Errors (of the gradients relative to their greatest entry) and peak memory of one call, on inputs of its own."""
     import torch
 
-    own = inputs.copied() if contestant.overwrites else inputs
-    calls = contestant.prepare(own)
-    call = calls.get("forward_backward") or calls["forward"]
-    if not contestant.overwrites:
+    own = inputs.copied() if implementation.overwrites else inputs
+    calls = implementation.prepare(own)
+    call = calls["forward_backward"]
+    if not implementation.overwrites:
         call()  # compiles
     on_gpu = own.x.device.type == "cuda"
     if on_gpu:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-    made = call()
-    loss, *gradients = made if isinstance(made, tuple) else (made,)
+    loss, *gradients = call()
     peak = torch.cuda.max_memory_allocated() - before if on_gpu else None
     errors = [
-        float((found[:JUDGED].double() - wanted).abs().max() / wanted.abs().max())
-        for found, wanted in zip(gradients, truth[1][: len(gradients)], strict=True)
+        float((gradient[:COMPARED].double() - expected).abs().max() / expected.abs().max())
+        for gradient, expected in zip(gradients, exact[1], strict=True)
     ]
-    return {"loss_error": abs(float(loss) - truth[0]), "gradient_errors": errors, "memory": peak}
+    return {"loss_error": abs(float(loss) - exact[0]), "gradient_errors": errors, "memory": peak}
 
 
 def _clock(device: torch.device) -> Callable[[], float]:
-    """Seconds on the device: an event is put into the stream and waited for."""
+    """Seconds on the device: an event is recorded in the stream and waited for."""
     if device.type != "cuda":
         return time.perf_counter
     import torch
 
     def event() -> Any:
-        made = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        made.record()
-        return made
+        recorded = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        recorded.record()
+        return recorded
 
     begin = event()
 

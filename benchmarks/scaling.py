@@ -1,7 +1,7 @@
 """Time against the number of elements, from 1e4 to 1e9: once the rows grow, once the classes grow.
 
-The largest logits and what is made of them need 12 GB, so contestants are measured one after another here, and
-sizes that would not fit into the memory at hand are left out, which the record says.
+The largest logits and what is computed from them need 12 GB. Implementations are therefore measured one after another,
+and sizes beyond the available memory are left out and listed in the record.
 """
 
 from __future__ import annotations
@@ -11,18 +11,17 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from xent.benchmark import machine
-from xent.benchmark.peers import CONTESTANTS, EAGER, OURS, REUSED, Measure, make_inputs
-from xent.benchmark.run import SCHEMA, Progress
-from xent.benchmark.shapes import Shape, checked_device
-from xent.benchmark.timing import Settings, Spread, interleaved
+from xent.bench import Shape, machine
+from xent.bench.peers import EAGER, IMPLEMENTATIONS, OURS, REUSED, Measure, make_inputs
+from xent.bench.run import SCHEMA, Progress
+from xent.bench.timing import Settings, interleaved, summary
 
 FIXED = 1000
 ELEMENTS = (10**4, 10**5, 10**6, 10**7, 10**8, 10**9)
-WHO: tuple[tuple[str, Measure], ...] = ((OURS, "forward_backward"), (EAGER, "forward_backward"), (REUSED, "copy"))
+MEASURED: tuple[tuple[str, Measure], ...] = ((OURS, "forward_backward"), (EAGER, "forward_backward"), (REUSED, "copy"))
 SETTINGS = Settings(rounds=7, least_rounds=3, seconds_per_case=4.0)
 TENSORS_AT_ONCE = 3
-"""Logits, their gradient, and what `F.cross_entropy` keeps between forward and backward."""
+"""Logits, their gradient, and what `F.cross_entropy` saves for backward."""
 
 
 def run_scaling(
@@ -30,19 +29,16 @@ def run_scaling(
     elements: tuple[int, ...] = ELEMENTS,
     settings: Settings = SETTINGS,
     threads: int = 2,
-    device: str = "cpu",
     command: str = "",
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = lambda description, done, total: None,
 ) -> dict[str, Any]:
     """Measure forward + backward of ours and of `F.cross_entropy`, and a copy, on float32 logits of these sizes."""
-    checked_device(device)
     machine.require_torch()
-    record = {"record": "xent bench scaling", "schema": SCHEMA, "device": device}
-    record |= machine.describe(command, threads)
-    start, others = time.perf_counter(), machine.Others()
+    record = {"record": "xent bench scaling", "schema": SCHEMA, "device": "cpu", **machine.describe(command, threads)}
+    start, others = time.perf_counter(), machine.OtherProcesses()
     points: list[dict[str, Any]] = []
     left_out: list[dict[str, Any]] = []
-    with machine.limited(threads):
+    with machine.limited_threads(threads):
         for done, (grows, shape) in enumerate(_shapes(elements)):
             progress("scaling", done, 2 * len(elements))
             if reason := _too_large(shape):
@@ -71,9 +67,9 @@ def _shapes(elements: tuple[int, ...]) -> Iterator[tuple[str, Shape]]:
 
 def _points(shape: Shape, settings: Settings) -> Iterator[dict[str, Any]]:
     inputs = make_inputs(shape, "float32")
-    for name, measure in WHO:
-        (contestant,) = (c for c in CONTESTANTS if c.name == name)
-        call = contestant.prepare(inputs)[measure]
+    for name, measure in MEASURED:
+        (implementation,) = (each for each in IMPLEMENTATIONS if each.name == name)
+        call = implementation.prepare(inputs)[measure]
         seconds = interleaved({name: call}, settings)[name]
         del call
         yield {
@@ -83,12 +79,12 @@ def _points(shape: Shape, settings: Settings) -> Iterator[dict[str, Any]]:
             "contestant": name,
             "measure": measure,
             "rounds": len(seconds),
-            **{key: float(f"{value:.5g}") for key, value in dataclasses.asdict(Spread.of(seconds)).items()},
+            **summary(seconds),
         }
 
 
 def _too_large(shape: Shape) -> str | None:
-    needed, free = TENSORS_AT_ONCE * 4 * shape.elements, machine.memory_bytes("MemAvailable")
-    if free is None or needed < 0.9 * free:
+    needed, available = TENSORS_AT_ONCE * 4 * shape.elements, machine.memory_bytes("MemAvailable")
+    if available is None or needed < 0.9 * available:
         return None
-    return f"needs {needed / 1e9:.0f} GB of memory, and {free / 1e9:.0f} GB are free"
+    return f"needs {needed / 1e9:.0f} GB of memory, and {available / 1e9:.0f} GB are free"

@@ -1,9 +1,8 @@
 """Errors of loss and gradient against the float64 reference, ours beside torch's own in the same dtype.
 
-An error is the greatest over the rows, for losses in nats and for gradients as the gradient of one row's loss. The
-reference sees the same rounded logits, so nothing counts that happened before the call. For float64 logits the
-reference is no judge of last digits; there the error is measured against torch's float64 and ours against the
-reference's own formulas, both of which differ by rounding only.
+An error is the greatest over the rows: of losses in nats, of gradients as the gradient of one row's loss. The reference
+takes the same rounded logits, so rounding before the call does not count. For float64 logits the reference rounds as
+well: there an error of some units means agreement up to rounding.
 """
 
 from __future__ import annotations
@@ -20,11 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import xent.torch
-from xent import reference
-from xent.benchmark import machine
-from xent.benchmark.primitives import measured_primitives
-from xent.checks import as_rows
-from xent.objective import Objective
+from benchmarks.primitive_errors import measure_primitives
+from xent import Objective, reference
+from xent.bench import machine
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SHAPES = {"10 classes": (4096, 10), "1000": (256, 1000), "50257": (16, 50257), "21, positions inside": (2, 21, 32, 32)}
@@ -43,21 +40,21 @@ Array = NDArray[np.float64]
 
 
 def run_accuracy(
-    command: str = "", progress: Callable[[str, int, int], None] = lambda what, done, total: None
+    command: str = "", progress: Callable[[str, int, int], None] = lambda description, done, total: None
 ) -> dict[str, Any]:
-    """Measure all cases; a minute or two."""
+    """Measure all cases, in a minute or two."""
     options = [(option, offset) for option in OPTIONS for offset in OFFSETS if not offset or option == "plain"]
-    wanted = list(itertools.product(DTYPES, SHAPES, options))
+    selected = list(itertools.product(DTYPES, SHAPES, options))
     cases = []
-    for done, (dtype, shape, (option, offset)) in enumerate(wanted):
-        progress("accuracy", done, len(wanted))
-        cases.append(measured(dtype, shape, option, offset))
-    about = machine.describe(command, torch.get_num_threads())
-    return {"record": "xent accuracy", **about, "cases": cases, "primitives": measured_primitives()}
+    for done, (dtype, shape, (option, offset)) in enumerate(selected):
+        progress("accuracy", done, len(selected))
+        cases.append(measure(dtype, shape, option, offset))
+    head = {"record": "xent accuracy", **machine.describe(command, torch.get_num_threads())}
+    return {**head, "cases": cases, "primitives": measure_primitives()}
 
 
-def measured(dtype: str, shape: str, option: str, offset: str = "", seed: int = 0) -> dict[str, Any]:
-    """The errors of one case: `loss` and `gradient`, each of "xent" and (where it has the option) of "torch"."""
+def measure(dtype: str, shape: str, option: str, offset: str = "", seed: int = 0) -> dict[str, Any]:
+    """The errors of loss and gradient in one case, of "xent" and, where it has the option, of "torch"."""
     logits, target, weight, options = _inputs(dtype, shape, option, OFFSETS[offset], seed)
     exact_loss, exact_gradient = _exact(logits, target, weight, options)
     case: dict[str, Any] = {"dtype": dtype, "shape": shape, "option": option + offset}
@@ -65,10 +62,10 @@ def measured(dtype: str, shape: str, option: str, offset: str = "", seed: int = 
     case["gradient_epsilon"] = float(torch.finfo(DTYPES[dtype]).eps)
     case["greatest_loss"] = float(np.abs(exact_loss).max())
     case["greatest_gradient"] = float(np.abs(exact_gradient).max())
-    for name, found in _contestants(logits, target, weight, options):
+    for name, (loss, gradient) in _implementations(logits, target, weight, options):
         case[name] = {
-            "loss": float(np.abs(found[0] - exact_loss).max()),
-            "gradient": float(np.abs(found[1] - exact_gradient).max()),
+            "loss": float(np.abs(loss - exact_loss).max()),
+            "gradient": float(np.abs(gradient - exact_gradient).max()),
         }
     return case
 
@@ -90,27 +87,32 @@ def _inputs(
     return logits, target, weight, options
 
 
-def _contestants(
+def _implementations(
     logits: Tensor, target: Tensor, weight: Tensor | None, options: dict[str, Any]
 ) -> Iterator[tuple[str, tuple[Array, Array]]]:
-    yield "xent", _differentiated(xent.torch.cross_entropy, logits, target, weight, options)
+    yield "xent", _loss_and_gradient(xent.torch.cross_entropy, logits, target, weight, options)
     if not set(NOT_IN_TORCH) & set(options):
         soft = target.to(logits.dtype) if target.is_floating_point() else target
-        yield "torch", _differentiated(F.cross_entropy, logits, soft, weight, options)
+        yield "torch", _loss_and_gradient(F.cross_entropy, logits, soft, weight, options)
 
 
-def _differentiated(
+def _loss_and_gradient(
     function: Any, logits: Tensor, target: Tensor, weight: Tensor | None, options: dict[str, Any]
 ) -> tuple[Array, Array]:
     x = logits.clone().requires_grad_()
     losses = function(x, target, weight=weight, reduction="none", **options)
     (gradient,) = torch.autograd.grad(losses.sum(), x)
-    return losses.detach().double().numpy().reshape(-1), as_rows(gradient.double().numpy(), 1)
+    return losses.detach().double().numpy().reshape(-1), _rows(gradient)
 
 
 def _exact(logits: Tensor, target: Tensor, weight: Tensor | None, options: dict[str, Any]) -> tuple[Array, Array]:
     objective = replace(Objective(**options), weight=None if weight is None else weight.double().numpy())
-    x = as_rows(logits.double().numpy(), 1)
-    y: Any = target.numpy()
-    y = as_rows(y.astype(np.float64), 1) if target.is_floating_point() else y.reshape(-1)
+    x = _rows(logits)
+    y: Any = _rows(target) if target.is_floating_point() else target.numpy().reshape(-1)
     return reference.cross_entropy(x, y, objective)[0], reference.cross_entropy_gradient(x, y, objective)
+
+
+def _rows(tensor: Tensor) -> Array:
+    """As float64 with the classes, axis 1, in the last place: (rows, classes)."""
+    array: Array = tensor.double().movedim(1, -1).reshape(-1, tensor.shape[1]).numpy()
+    return array

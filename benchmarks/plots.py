@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from xent.benchmark.peers import EAGER, OURS, REUSED
-from xent.benchmark.tables import digest
+from benchmarks.record_tables import digest
+from xent.bench.peers import EAGER, OURS, REUSED
 from xent.errors import MissingDependencyError, message
 
 NAMES = {OURS: OURS, EAGER: EAGER, REUSED: "a copy of the logits"}
@@ -14,21 +14,21 @@ COLORS = {OURS: "#0b6e99", EAGER: "#c2571a", REUSED: "#808080"}
 
 
 def scaling_svg(record: Mapping[str, Any]) -> str:
-    """Two log-log panels as SVG: the rows grow, the classes grow. Its first line tells the record behind it."""
+    """Two log-log panels as SVG: the rows grow, the classes grow."""
     alt, _ = _libraries()
     values = [
         {
             "elements": point["elements"],
             "milliseconds": 1e3 * point["median"],
-            "who": NAMES[point["contestant"]],
+            "implementation": NAMES[point["contestant"]],
             "panel": _panel(point["grows"]),
         }
         for point in record["points"]
     ]
-    present = {value["who"] for value in values}
+    present = {value["implementation"] for value in values}
     scale = alt.Scale(
-        domain=[NAMES[who] for who in COLORS if NAMES[who] in present],
-        range=[color for who, color in COLORS.items() if NAMES[who] in present],
+        domain=[NAMES[name] for name in COLORS if NAMES[name] in present],
+        range=[color for name, color in COLORS.items() if NAMES[name] in present],
     )
     chart = (
         alt.Chart(alt.InlineData(values=values))
@@ -36,7 +36,9 @@ def scaling_svg(record: Mapping[str, Any]) -> str:
         .encode(
             x=alt.X("elements:Q", title="logits (rows times classes)", scale=alt.Scale(type="log"), axis=_axis("~s")),
             y=alt.Y("milliseconds:Q", title="milliseconds", scale=alt.Scale(type="log"), axis=_axis(",~g")),
-            color=alt.Color("who:N", title=None, scale=scale, legend=alt.Legend(orient="bottom", symbolType="stroke")),
+            color=alt.Color(
+                "implementation:N", title=None, scale=scale, legend=alt.Legend(orient="bottom", symbolType="stroke")
+            ),
         )
         .properties(width=330, height=280)
         .facet(column=alt.Column("panel:N", title=None, sort=[_panel("rows"), _panel("classes")]))
@@ -49,18 +51,22 @@ def linear_error_svg(record: Mapping[str, Any]) -> str:
     alt, _ = _libraries()
     names = {"loss": "loss", "input": "gradient of the input", "weight": "gradient of the weight"}
     values = [
-        {"chunks": point["chunks"], "error": point[quantity], "who": point["contestant"], "panel": panel}
+        {"chunks": point["chunks"], "error": point[quantity], "implementation": point["contestant"], "panel": panel}
         for point in record["errors"]
         for quantity, panel in names.items()
     ]
-    scale = alt.Scale(domain=list(dict.fromkeys(value["who"] for value in values)), range=list(COLORS.values()))
+    scale = alt.Scale(
+        domain=list(dict.fromkeys(value["implementation"] for value in values)), range=list(COLORS.values())
+    )
     chart = (
         alt.Chart(alt.InlineData(values=values))
         .mark_line(point=alt.OverlayMarkDef(size=36))
         .encode(
             x=alt.X("chunks:Q", title="chunks", scale=alt.Scale(type="log", base=2)),
             y=alt.Y("error:Q", title="relative error", scale=alt.Scale(type="log"), axis=alt.Axis(format="~g")),
-            color=alt.Color("who:N", title=None, scale=scale, legend=alt.Legend(orient="bottom", symbolType="stroke")),
+            color=alt.Color(
+                "implementation:N", title=None, scale=scale, legend=alt.Legend(orient="bottom", symbolType="stroke")
+            ),
         )
         .properties(width=240, height=240)
         .facet(column=alt.Column("panel:N", title=None, sort=list(names.values())))
@@ -73,8 +79,8 @@ def _libraries() -> tuple[Any, Any]:
         import altair
         import vl_convert
     except ImportError:
-        found = "the plot needs altair and vl-convert-python"
-        raise MissingDependencyError(message("bench", "", found, "pip install 'xent[cli]'")) from None
+        problem = "the plot needs altair and vl-convert-python"
+        raise MissingDependencyError(message("bench", "", problem, "pip install 'xent[cli]'")) from None
     return altair, vl_convert
 
 
@@ -90,7 +96,7 @@ def _drawn(record: Mapping[str, Any], chart: Any) -> str:
 
 
 def made_from(record: Mapping[str, Any]) -> str:
-    """The first line of a plot, by which a stale one is known."""
+    """The first line of a plot, which names its record: a stale plot names another one."""
     return f"<!-- made from the record {digest(record)} -->"
 
 

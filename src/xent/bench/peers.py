@@ -1,13 +1,13 @@
-"""Who is measured. Every contestant gets the same tensors, the same threads, and no handicap:
+"""The implementations that are measured. All get the same tensors and the same number of threads:
 
 - labels are int64, logits are contiguous, the loss is the mean;
-- "forward" is the loss alone, as in evaluation: no gradient is asked for;
-- "forward + backward" is the loss and `torch.autograd.grad` of it, with the gradient in new memory each time, which the
-  contestant allocates as it always does;
-- whatever is made once in real use (compiling, probabilities for scikit-learn) is made before the clock starts.
+- "forward" is the loss alone, without a gradient, as in evaluation;
+- "forward + backward" is the loss and `torch.autograd.grad` of it, with the gradient in new memory each time, allocated
+  as the implementation always does;
+- what is done once in real use (compiling, probabilities for scikit-learn) is done before the measurement.
 
-The limit is a copy of the logits: `torch.clone` into fresh memory, which the system has to hand out and clear page by
-page, and `copy_` into memory that has been used before.
+The limit is a copy of the logits: `torch.clone` into fresh memory, whose pages the system has to clear, and `copy_`
+into memory that has been used before.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from xent.benchmark.shapes import Shape
+from xent.bench.shapes import Shape
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,12 +36,12 @@ _BLOCK = 1 << 24
 
 
 class NotAvailableError(Exception):
-    """This contestant cannot take part here; the message says why."""
+    """This implementation cannot be measured here; the message says why."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What all contestants work on."""
+    """Logits and labels, the same for all implementations."""
 
     shape: Shape
     dtype: str
@@ -50,24 +50,24 @@ class Inputs:
 
     @property
     def arrays(self) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        """The same memory as NumPy sees it; NumPy has no bfloat16."""
+        """The same memory as NumPy arrays; NotAvailableError for bfloat16, which NumPy does not have."""
         if self.dtype == "bfloat16":
             raise NotAvailableError("NumPy has no bfloat16")
         return self.logits.detach().numpy(), self.target.numpy()
 
 
 @dataclass(frozen=True)
-class Contestant:
+class Implementation:
     name: str
     role: Literal["ours", "peer", "limit"]
     prepare: Callable[[Inputs], Calls]
     note: str = ""
     quick: bool = True
-    """Whether it takes part in a quick run."""
+    """Whether it is measured in a quick run."""
 
 
 def make_inputs(shape: Shape, dtype: str, seed: int = 0) -> Inputs:
-    """Normal logits of deviation 2, random labels; beyond 16 million elements the same block again and again."""
+    """Normal logits of standard deviation 2, random labels; beyond 16 million elements a block is repeated."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
@@ -81,7 +81,7 @@ def make_inputs(shape: Shape, dtype: str, seed: int = 0) -> Inputs:
 
 
 def torch_calls(loss: Callable[[Tensor, Tensor], Tensor], inputs: Inputs) -> Calls:
-    """The two measures of any function that is called like `F.cross_entropy`."""
+    """Both measures of a function with the signature of `F.cross_entropy`."""
     import torch
 
     logits, target = inputs.logits, inputs.target
@@ -123,7 +123,7 @@ def _eager(inputs: Inputs) -> Calls:
 def _compiled(inputs: Inputs) -> Calls:
     if not any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++") if name):
         raise NotAvailableError("torch.compile needs a C++ compiler, and there is none (g++ or clang++)")
-    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # no helper processes that outlive the compilation
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # no helper processes after the compilation
     import torch
 
     torch.compiler.reset()
@@ -131,7 +131,7 @@ def _compiled(inputs: Inputs) -> Calls:
     try:
         for call in calls.values():
             call()
-    except Exception as error:  # whatever compilers say
+    except Exception as error:  # compilers raise anything
         raise NotAvailableError(f"torch.compile failed: {str(error).strip().splitlines()[0][:200]}") from error
     return calls
 
@@ -144,7 +144,7 @@ def _log_loss(inputs: Inputs) -> Calls:
     if inputs.shape.positions:
         raise NotAvailableError("takes two-dimensional arrays only")
     logits, target = inputs.arrays
-    # float64: in float32 it clips at 1.2e-7, and its loss is another.
+    # float64: in float32 it clips at 1.2e-7, which changes the loss.
     probabilities = inputs.logits.detach().double().softmax(dim=1).numpy()
     classes = np.arange(logits.shape[1])
     return {"forward": lambda: log_loss(target, probabilities, labels=classes)}
@@ -182,20 +182,20 @@ def _copy_reused(inputs: Inputs) -> Calls:
     return {"copy": lambda: used.copy_(logits)}
 
 
-CONTESTANTS: tuple[Contestant, ...] = (
-    Contestant(OURS, "ours", _xent_torch, "`xent.torch.cross_entropy`"),
-    Contestant("xent.numpy", "ours", _xent_numpy, "`xent.numpy.cross_entropy` and `cross_entropy_value_and_grad`"),
-    Contestant(EAGER, "peer", _eager, "torch, as it is"),
-    Contestant("F.cross_entropy, compiled", "peer", _compiled, "`torch.compile`, compiled beforehand", quick=False),
-    Contestant("NumPy formula", "peer", _formula, "log-sum-exp and softmax in place, one thread, as NumPy has it"),
-    Contestant(
+IMPLEMENTATIONS: tuple[Implementation, ...] = (
+    Implementation(OURS, "ours", _xent_torch, "`xent.torch.cross_entropy`"),
+    Implementation("xent.numpy", "ours", _xent_numpy, "`xent.numpy.cross_entropy` and `cross_entropy_value_and_grad`"),
+    Implementation(EAGER, "peer", _eager, "torch, as it is"),
+    Implementation("F.cross_entropy, compiled", "peer", _compiled, "`torch.compile`, compiled beforehand", quick=False),
+    Implementation("NumPy formula", "peer", _formula, "log-sum-exp and softmax in place, on one thread"),
+    Implementation(
         "scikit-learn log_loss",
         "peer",
         _log_loss,
-        "is given float64 probabilities (float32 ones it clips at 1.2e-7): softmax is not counted. No gradient",
+        "takes float64 probabilities (float32 ones it clips at 1.2e-7), made beforehand. No gradient",
         quick=False,
     ),
-    Contestant(FRESH, "limit", _copy_fresh, "`torch.clone`"),
-    Contestant(REUSED, "limit", _copy_reused, "`Tensor.copy_`"),
+    Implementation(FRESH, "limit", _copy_fresh, "`torch.clone`"),
+    Implementation(REUSED, "limit", _copy_reused, "`Tensor.copy_`"),
 )
 """In the order of the tables."""

@@ -1,8 +1,8 @@
 """`xent.score` beside a bare Polars mean log loss and `sklearn.metrics.log_loss`: time, and peak memory.
 
-    python -m xent.benchmark.scoring PATH LABEL PROBA       scores a file, and prints its peak memory as JSON
+    python -m benchmarks.score_speed PATH LABEL PROBA       scores a file, and prints its peak memory as JSON
 
-The whole score is measured, with histograms, decomposition and temperature; the others compute one mean. Memory is the
+The whole score is measured, with histograms, decomposition and temperature; its peers compute one mean. Memory is the
 peak of a process of its own (Linux), imports and compiled code included.
 """
 
@@ -22,8 +22,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from xent.benchmark.machine import Others, answer_of, describe, limited, process_bytes
-from xent.benchmark.timing import Settings, Spread, interleaved, ratios
+from benchmarks.processes import answer_of, process_bytes
+from xent.bench.machine import OtherProcesses, describe, limited_threads
+from xent.bench.run import Progress
+from xent.bench.timing import Settings, Spread, interleaved, ratios, rounded
 
 SCHEMA = 1
 ROWS, CLASSES = 4_000_000, 10
@@ -31,15 +33,13 @@ ARRAYS = ((1_000_000, 10), (10_000, 10_000))
 NARROW = (10_000_000, 100_000_000)
 OURS, POLARS, SKLEARN = "xent.score", "Polars, mean only", "sklearn.metrics.log_loss"
 MEAN = "xent.scoring.sklearn.log_loss"
-"""The mean alone, as scikit-learn has it; `xent.score` says all the rest as well."""
+"""The mean alone, as in scikit-learn."""
 BARS = {
     "parquet": ((OURS, POLARS, "at most", 3.0), (OURS, SKLEARN, "at least", 5.0)),
     "arrays": ((MEAN, SKLEARN, "at least", 10.0), (OURS, SKLEARN, "at least", 10.0)),
 }
 """(ours, peer, direction, bar): "at most" bounds our time over the peer's, "at least" the peer's over ours."""
 MEMORY_BAR = 500_000_000
-
-Progress = Callable[[str, int, int], None]
 
 
 def run_scoring(
@@ -49,7 +49,7 @@ def run_scoring(
     start = time.perf_counter()
     # The first calls, which compare the losses, are the warm-up.
     settings = Settings(rounds=5, least_rounds=3, seconds_per_case=15.0, warm_ups=0)
-    with tempfile.TemporaryDirectory() as folder, limited(threads):
+    with tempfile.TemporaryDirectory() as folder, limited_threads(threads):
         rows = int(ROWS * scale)
         path = Path(folder) / "predictions.parquet"
         _write_predictions(path, rows)
@@ -76,27 +76,28 @@ def run_scoring(
 
 
 def missed(record: Mapping[str, Any]) -> list[str]:
-    """The figures that had to be reached and were not."""
-    found = []
+    """A sentence for each figure that misses its bar."""
+    sentences = []
     for case in record["cases"]:
         for ratio in case["ratios"]:
             if not ratio["met"]:
-                what = f"{ratio['ours']} against {ratio['peer']}: {ratio['median']:.2f}"
                 size = f"{case['kind']} {case['rows']} x {case['classes']}"
-                found.append(f"{size}: {what}, {ratio['direction']} {ratio['bar']:g} was asked for")
+                measured = f"{ratio['ours']} against {ratio['peer']}: {ratio['median']:.2f}"
+                sentences.append(f"{size}: {measured}, required {ratio['direction']} {ratio['bar']:g}")
         if case.get("peak_bytes", 0) > MEMORY_BAR:
-            found.append(f"parquet: {case['peak_bytes'] / 1e6:.0f} MB, at most {MEMORY_BAR / 1e6:.0f} were asked for")
-    return found
+            peak, bar = (f"{count / 1e6:.0f}" for count in (case["peak_bytes"], MEMORY_BAR))
+            sentences.append(f"parquet: {peak} MB, required at most {bar}")
+    return sentences
 
 
 def _case(
     kind: str, rows: int, classes: int, calls: Mapping[str, Callable[[], float]], settings: Settings
 ) -> dict[str, Any]:
-    """Interleaved times of all contestants, which have to agree on the loss."""
+    """Interleaved times of all implementations, which have to agree on the loss."""
     losses = {name: call() for name, call in calls.items()}
     if not all(math.isclose(loss, losses[OURS], rel_tol=1e-9) for loss in losses.values()):
-        raise RuntimeError(f"the contestants disagree: {losses}")
-    others = Others()
+        raise RuntimeError(f"implementations do not compute the same: {losses}")
+    others = OtherProcesses()
     seconds = interleaved(dict(calls), settings)
     return {
         "kind": kind,
@@ -104,14 +105,14 @@ def _case(
         "classes": classes,
         "loss": losses[OURS],
         "share_of_others": others.share(),
-        "seconds": {name: asdict(Spread.of(found)) for name, found in seconds.items()},
-        "samples": {name: [float(f"{s:.5g}") for s in found] for name, found in seconds.items()},
+        "seconds": {name: asdict(Spread.of(samples)) for name, samples in seconds.items()},
+        "samples": {name: [rounded(s) for s in samples] for name, samples in seconds.items()},
         "ratios": [_ratio(seconds, *bar) for bar in BARS[kind]],
     }
 
 
 def _ratio(seconds: Mapping[str, list[float]], ours: str, peer: str, direction: str, bar: float) -> dict[str, Any]:
-    """One figure that has to be reached, formed round by round."""
+    """The ratio of a bar, formed round by round, and whether it is met."""
     sides = (seconds[ours], seconds[peer]) if direction == "at most" else (seconds[peer], seconds[ours])
     spread = Spread.of(ratios(*sides))
     met = spread.median <= bar if direction == "at most" else spread.median >= bar
@@ -126,10 +127,10 @@ def _of_file(path: Path) -> dict[str, Callable[[], float]]:
     columns = [f"p_{k}" for k in range(CLASSES)]
 
     def polars() -> float:
-        picked: Any = pl.when(pl.col("y") == 0).then(pl.col(columns[0]))
+        of_label: Any = pl.when(pl.col("y") == 0).then(pl.col(columns[0]))
         for k, name in enumerate(columns[1:], 1):
-            picked = picked.when(pl.col("y") == k).then(pl.col(name))
-        mean = pl.scan_parquet(path).select((0.0 - picked.log()).mean()).collect(engine="streaming")
+            of_label = of_label.when(pl.col("y") == k).then(pl.col(name))
+        mean = pl.scan_parquet(path).select((0.0 - of_label.log()).mean()).collect(engine="streaming")
         return float(mean.item())
 
     def sklearn() -> float:
@@ -168,13 +169,13 @@ def _write_predictions(path: Path, rows: int) -> None:
 
 
 def _narrow(folder: Path, rows: int) -> dict[str, Any]:
-    """Rows of which only the log-probability is known: time and peak memory, which should not grow with the rows."""
+    """Rows with nothing but a log-probability: time, and peak memory, which should not grow with the rows."""
     path = folder / "narrow.parquet"
     losses = np.random.default_rng(0).standard_exponential(rows)
     pl.DataFrame({"logp": np.negative(losses, out=losses)}).write_parquet(path)
-    found = _scored(path, "", "logp")
+    answer = _scored(path, "", "logp")
     path.unlink()
-    return {"rows": rows, "seconds": found["seconds"], "peak_bytes": found["peak_bytes"]}
+    return {"rows": rows, "seconds": answer["seconds"], "peak_bytes": answer["peak_bytes"]}
 
 
 def _peak(path: Path, label: str, proba: str) -> int:
@@ -183,7 +184,7 @@ def _peak(path: Path, label: str, proba: str) -> int:
 
 def _scored(path: Path, label: str, columns: str) -> dict[str, Any]:
     """Score a file in a process of its own."""
-    return answer_of("xent.benchmark.scoring", str(path), label, columns, what=f"scoring {path}")
+    return answer_of("score_speed", str(path), label, columns, description=f"scoring {path}")
 
 
 def _main(path: str, label: str, columns: str) -> None:
@@ -195,7 +196,7 @@ def _main(path: str, label: str, columns: str) -> None:
     else:
         score(path, log_prob=columns)
     seconds = time.perf_counter() - start
-    # Not ru_maxrss, which a process takes over from the one that started it.
+    # Not ru_maxrss, which a process inherits from its parent.
     peak = process_bytes("VmHWM")
     print(json.dumps({"seconds": round(seconds, 3), "peak_bytes": peak}))
 

@@ -1,6 +1,6 @@
-"""Who shares the rows of a call: nobody, the plain threads of a pool, or the threads of torch's OpenMP runtime.
+"""The rows of a call on one thread, on the plain threads of a pool, and on the threads of torch's OpenMP runtime.
 
-torch's threads are there in each case, as in a program that trains: they wait for the next operation of torch.
+torch's threads exist in each case, as in a program that trains, and wait for its next operation.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from xent.benchmark import machine
-from xent.benchmark.run import SCHEMA, Progress
-from xent.benchmark.timing import Settings, Spread, interleaved
+from benchmarks.internals import without_openmp
+from xent.bench import machine
+from xent.bench.run import SCHEMA, Progress
+from xent.bench.timing import Settings, interleaved, summary
 
 CLASSES = 1000
 ROWS = (128, 300, 1000, 4096, 30_000)
@@ -26,18 +27,18 @@ def run_threads(
     settings: Settings = SETTINGS,
     threads: int = 2,
     command: str = "",
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = lambda description, done, total: None,
 ) -> dict[str, Any]:
-    """Measure the forward of float32 logits with these numbers of rows, shared in each way."""
+    """Measure the forward of float32 logits with these numbers of rows, on each kind of threads."""
     machine.require_torch()
     record = {"record": "xent bench threads", "schema": SCHEMA, "device": "cpu", **machine.describe(command, threads)}
-    start, others, points = time.perf_counter(), machine.Others(), []
-    with machine.limited(threads):
+    start, others, points = time.perf_counter(), machine.OtherProcesses(), []
+    with machine.limited_threads(threads):
         for done, count in enumerate(rows):
             progress("threads", done, len(rows))
             for way, seconds in interleaved(_calls(count, threads), settings).items():
-                spread = {key: float(f"{value:.5g}") for key, value in dataclasses.asdict(Spread.of(seconds)).items()}
-                points.append({"rows": count, "classes": CLASSES, "way": way, "rounds": len(seconds), **spread})
+                point = {"rows": count, "classes": CLASSES, "way": way, "rounds": len(seconds)}
+                points.append({**point, **summary(seconds)})
     progress("threads", len(rows), len(rows))
     return {
         **record,
@@ -51,25 +52,24 @@ def run_threads(
 def _calls(rows: int, threads: int) -> dict[str, Callable[[], Any]]:
     import torch
 
-    from xent.backends.cpu.threads import without_openmp
     from xent.torch import cross_entropy
 
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(rows, CLASSES, generator=generator)
     labels = torch.randint(0, CLASSES, (rows,), generator=generator)
 
-    def shared() -> Any:
+    def on_openmp() -> Any:
         return cross_entropy(logits, labels)
 
     def alone() -> Any:
         torch.set_num_threads(1)
         try:
-            return shared()
+            return on_openmp()
         finally:
             torch.set_num_threads(threads)
 
-    def by_pool() -> Any:
+    def on_pool() -> Any:
         with without_openmp():
-            return shared()
+            return on_openmp()
 
-    return {ALONE: alone, POOL: by_pool, OPENMP: shared}
+    return {ALONE: alone, POOL: on_pool, OPENMP: on_openmp}
