@@ -22,17 +22,18 @@ def without_openmp() -> AbstractContextManager[None]:
 
 def interpret_triton_kernels() -> None:
     """Let the GPU's kernels take CPU tensors, under TRITON_INTERPRET=1."""
-    from xent.torch import backends
+    from xent.backends import choice
 
-    backends.interpret(True)
+    choice.interpret(True)
 
 
 @contextmanager
 def rows_in_a_chunk(count: int) -> Iterator[None]:
     """Let the linear loss on the CPU visit chunks of so many rows, whatever memory that takes."""
-    from xent.linear import calls, plan
+    from xent.backends.cpu import linear_steps
+    from xent.linear import plan
 
-    with mock.patch.object(calls, "make_plan", lambda call, sizes, workspace: plan.plan_of_rows(sizes, count)):
+    with mock.patch.object(linear_steps, "make_plan", lambda call, sizes, workspace: plan.plan_of_rows(sizes, count)):
         yield
 
 

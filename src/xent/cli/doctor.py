@@ -87,7 +87,7 @@ def _gpu_kernels() -> str:
     """What computes on each GPU, and why; without a GPU, what would."""
     import torch
 
-    from xent.torch.backends import TRITON_DEVICES, why_no_triton
+    from xent.backends.choice import TRITON_DEVICES, why_no_triton
 
     modules = {name: torch.get_device_module(name) for name in TRITON_DEVICES}
     devices = [torch.device(name, index) for name, module in modules.items() for index in range(module.device_count())]
