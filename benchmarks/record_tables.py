@@ -258,12 +258,12 @@ def linear_bars(record: Record) -> str:
 def machine(record: Record) -> str:
     """One paragraph: where, when, with what."""
     about, versions = record["machine"], ", ".join(f"{name} {v}" for name, v in record["versions"].items())
-    asked = f" with {HUGE_PAGES}=1" if about["torch_asks_for_huge_pages"] else ""
+    setting = f" with {HUGE_PAGES}=1" if about["torch_asks_for_huge_pages"] else ""
     return (
         f"Measured on {record['date'][:10]}: {about['processor']}, {about['cores']} cores, "
         f"{(about['memory_bytes'] or 0) / 2**30:.0f} GiB, {about['system']}, {record['threads']} threads; {versions}; "
         f"huge pages: {about['huge_pages']}; {_disturbed(record)}; "
-        f"`{record['command']}`{asked}, {record['seconds']:.0f} seconds."
+        f"`{record['command']}`{setting}, {record['seconds']:.0f} seconds."
     )
 
 
