@@ -16,14 +16,11 @@ from torch import Tensor
 
 from xent.backends.cpu import cross_entropy as cpu
 from xent.backends.cpu import kernels
-from xent.backends.cpu.threads import use_openmp_of
 from xent.checks import check_labels
 from xent.objective import Objective
 from xent.reduction import mean_denominator, reduce
 
 Array = NDArray[Any]
-
-use_openmp_of(torch._C.__file__)
 
 
 def forward(logits: Tensor, target: Tensor, weight: Tensor | None, objective: Objective) -> tuple[Array, Array]:
