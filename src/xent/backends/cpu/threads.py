@@ -44,7 +44,7 @@ VARIABLE = "XENT_NUM_THREADS"
 
 NO_TEAM = 0
 _openmp: int | None = None
-"""The address of GOMP_parallel in torch's OpenMP runtime, NO_TEAM to use none, None as long as it was not looked for."""
+"""The address of GOMP_parallel in torch's OpenMP runtime; NO_TEAM to use none; None until it has been looked for."""
 
 
 def openmp_entry(library: str) -> int:

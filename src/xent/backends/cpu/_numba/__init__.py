@@ -1,7 +1,7 @@
-"""Everything that xent takes from the insides of Numba and llvmlite; no other file imports them (a test reads the imports).
+"""Every use of the internals of Numba and llvmlite; a test reads the imports of all other files.
 
-Numba may change these with any release, so `pyproject.toml` has an upper bound on its version, and each group below is
-imported on its own. Where one is gone, what takes its place needs only Numba's public `njit`: slower, and right.
+Any release of Numba may change these, so `pyproject.toml` has an upper bound on its version, and each group below is
+imported on its own. Where one is gone, what takes its place needs only Numba's public interface: slower, and right.
 `missing_internals` says so; `xent doctor` shows it.
 
     pipeline.py      compiler pipelines and flags: which functions become machine code, and with which vector registers
@@ -72,17 +72,20 @@ except _GONE as error:
         transpose_square,
     )
 
+atomic_add: Any = None
+failed_in_team: Any = None
+
 try:
     from xent.backends.cpu._numba.openmp import atomic_add, failed_in_team
 except _GONE as error:
     _gone("openmp", error)
-    atomic_add = failed_in_team = None
+
+KernelCache: Any = None
 
 try:
     from xent.backends.cpu._numba.cache import KernelCache
 except _GONE as error:
     _gone("cache", error)
-    KernelCache = None
 
 
 def missing_internals() -> list[str]:

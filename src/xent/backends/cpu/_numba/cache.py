@@ -2,9 +2,9 @@
 
 | internal | why it is used |
 |---|---|
-| `FunctionCache`, `_index_key`, `_impl.filename_base` | serialising machine code and choosing a folder, without Numba's index of numbered files |
+| `FunctionCache`, `_index_key`, `_impl.filename_base` | machine code as bytes, and a folder, but other files |
 | `dispatcher._cache` | `njit(cache=True)` takes no cache of another class |
-| `dispatcher.compile` | the lock of a kernel is given up when its compilation ends, by an error too |
+| `dispatcher.compile` | the lock of a kernel is released when its compilation ends, also by an error |
 | `llvmlite.__version__` | machine code depends on it |
 """
 
@@ -46,9 +46,8 @@ class KernelCache(FunctionCache):  # type: ignore[misc]
         super().__init__(function)
         sources = (Path(function.__code__.co_filename).parent, FOLDER, FOLDER.parent)
         compiler = f"{sys.version} {numba.__version__} {llvmlite.__version__} {internals}"
-        self._cache_file = disk_cache.KernelFiles(
-            Path(self.cache_path), self._impl.filename_base, sources, compiler
-        )
+        self.files = disk_cache.KernelFiles(Path(self.cache_path), self._impl.filename_base, sources, compiler)
+        self._cache_file = self.files
         self._thread = threading.local()
 
     def attach(self, dispatcher: Any) -> None:
@@ -68,7 +67,7 @@ class KernelCache(FunctionCache):  # type: ignore[misc]
         """Return the compiled signature; None if this process has to compile it, and then it holds the lock."""
         compiled = super().load_overload(signature, target_context)
         if compiled is None:
-            path = self._cache_file.path(self._index_key(signature, target_context.codegen()))
+            path = self.files.path(self._index_key(signature, target_context.codegen()))
             lock = disk_cache.FileLock(path.with_suffix(".lock"))
             if lock.acquire(disk_cache.PATIENCE):
                 self._thread.lock = lock

@@ -5,7 +5,7 @@
 | `llvmlite.ir` | the C function that a thread of the runtime calls, and an atomic addition: Numba has neither |
 | `numba.core.cgutils` | passing the arguments to that function as one structure |
 | `numba.np.arrayobj.make_array` | the address of an array's first number |
-| `dispatcher.overloads[...]`, `.library`, `.fndesc`; `context.call_conv` | calling a compiled function by its symbol, without Python |
+| `dispatcher.overloads`, `.library`, `.fndesc`, `context.call_conv` | calling a compiled function by its symbol |
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from numba import types
 from numba.core import cgutils
 from numba.core.base import BaseContext
 from numba.core.codegen import CodeLibrary
-from numba.core.compiler import CompileResult
-from numba.core.dispatcher import Dispatcher
 from numba.core.typing.context import BaseContext as TypingContext
 from numba.extending import intrinsic
 from numba.np import arrayobj
@@ -37,9 +35,6 @@ _ = (
     arrayobj.make_array,
     BaseContext.declare_function,
     CodeLibrary.add_linking_library,
-    CompileResult.library,
-    CompileResult.fndesc,
-    Dispatcher.get_call_template,
     TypingContext.resolve_function_type,
 )
 

@@ -10,11 +10,11 @@ save little more, and makes kernels of 16-bit logits a tenth slower.)
 
 | internal of Numba | why it is used |
 |---|---|
-| `CompilerBase`, `DefaultPassBuilder`, `register_pass` | a pipeline with another lowering pass; `njit(pipeline_class=...)` |
-| `Lower.setup_function`, `set.add(attributes)` | the attribute that allows 512-bit registers; there is no option for it |
+| `CompilerBase`, `DefaultPassBuilder`, `register_pass` | a pipeline with a lowering pass of our own |
+| `Lower.setup_function`, `set.add(attributes)` | the attribute for 512-bit registers; there is no option for it |
 | `NativeLowering`, the flag `no_compile`, `_dynfunc.make_function` | stopping before machine code is made |
 | `JITCodeLibrary._finalize_final_module`, `._optimize_final_module` | leaving out the two steps described above |
-| the options `_nrt`, `no_cpython_wrapper`, `no_cfunc_wrapper` | no reference counts, and no entry points that are never used |
+| the options `_nrt`, `no_cpython_wrapper`, `no_cfunc_wrapper` | no reference counts, no unused entry points |
 """
 
 from __future__ import annotations
@@ -136,5 +136,5 @@ class PartCompiler(LinkedCompiler):
 ENTRY = {"pipeline_class": EntryCompiler}
 LINKED = {"pipeline_class": LinkedCompiler, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 PART = {**LINKED, "pipeline_class": PartCompiler}
-# No reference count for every slice: they took 0.15 of 0.28 us for a row of 1000 classes, and 40 % of the time at 50257.
+# No reference count for each slice: that took 0.15 of 0.28 us for a row of 1000 classes, and 40 % of the time at 50257.
 NO_ALLOCATION = {"_nrt": False}

@@ -6,7 +6,8 @@ They give the same numbers, apart from the payload of a NaN and, in float64, fro
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numba import njit, types
@@ -14,6 +15,8 @@ from numba.extending import overload
 
 LINE = 64  # bytes of a line of the caches
 VECTOR = 512  # bits of the widest vector register
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 OPTIONS = {"error_model": "numpy"}
 
@@ -26,6 +29,11 @@ REBIAS = np.float32(2.0**112)  # 127 - 15, the difference of the exponents' bias
 HALF_OVERFLOW = (127 + 16) << 23  # the first float32 whose exponent a float16 does not have
 HALF_NORMAL = (127 - 14) << 23  # the smallest float32 that is a normal float16
 SUBNORMAL = np.float32(0.5)  # its last digit is that of a subnormal float16: adding it rounds
+
+
+def compiled(function: Function) -> Function:
+    """Compile a function by plain njit."""
+    return cast(Function, njit(**OPTIONS)(function))
 
 
 def fused_multiply_add(x: Any, y: Any, z: Any) -> Any:
@@ -53,7 +61,7 @@ def _(x: Any, y: Any, z: Any) -> Any:
     return fused
 
 
-@njit(**OPTIONS)
+@compiled
 def maximum(x: Any, y: Any) -> Any:
     """Return the larger number, NaN if there is one."""
     return x if x > y or x != x else y
@@ -83,7 +91,7 @@ def _(bits: Any) -> Any:
     return lambda bits: np.int64(bits).view(np.float64)
 
 
-@njit(**OPTIONS)
+@compiled
 def half_to_float(half: int) -> float:
     """Widen the bits of a float16."""
     bits = np.int64(half)
@@ -95,7 +103,7 @@ def half_to_float(half: int) -> float:
     return -number if bits & SIGN else number
 
 
-@njit(**OPTIONS)
+@compiled
 def float_to_half(number: float) -> int:
     """Round to float16, to nearest even; the bits."""
     bits = np.int64(float_bits(abs(number)))
@@ -110,27 +118,25 @@ def float_to_half(number: float) -> int:
     return np.int16(half | SIGN if float_bits(number) < 0 else half)
 
 
-@njit(**OPTIONS)
+@compiled
 def prefetch(array: Any, index: int) -> None:
     """Read nothing ahead: without this the results are the same."""
 
 
-@njit(**OPTIONS)
+@compiled
 def copy_line(target: Any, source: Any, index: int) -> None:
     """Copy one line from source[index:] to target[index:]."""
     for i in range(index, index + LINE // source.itemsize):
         target[i] = source[i]
 
 
-@njit(**OPTIONS)
+@compiled
 def fence() -> None:
     """Do nothing: plain stores are in order as they are."""
 
 
-@njit(**OPTIONS)
-def transpose_square(
-    source: Any, source_stride: int, rows: int, columns: int, target: Any, target_stride: int
-) -> None:
+@compiled
+def transpose_square(source: Any, source_stride: int, rows: int, columns: int, target: Any, target_stride: int) -> None:
     """target[c * target_stride + r] = source[r * source_stride + c]."""
     for c in range(columns):
         for r in range(rows):
