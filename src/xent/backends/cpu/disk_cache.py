@@ -82,7 +82,7 @@ class KernelFiles:
 class FileLock:
     """An exclusive lock on a file that is made for it, held by one process at a time.
 
-    `acquire` returns whether it was taken within `patience` seconds; without it the caller may go on all the same.
+    `acquire` returns whether it was taken within `patience` seconds; if not, the caller works without it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -91,28 +91,21 @@ class FileLock:
 
     def acquire(self, patience: float) -> bool:
         """Wait for the lock; False if it cannot be had."""
-        if fcntl is None:
-            return False
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError:
-            return False
         until = time.monotonic() + patience
-        while True:
+        while fcntl is not None:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() < until:
-                    time.sleep(PAUSE)
-                    continue
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            except OSError:
+                return False
+            if not _locked(descriptor, until):
                 os.close(descriptor)
                 return False
-            except OSError:  # a file system without locks
-                os.close(descriptor)
-                return False
-            self._descriptor = descriptor
-            return True
+            if _is_file(self.path, descriptor):
+                self._descriptor = descriptor
+                return True
+            os.close(descriptor)  # whoever held the lock before has deleted this file
+        return False
 
     def release(self) -> None:
         """Give the lock up, and delete its file; nothing happens if it is not held."""
@@ -120,9 +113,32 @@ class FileLock:
             return
         descriptor, self._descriptor = self._descriptor, None
         with contextlib.suppress(OSError):
-            # Whoever waits holds the deleted file open, takes the lock on it, and finds the entry.
             self.path.unlink()
         with contextlib.suppress(OSError):
             # Not by closing alone: a process forked in the meantime has the file open too.
             fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
+
+
+def _locked(descriptor: int, until: float) -> bool:
+    """Lock an open file, as soon as it is free; False at the time `until`, or where files cannot be locked."""
+    assert fcntl is not None
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                return False
+            time.sleep(PAUSE)
+        except OSError:  # a file system without locks
+            return False
+        else:
+            return True
+
+
+def _is_file(path: Path, descriptor: int) -> bool:
+    """Whether a path still leads to an open file."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except OSError:
+        return False
