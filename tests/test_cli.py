@@ -146,10 +146,12 @@ def test_command_line_without_its_packages_says_what_to_install(tmp_path):
     assert "pip install 'xent[cli]'" in result.stderr
 
 
-def test_a_wrong_setting_is_one_line_and_exit_code_2():
-    environment = {**os.environ, "XENT_KEPT_BYTES": "a lot"}
+@pytest.mark.parametrize("variable", ["XENT_KEPT_BYTES", "XENT_NUM_THREADS"])
+def test_a_wrong_setting_is_one_line_and_exit_code_2(variable):
+    environment = {**os.environ, variable: "a lot"}
     done = subprocess.run([sys.executable, "-m", "xent", "doctor"], capture_output=True, text=True, env=environment)
     assert done.returncode == 2
     assert done.stderr.startswith("xent: ")
-    assert "XENT_KEPT_BYTES" in done.stderr
+    assert f"{variable}: found 'a lot'" in done.stderr
+    assert done.stderr.count("\n") == 1
     assert "Traceback" not in done.stderr

@@ -46,7 +46,7 @@ def translated(monkeypatch, tmp_path):
 
     monkeypatch.setattr(JITCodeLibrary, "_finalize_specific", note)
     for compiled in (double_row, double_rows):
-        monkeypatch.setattr(compiled._cache._cache_file, "folder", tmp_path)
+        monkeypatch.setattr(compiled._cache.files, "folder", tmp_path)
     return names
 
 
@@ -58,7 +58,7 @@ def test_what_only_compiled_code_calls_is_translated_with_its_caller(translated)
     double_rows(0, 1, work, 5, 2, (rows,))
     assert (rows == 2.0).all()
     assert translated.count("double_row") == 1
-    assert translated.count("row_kernel.<locals>.share") == 1
+    assert translated.count("_shared_in_compiled_code.<locals>.share") == 1
     linked = ("_twice", "_doubled", "double_rows", "take_part")
     assert not [name for name in translated if name.endswith(linked)]
 

@@ -1,5 +1,7 @@
 """xent.memory: what is handed out is nobody else's, what is given back serves again, and the peak does not rise."""
 
+import errno
+import mmap
 import os
 import subprocess
 import sys
@@ -99,25 +101,181 @@ def test_small_arrays_are_left_to_the_c_library():
 
 
 def test_no_more_is_kept_than_allowed(monkeypatch):
-    monkeypatch.setattr(memory, "KEPT", 40 * MB)
+    monkeypatch.setattr(memory, "limit", lambda: 40 * MB)
     del (arrays := [memory.empty(16 * MB, np.uint8) for _ in range(4)])[:]
     assert arrays == []
     assert memory.idle_bytes() == 32 * MB
-    monkeypatch.setattr(memory, "KEPT", 0)
+    monkeypatch.setattr(memory, "limit", lambda: 0)
     memory.release()
     memory.empty(16 * MB, np.uint8)
     assert memory.idle_bytes() == 0
 
 
-@pytest.mark.parametrize("text", ["-1", "2GB", "", "many"])
-def test_an_unreadable_limit_is_told(text):
-    with pytest.raises(ArgumentError, match=r"XENT_KEPT_BYTES.*number of bytes"):
-        memory.limit(text)
+def test_all_that_is_idle_is_given_back():
+    """Marked and unmarked memory alike: the address space of the process is what it was."""
+    before = mapped_bytes()
+    del (arrays := [memory.empty(16 * MB, np.uint8) for _ in range(6)])[:]
+    assert arrays == []
+    assert memory.idle_bytes() == 96 * MB
+    assert mapped_bytes() - before >= 96 * MB
+    memory.release()
+    assert memory.idle_bytes() == 0
+    assert mapped_bytes() - before < 16 * MB
 
 
-def test_a_quarter_of_the_memory_is_kept_where_nothing_is_said():
-    total = int(Path("/proc/meminfo").read_text().split()[1]) * 1024
-    assert abs(memory.limit(None) - total / 4) < 0.01 * total
+def mapped_bytes():
+    return int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
+
+
+class RefusingPages(mmap.mmap):
+    def madvise(self, *arguments):
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+
+def test_a_hint_that_the_system_refuses_is_no_error(monkeypatch):
+    """A kernel without huge pages answers EINVAL."""
+    monkeypatch.setattr(mmap, "mmap", RefusingPages)
+    monkeypatch.setattr(memory, "UNMARKED_PART", 2**40)
+    array = memory.empty(16 * MB, np.uint8)
+    array[:] = 3
+    place = address(array)
+    del array
+    assert address(memory.empty(16 * MB, np.uint8)) == place
+
+
+def test_out_of_memory_is_a_memory_error_and_the_next_call_is_right():
+    idle = memory.empty(16 * MB, np.uint8)
+    del idle
+    for size in (2**56, 2**62):
+        with pytest.raises(MemoryError, match="no memory for an array"):
+            memory.empty(size, np.uint8)
+    assert memory.idle_bytes() == 0
+    array = memory.empty(16 * MB, np.uint8)
+    array[:] = 1
+    assert (array == 1).all()
+
+
+@pytest.fixture
+def unread_limit():
+    """The limit as if it had not been read yet."""
+    memory.limit.cache_clear()
+    yield
+    memory.limit.cache_clear()
+
+
+@pytest.mark.parametrize("text", ["-1", "2GB", "", "many", "9" * 5000])
+def test_an_unreadable_limit_is_refused_at_first_use(text, monkeypatch, unread_limit):
+    monkeypatch.setenv(memory.VARIABLE, text)
+    with pytest.raises(ArgumentError, match=r"^XENT_KEPT_BYTES: found .*, expected.*number of bytes"):
+        memory.empty(10, np.uint8)
+
+
+def test_an_unreadable_limit_is_no_error_of_the_import():
+    environment = {**os.environ, memory.VARIABLE: "2GB"}
+    subprocess.run([sys.executable, "-c", "import xent.memory, xent.numpy, xent.torch"], env=environment, check=True)
+
+
+def test_a_quarter_of_the_memory_is_kept_and_one_gibibyte_at_most(monkeypatch, unread_limit):
+    for available, kept in ((2 * 2**30, 2**29), (4 * 2**30, 2**30), (2**40, 2**30), (0, 0)):
+        memory.limit.cache_clear()
+        monkeypatch.setattr(memory, "available_memory", lambda available=available: available)
+        assert memory.limit() == kept
+
+
+# ----------------------------------------------------------------------------- the limits of a container, in fake trees
+
+UNLIMITED = str(2**63 - 4096)  # what a group of version 1 says that has no limit
+MACHINE = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+V2 = "30 24 0:26 {group} /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate"
+V1 = "35 31 0:32 {group} /sys/fs/cgroup/memory rw,relatime shared:9 - cgroup cgroup rw,memory"
+OTHER = "33 31 0:30 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu"
+
+
+def tree(root, groups, mounts, files):
+    """Files of proc and sys below a folder."""
+    files = {"proc/self/cgroup": "\n".join(groups), "proc/self/mountinfo": "\n".join(mounts), **files}
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
+    return root
+
+
+def version_2(files):
+    return {f"sys/fs/cgroup/{name}memory.max": text for name, text in files.items()}
+
+
+def version_1(files):
+    return {f"sys/fs/cgroup/memory/{name}memory.limit_in_bytes": text for name, text in files.items()}
+
+
+@pytest.mark.parametrize(
+    ("groups", "mounts", "files", "available"),
+    {
+        "version 2, in the container": (["0::/"], [V2.format(group="/")], version_2({"": "300000000"}), 300_000_000),
+        "version 2, nested": (
+            ["0::/user.slice/job"],
+            [V2.format(group="/")],
+            version_2({"user.slice/": "200000000", "user.slice/job/": "900000000"}),
+            200_000_000,
+        ),
+        "version 2, no limit inside": (
+            ["0::/user.slice/job"],
+            [V2.format(group="/")],
+            version_2({"user.slice/": "200000000", "user.slice/job/": "max"}),
+            200_000_000,
+        ),
+        "version 2, unlimited": (["0::/job"], [V2.format(group="/")], version_2({"job/": "max"}), MACHINE),
+        "version 2, the own group mounted": (
+            ["0::/docker/abc"],
+            [V2.format(group="/docker/abc")],
+            version_2({"": "100000000"}),
+            100_000_000,
+        ),
+        "version 2, another group mounted": (
+            ["0::/../other"],
+            [V2.format(group="/docker/abc")],
+            version_2({"": "100000000"}),
+            100_000_000,
+        ),
+        "version 1": (
+            ["5:memory,hugetlb:/job", "3:cpu:/", "0::/"],
+            [OTHER, V1.format(group="/")],
+            version_1({"": UNLIMITED, "job/": "400000000"}),
+            400_000_000,
+        ),
+        "version 1, nested": (
+            ["5:memory:/a/b/c"],
+            [V1.format(group="/")],
+            version_1({"": UNLIMITED, "a/": "150000000", "a/b/": UNLIMITED, "a/b/c/": "250000000"}),
+            150_000_000,
+        ),
+        "version 1, unlimited": (["5:memory:/"], [V1.format(group="/")], version_1({"": UNLIMITED}), MACHINE),
+        "version 1, the own group mounted": (
+            ["5:memory:/docker/abc"],
+            [V1.format(group="/docker/abc")],
+            version_1({"": "100000000"}),
+            100_000_000,
+        ),
+        "both versions": (
+            ["5:memory:/job", "0::/job"],
+            [V1.format(group="/"), V2.format(group="/").replace("/sys/fs/cgroup", "/sys/fs/cgroup/unified")],
+            {**version_1({"job/": "400000000"}), "sys/fs/cgroup/unified/job/memory.max": "100000000"},
+            100_000_000,
+        ),
+        "larger than the machine": (["0::/"], [V2.format(group="/")], version_2({"": str(2**60)}), MACHINE),
+        "memory of another group": (["4:cpu:/job"], [OTHER, V1.format(group="/")], version_1({"": "5000"}), MACHINE),
+        "no group": ([], [], {}, MACHINE),
+        "files of another format": (["memory"], ["cgroup2"], {}, MACHINE),
+    }.values(),
+    ids=lambda value: None,
+)
+def test_the_limit_of_a_container_counts(tmp_path, groups, mounts, files, available):
+    assert memory.available_memory(tree(tmp_path, groups, mounts, files)) == available
+
+
+def test_without_proc_the_machine_counts(tmp_path):
+    assert memory.available_memory(tmp_path) == MACHINE
 
 
 def test_the_environment_sets_the_limit():
@@ -169,10 +327,10 @@ def test_gradients_come_from_kept_memory():
     assert len(places) == 1
 
 
-@pytest.mark.parametrize("unmarked", [0, 2**40])
-def test_kept_memory_is_usable_whether_it_is_marked_or_not(monkeypatch, unmarked):
+@pytest.mark.parametrize("unmarked_part", [2**40, 1])
+def test_kept_memory_is_usable_whether_it_is_marked_or_not(monkeypatch, unmarked_part):
     memory.release()
-    monkeypatch.setattr(memory, "UNMARKED", unmarked)
+    monkeypatch.setattr(memory, "UNMARKED_PART", unmarked_part)
     first = memory.empty(16 * MB, np.uint8)
     first[:] = 1
     place = first.ctypes.data

@@ -5,6 +5,7 @@ What is about sharing work holds for the threads of torch's OpenMP runtime and f
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import subprocess
@@ -19,6 +20,7 @@ import xent.numpy
 import xent.torch
 from xent.backends.cpu import kernels, threads
 from xent.backends.cpu.team import row_kernel
+from xent.errors import ArgumentError
 
 ROWS, CLASSES = 512, 600  # above the size from which on a call is shared between threads
 
@@ -77,10 +79,89 @@ def test_both_kinds_of_helpers_give_the_same_bits():
 
 
 @pytest.mark.parametrize("library", ["/nowhere.so", math.__file__])
-def test_a_library_without_openmp_changes_nothing(library):
-    before = threads.uses_openmp()
-    assert not threads.use_openmp_of(library)
-    assert threads.uses_openmp() == before
+def test_a_library_without_openmp_has_no_entry(library):
+    assert threads.openmp_entry(library) == threads.NO_TEAM
+
+
+# What belongs to the whole process, or to another package; printed as JSON before and after.
+STATE = """
+import gc, json, logging, multiprocessing, os, random, signal, sys, threading, warnings
+import numpy as np, torch
+from xent.backends.cpu import threads
+
+def state():
+    return {
+        "environment": dict(os.environ),
+        "path": list(sys.path),
+        "signals": [repr(signal.getsignal(number)) for number in sorted(signal.valid_signals())],
+        "warnings": [repr(filter) for filter in warnings.filters],
+        "numpy": [repr(np.geterr()), repr(np.get_printoptions()), repr(np.random.get_state()[1:])],
+        "multiprocessing": multiprocessing.get_start_method(allow_none=True),
+        "torch": [
+            torch.get_num_threads(), torch.get_num_interop_threads(), repr(torch.get_default_dtype()),
+            repr(torch.get_default_device()), torch.are_deterministic_algorithms_enabled(), torch.is_grad_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(), torch.get_float32_matmul_precision(),
+            torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic, torch.get_rng_state().tolist(),
+        ],
+        "random": repr(random.getstate()),
+        "hooks": [repr(sys.excepthook), repr(threading.excepthook), repr(sys.unraisablehook)],
+        "logging": [repr(logging.getLogger().handlers), logging.getLogger().level, logging.root.manager.disable],
+        "limits": [gc.get_threshold(), gc.isenabled(), sys.getrecursionlimit(), sys.getswitchinterval()],
+        "threads": sorted(thread.name for thread in threading.enumerate()),
+        "xent": {name: repr(value) for name, value in vars(threads).items() if not name.startswith("__")},
+    }
+
+before = state()
+import xent.torch
+print(json.dumps([before, state()]))
+"""
+
+
+def test_importing_the_torch_front_sets_no_state():
+    done = subprocess.run([sys.executable, "-c", STATE], capture_output=True, text=True, check=True)
+    before, after = json.loads(done.stdout)
+    for name, value in before.items():
+        assert after[name] == value, name
+    assert done.stderr == ""
+
+
+LAZY = """
+import sys
+import numpy as np
+import xent.numpy
+from xent.backends.cpu import threads
+
+rng = np.random.default_rng(0)
+logits, labels = rng.normal(size=(512, 600)).astype(np.float32), rng.integers(0, 600, 512)
+threads.set_num_threads(2)
+alone = xent.numpy.cross_entropy(logits, labels), threads._openmp, threads.uses_openmp()
+import torch
+beside = xent.numpy.cross_entropy(logits, labels), threads._openmp is None, threads.uses_openmp()
+print(alone[0] == beside[0], alone[1:], beside[1:])
+"""
+
+
+def test_the_openmp_runtime_is_looked_for_when_torch_is_there():
+    done = subprocess.run([sys.executable, "-c", LAZY], capture_output=True, text=True, check=True)
+    assert done.stdout == f"True (None, False) (False, {threads.uses_openmp()})\n"
+
+
+@pytest.fixture
+def unread_threads(monkeypatch):
+    """The number of threads as if it had not been read yet."""
+    monkeypatch.setattr(threads, "_threads", None)
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "two", "", " 2 ", "1.5", "9" * 5000, "\u00b2"])
+def test_a_wrong_number_of_threads_is_refused_at_first_use(text, monkeypatch, unread_threads):
+    monkeypatch.setenv("XENT_NUM_THREADS", text)
+    with pytest.raises(ArgumentError, match=r"^XENT_NUM_THREADS: found .*, expected a whole number.*or unset it$"):
+        xent.numpy.cross_entropy(*inputs())
+
+
+def test_the_environment_sets_the_number_of_threads(monkeypatch, unread_threads):
+    monkeypatch.setenv("XENT_NUM_THREADS", "3")
+    assert threads.get_num_threads() == 3
 
 
 def test_labels_with_gaps_or_read_only_compile_no_kernel_anew():
@@ -127,7 +208,7 @@ def test_torch_decides_the_number_of_threads_of_its_front():
 
 
 def test_a_number_of_threads_below_one_is_refused():
-    with pytest.raises(ValueError, match="found 0, expected 1 or more"):
+    with pytest.raises(ArgumentError, match="found 0, expected 1 or more"):
         threads.set_num_threads(0)
 
 

@@ -78,6 +78,7 @@ def _kernels() -> dict[str, str]:
     return {
         "xent.numpy": "cross_entropy, linear_cross_entropy: Numba kernels; squared_error: the float64 reference",
         "xent.torch": torch_front,
+        "compiler": _compiler(),
         "compiled code": _cache(),
         "large results": _kept(),
     }
@@ -104,12 +105,22 @@ def _gpu_kernels() -> str:
     return "; ".join(lines)
 
 
+def _compiler() -> str:
+    """How kernels are compiled, and what this version of Numba does not allow."""
+    from xent.backends.cpu._numba import missing_internals
+
+    return "; ".join(missing_internals()) or f"Numba {_version('numba')}, by pipelines of xent's own"
+
+
 def _cache() -> str:
     """Where compiled kernels are cached, or why they are not."""
+    from xent.backends.cpu._numba import FAILURES
     from xent.backends.cpu.compilation import cache_folder
 
     folder = cache_folder()
-    return f"kept in {folder}" if folder else "not kept: no writable folder; set NUMBA_CACHE_DIR to one"
+    if folder:
+        return f"kept in {folder}"
+    return "not kept" if "cache" in FAILURES else "not kept: no writable folder; set NUMBA_CACHE_DIR to one"
 
 
 def _kept() -> str:
@@ -118,7 +129,7 @@ def _kept() -> str:
 
     if not memory.HAS_PRIVATE_PAGES:
         return "new memory each time: this system has no MADV_FREE"
-    return f"up to {memory.KEPT} bytes kept for the next call; {memory.VARIABLE} sets another limit"
+    return f"up to {memory.limit()} bytes kept for the next call; {memory.VARIABLE} sets another limit"
 
 
 def _threads() -> dict[str, Any]:

@@ -53,7 +53,3 @@ def share_memory(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors have one storage; storages on the meta device have no address to compare."""
     return bool(one.untyped_storage()._cdata == other.untyped_storage()._cdata)
 
-
-def openmp_library() -> str:
-    """The file of torch's extension module, which is linked to the OpenMP runtime."""
-    return torch._C.__file__

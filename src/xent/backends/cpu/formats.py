@@ -15,14 +15,13 @@ import math
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic, overload
+from numba.extending import overload
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
+from xent.backends.cpu._numba import bits_float, float_bits, float_to_half, half_to_float
 from xent.backends.cpu.compilation import OPTIONS, device
-from xent.backends.cpu.primitives import bits_float, float_bits
 
 Array = NDArray[Any]
 
@@ -71,26 +70,6 @@ class _Writable:
         self.__array_interface__ = {**array.__array_interface__, "data": (array.ctypes.data, False)}
 
 
-@intrinsic
-def _half_to_float(typingctx: Any, half: Any) -> Any:
-    """Widen the bits of a float16."""
-
-    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        return builder.fpext(builder.bitcast(values[0], ir.HalfType()), ir.FloatType())
-
-    return types.float32(FLOAT16), generate
-
-
-@intrinsic
-def _float_to_half(typingctx: Any, number: Any) -> Any:
-    """Round to float16, to nearest even; the bits."""
-
-    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        return builder.bitcast(builder.fptrunc(values[0], ir.HalfType()), ir.IntType(16))
-
-    return FLOAT16(types.float32), generate
-
-
 @device
 def _float_to_bfloat16(x: Any) -> Any:
     """Round to bfloat16, to nearest even; the bits. NaN stays NaN: rounding its mantissa up could make it infinite."""
@@ -109,7 +88,7 @@ def _(stored: Any) -> Any:
     if stored == BFLOAT16:
         return lambda stored: bits_float(np.int32(np.uint32(stored) << HALF_MANTISSA))
     if stored == FLOAT16:
-        return lambda stored: _half_to_float(stored)
+        return lambda stored: half_to_float(stored)
     return lambda stored: stored
 
 
@@ -123,7 +102,7 @@ def _(number: Any, like: Any) -> Any:
     if like.dtype == BFLOAT16:
         return lambda number, like: _float_to_bfloat16(number)
     if like.dtype == FLOAT16:
-        return lambda number, like: _float_to_half(number)
+        return lambda number, like: float_to_half(number)
     return lambda number, like: number
 
 

@@ -21,64 +21,24 @@ import math
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 from numba import njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic, overload
+from numba.extending import overload
 
+from xent.backends.cpu._numba import bits_float, float_bits, fused_multiply_add, maximum
 from xent.backends.cpu.compilation import OPTIONS, device
 
-BITS = {types.float32: types.int32, types.float64: types.int64}
-LLVM = {types.float32: ir.FloatType(), types.float64: ir.DoubleType()}
-
-
-def _instruction(name: str, operands: int, flags: tuple[str, ...] = ()) -> Any:
-    """Make a function of `operands` floats that is one LLVM instruction."""
-
-    def typing(*numbers: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            number = LLVM[signature.return_type]
-            suffix = "f32" if signature.return_type == types.float32 else "f64"
-            function = cgutils.get_or_insert_function(
-                builder.module, ir.FunctionType(number, [number] * operands), f"llvm.{name}.{suffix}"
-            )
-            return builder.call(function, values, fastmath=flags)
-
-        return numbers[0](*[numbers[0]] * operands), generate
-
-    if operands == 2:
-        return intrinsic(lambda context, x, y: typing(x, y))
-    return intrinsic(lambda context, x, y, z: typing(x, y, z))
-
-
-# x * y + z with one rounding.
-fused_multiply_add = _instruction("fma", 3)
-
-# The larger number, NaN if there is one. As a reduction over a loop this is the only form that becomes vector code
-# without promising the absence of NaN (a comparison runs at 8 GB/s, this at 84 out of the second-level cache).
-# nsz: -0 and +0 count as equal.
-maximum = _instruction("maximum", 2, ("nsz",))
-
-
-@intrinsic
-def float_bits(typingctx: Any, number: Any) -> Any:
-    """Reinterpret a float as the integer of the same bits."""
-
-    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        return builder.bitcast(values[0], context.get_value_type(signature.return_type))
-
-    return BITS[number](number), generate
-
-
-@intrinsic
-def bits_float(typingctx: Any, bits: Any) -> Any:
-    """Reinterpret an integer as the float of the same bits."""
-    number = types.float32 if bits.bitwidth == 32 else types.float64
-
-    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        return builder.bitcast(values[0], LLVM[number])
-
-    return number(bits), generate
+__all__ = [
+    "add_in_any_order",
+    "bits_float",
+    "exp",
+    "float_bits",
+    "fused_multiply_add",
+    "log",
+    "maximum",
+    "raise_maximum",
+    "softcap_and_derivative",
+    "tanh_and_derivative",
+]
 
 
 @njit(error_model="numpy", fastmath={"reassoc", "nsz"})

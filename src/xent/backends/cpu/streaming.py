@@ -15,36 +15,18 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
-from numba.np import arrayobj
 
+from xent.backends.cpu._numba import copy_line, fence, prefetch
+from xent.backends.cpu._numba.plain import LINE
 from xent.backends.cpu.compilation import allocator, device
 from xent.backends.cpu.formats import store
 
 LARGE = 2**25  # bytes of an array from which on it is read ahead, or stored past the caches
-LINE = 64  # bytes of a line of the caches
 PIECE = 512  # numbers of a row that are worked on between two calls of `read_ahead`
 AHEAD = 2**13  # bytes
-SECOND_LEVEL = 2  # the cache to read into: the first would have to give up what is being worked on
 
-
-@intrinsic
-def _prefetch(typingctx: Any, array: Any, index: Any) -> Any:
-    """Ask for the line of array[index], which may lie behind the end."""
-
-    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-        data = arrayobj.make_array(array)(context, builder, values[0]).data
-        what = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
-        function = cgutils.get_or_insert_function(builder.module, what, "llvm.prefetch.p0")
-        place = builder.bitcast(builder.gep(data, [values[1]]), pointer)
-        builder.call(function, [place, number(0), number(SECOND_LEVEL), number(1)])  # 0: to read; 1: data
-        return context.get_dummy_value()
-
-    return types.none(array, types.intp), generate
+streams_done = fence
+"""Makes streamed lines visible to other threads before anything that is stored later."""
 
 
 @device
@@ -57,27 +39,7 @@ def is_large(array: Any) -> bool:
 def read_ahead(piece: Any) -> None:
     """Ask for as much memory as the piece is long, AHEAD of it."""
     for i in range(0, len(piece), LINE // piece.itemsize):
-        _prefetch(piece, i + AHEAD // piece.itemsize)
-
-
-@intrinsic
-def _stream_line(typingctx: Any, target: Any, source: Any, index: Any) -> Any:
-    """Copy one line from source[index:] to target[index:], which is aligned to a line, past the caches."""
-
-    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        line = ir.VectorType(context.get_value_type(target.dtype), LINE // (target.dtype.bitwidth // 8))
-
-        def at(array_type: Any, array: Any) -> Any:
-            data = arrayobj.make_array(array_type)(context, builder, array).data
-            return builder.bitcast(builder.gep(data, [values[2]]), line.as_pointer())
-
-        load = builder.load(at(source, values[1]))
-        load.align = target.dtype.bitwidth // 8
-        store = builder.store(load, at(target, values[0]), align=LINE)
-        store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
-        return context.get_dummy_value()
-
-    return types.none(target, source, types.intp), generate
+        prefetch(piece, i + AHEAD // piece.itemsize)
 
 
 @allocator
@@ -90,17 +52,6 @@ def staging_for(logits: Any, out: Any, size: int) -> Any:
     return np.empty(size if streamed else 0, out.dtype)
 
 
-@intrinsic
-def streams_done(typingctx: Any) -> Any:
-    """Make streamed lines visible to other threads before anything that is stored later."""
-
-    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        builder.fence("seq_cst")
-        return context.get_dummy_value()
-
-    return types.none(), generate
-
-
 @device
 def stream(target: Any, source: Any) -> None:
     """Copy source to target, of the same type and length, without reading target's lines into the caches first."""
@@ -110,7 +61,7 @@ def stream(target: Any, source: Any) -> None:
     for i in range(head):
         target[i] = source[i]
     for line in range(lines):
-        _stream_line(target[head:], source[head:], line * items)
+        copy_line(target[head:], source[head:], line * items)
     for i in range(head + lines * items, size):
         target[i] = source[i]
 

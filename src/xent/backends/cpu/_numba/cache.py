@@ -1,0 +1,81 @@
+"""Numba's on-disk cache of one function, over the files of disk_cache.py.
+
+| internal | why it is used |
+|---|---|
+| `FunctionCache`, `_index_key`, `_impl.filename_base` | machine code as bytes, and a folder, but other files |
+| `dispatcher._cache` | `njit(cache=True)` takes no cache of another class |
+| `dispatcher.compile` | the lock of a kernel is released when its compilation ends, also by an error |
+| `llvmlite.__version__` | machine code depends on it |
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import llvmlite
+import numba
+from numba.core.caching import FunctionCache
+from numba.core.dispatcher import Dispatcher
+
+from xent.backends.cpu import disk_cache
+
+# What is overridden or called below has to be there: AttributeError now, in place of one later.
+_ = (
+    FunctionCache.load_overload,
+    FunctionCache.save_overload,
+    FunctionCache.cache_path,
+    FunctionCache._index_key,
+    FunctionCache._impl_class.filename_base,
+    Dispatcher.compile,
+)
+
+FOLDER = Path(__file__).parent
+
+
+class KernelCache(FunctionCache):  # type: ignore[misc]
+    """The compiled signatures of one function on disk. RuntimeError or OSError where no folder is writable.
+
+    `internals` says which of Numba's internals the code was compiled with.
+    """
+
+    def __init__(self, function: Callable[..., Any], internals: str) -> None:
+        super().__init__(function)
+        sources = (Path(function.__code__.co_filename).parent, FOLDER, FOLDER.parent)
+        compiler = f"{sys.version} {numba.__version__} {llvmlite.__version__} {internals}"
+        self.files = disk_cache.KernelFiles(Path(self.cache_path), self._impl.filename_base, sources, compiler)
+        self._cache_file = self.files
+        self._thread = threading.local()
+
+    def attach(self, dispatcher: Any) -> None:
+        """Let a dispatcher load from this cache, and save to it."""
+        compile_signature = dispatcher.compile
+
+        def compile_once(signature: Any) -> Any:
+            try:
+                return compile_signature(signature)
+            finally:
+                self._release()
+
+        dispatcher._cache = self
+        dispatcher.compile = compile_once
+
+    def load_overload(self, signature: Any, target_context: Any) -> Any:
+        """Return the compiled signature; None if this process has to compile it, and then it holds the lock."""
+        compiled = super().load_overload(signature, target_context)
+        if compiled is None:
+            path = self.files.path(self._index_key(signature, target_context.codegen()))
+            lock = disk_cache.FileLock(path.with_suffix(".lock"))
+            if lock.acquire(disk_cache.PATIENCE):
+                self._thread.lock = lock
+                # Another process may have compiled it in the meantime.
+                compiled = super().load_overload(signature, target_context)
+        return compiled
+
+    def _release(self) -> None:
+        lock = self._thread.__dict__.pop("lock", None)
+        if lock is not None:
+            lock.release()
