@@ -33,7 +33,7 @@ from xent.backends.formula import compute_dtype
 from xent.objective import Objective
 from xent.torch import kernels
 from xent.torch.kernels import as_array
-from xent.torch.parallel.ranks import Ranks
+from xent.torch.parallel.agreement import Ranks
 
 NUMBERS = {"loss": 3, "loss_with_mass": 4, "statistics": 8}
 """Of 8 bytes, per row: maxima and sums. The mass is known beforehand for labels without class weights."""
