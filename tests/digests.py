@@ -41,8 +41,8 @@ THREADS = 2
 MENDED: dict[str, str] = {
     "torch.statistics/*/gradient": "made by the kernel; a formula, whose derivative of the softcap cancelled, made it",
     "numpy.cross_entropy/float64/*/loss": "one sum of losses for both fronts, which notes what it loses",
-    "numpy.linear_cross_entropy/float64/*": "no private symbols of NumPy: the gradient of the weight is added up by slabs,"
-    " which take a part of the workspace, so that chunks are smaller",
+    "numpy.linear_cross_entropy/float64/*": "no private symbols of NumPy: the gradient of the weight is added up by"
+    " slabs, which take a part of the workspace, so that chunks are smaller",
     "numpy.linear_cross_entropy/float32/*": "the same",
 }
 

@@ -52,7 +52,7 @@ OPTIONS = tuple(Options.__annotations__)
 TEXT = tuple(name for name in OPTIONS if name != "weight")
 
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "ignore_index": (lambda i: i == int(i), "an integer"),
+    "ignore_index": (lambda i: i == int(i) and -(2**63) <= i < 2**63, "an integer of 64 bits"),
     "label_smoothing": (lambda e: 0.0 <= e <= 1.0, "a number in [0, 1]"),
     "z_loss": (lambda a: 0.0 <= a < math.inf, "a finite number, 0 or more"),
     "softcap": (lambda c: c is None or 0.0 < c < math.inf, "None or a finite number above 0"),
@@ -115,7 +115,7 @@ class Objective:
             value = getattr(self, option)
             try:
                 usable = bool(holds(value))
-            except (TypeError, ValueError):  # no number at all
+            except (TypeError, ValueError, ArithmeticError, RuntimeError):  # not a number, or several
                 usable = False
             if not usable:
                 found = f"found {value!r}, expected {expected}"

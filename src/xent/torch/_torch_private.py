@@ -52,4 +52,3 @@ def version_of(tensor: Tensor) -> int:
 def share_memory(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors have one storage; storages on the meta device have no address to compare."""
     return bool(one.untyped_storage()._cdata == other.untyped_storage()._cdata)
-

@@ -43,7 +43,7 @@ from xent.linear.driver import Gradients, Layer, Wanted
 from xent.linear.plan import Plan, Sizes, balanced, make_plan
 from xent.objective import Objective
 from xent.reduction import weighted_count
-from xent.torch.parallel.ranks import Ranks
+from xent.torch.parallel.agreement import Ranks
 
 NUMBERS = {"loss": 3, "loss_with_mass": 4, "statistics": 8}
 """Of 8 bytes, per row: maxima and sums. The mass is known beforehand for labels without class weights."""
