@@ -20,6 +20,8 @@ import torch.distributed as dist
 from cases import Case, Expected
 from comparison import assert_within, eps, finite, kernel_bounds, rounded_to
 from ranks import Failure, Given, Ranks
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from xent import reference
 from xent.errors import ArgumentError, DTypeError, LabelError, ObjectiveError, RankError, ShapeError, XentError
@@ -714,6 +716,20 @@ def test_a_rank_that_sends_something_else_is_named(pool, item):
 def test_a_dtensor_with_other_placements_is_named_on_all(pool):
     found = pool.run(ranks.replicated, 4, small()[0], 1)
     failures(found, "ShapeError", "On rank 1: cross_entropy(input=...): found placements", "expected Shard(1) along")
+
+
+def test_dtensors_that_are_not_sharded(alone):
+    """Whole logits are refused; a whole input of a layer is taken as it is, with its weight on this rank."""
+    mesh = init_device_mesh("cpu", (1,))
+    whole = DTensor.from_local(LOGITS, mesh, [Replicate()])
+    rows = DTensor.from_local(LOGITS, mesh, [Shard(0)])
+    for logits in (whole, rows):
+        with pytest.raises(ShapeError, match=r"input=.*expected Shard\(1\) along one dimension"):
+            parallel.cross_entropy(logits, LABELS)
+    with pytest.raises(ShapeError, match=r"input=.*expected Replicate\(\) everywhere"):
+        parallel.linear_cross_entropy(rows, torch.zeros(3, 3), LABELS)
+    loss = parallel.linear_cross_entropy(whole, torch.zeros(3, 3), LABELS)
+    torch.testing.assert_close(loss, torch.tensor(math.log(3)))
 
 
 @pytest.fixture

@@ -314,7 +314,7 @@ def _with_a_class(tensor: Any, axis: int) -> Any:
         return tensor
     shape = list(tensor.shape)
     shape[axis] = 1
-    return tensor.new_empty(shape)
+    return tensor.new_zeros(shape)
 
 
 def _opened(
