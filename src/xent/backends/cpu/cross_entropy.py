@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from xent import memory
 from xent.backends.cpu import kernels
-from xent.backends.cpu.formats import bits, flat, given
+from xent.backends.cpu.formats import as_kernel_array, bits, flat
 from xent.backends.cpu.threads import get_num_threads, over_rows
 from xent.objective import Objective
 
@@ -93,7 +93,7 @@ def backward(
     """
     call = _Call(logits, target, objective)
     out = memory.empty(logits.shape, logits.dtype) if out is None else out
-    call.run(kernels.backward, (given(lse), call.scales(row_scale), bits(out.reshape(-1))), threads)
+    call.run(kernels.backward, (as_kernel_array(lse), call.scales(row_scale), bits(out.reshape(-1))), threads)
     return out
 
 
@@ -145,9 +145,9 @@ class _Call:
         stored, outer_stride = flat(logits)
         nothing = NOTHING[self.dtype]
         soft = target.dtype.kind == "f"
-        rows = given(target.reshape(-1))
+        rows = as_kernel_array(target.reshape(-1))
         labels, soft_target = (NO_LABELS, rows) if soft else (rows, nothing)
-        weight = nothing if objective.weight is None else given(objective.weight)
+        weight = nothing if objective.weight is None else as_kernel_array(objective.weight)
         options = np.array(
             (objective.logit_scale, objective.softcap or 0.0, objective.label_smoothing, objective.z_loss)
         )
@@ -171,4 +171,4 @@ class _Call:
 
     def scales(self, row_scale: Array | float) -> Array:
         """Row scales as a kernel takes them: one, or one for each row."""
-        return given(row_scale) if isinstance(row_scale, np.ndarray) else np.array((row_scale,), self.dtype)
+        return as_kernel_array(row_scale) if isinstance(row_scale, np.ndarray) else np.array((row_scale,), self.dtype)
