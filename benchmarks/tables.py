@@ -1,7 +1,7 @@
-"""Make the tables and the plots in README.md and docs/ anew from benchmarks/results/, or check that they are not stale.
+"""Make the tables and plots in README.md and docs/ anew from benchmarks/results/, or check that they are not stale.
 
 python benchmarks/tables.py           writes them
-python benchmarks/tables.py --check   exits with 1 if one of them is stale, and says which
+python benchmarks/tables.py --check   exits with 1 if one of them is stale, and names it
 """
 
 from __future__ import annotations
@@ -10,45 +10,52 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from xent.benchmark import tables
+if __package__ in (None, ""):  # run as a script: import this folder as the package `benchmarks`
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-ROOT = Path(__file__).parents[1]
+from benchmarks import record_tables
+
+ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = ("README.md", *(f"docs/{name}.md" for name in ("performance", "accuracy", "scoring", "parallel")))
 PLOTS = {"docs/scaling.svg": "scaling", "docs/linear_error.svg": "linear"}
-"""The record that each is drawn from."""
+"""By the path of a plot: the record that it is drawn from."""
 
 
 def results(device: str, root: Path = ROOT) -> Path:
+    """The folder of a device's records."""
     return root / "benchmarks" / "results" / device
 
 
 def records_of(device: str, root: Path) -> dict[str, Any]:
     """The records of the device, and those of a GPU as "cuda_" and their name."""
-    on_gpu = tables.load(results("cuda", root)) if device != "cuda" else {}
-    return {**tables.load(results(device, root)), **{f"cuda_{name}": record for name, record in on_gpu.items()}}
+    on_gpu = record_tables.load(results("cuda", root)) if device != "cuda" else {}
+    return {**record_tables.load(results(device, root)), **{f"cuda_{name}": record for name, record in on_gpu.items()}}
 
 
 def stale(device: str = "cpu", root: Path = ROOT) -> list[str]:
-    from xent.benchmark.plots import made_from
+    """The documents and plots that are not those of the records."""
+    from benchmarks.plots import made_from
 
     records = records_of(device, root)
-    found = [str(path.relative_to(root)) for path in tables.stale([root / name for name in DOCUMENTS], records)]
+    documents = record_tables.stale([root / name for name in DOCUMENTS], records)
+    names = [str(path.relative_to(root)) for path in documents]
     for name, record in PLOTS.items():
         plot = root / name
         drawn = plot.read_text(encoding="utf-8") if plot.exists() else ""
         if record in records and not drawn.startswith(made_from(records[record])):
-            found.append(name)
-    return found
+            names.append(name)
+    return names
 
 
 def write(device: str = "cpu", root: Path = ROOT) -> None:
-    from xent.benchmark.plots import linear_error_svg, scaling_svg
+    """Replace the tables and plots."""
+    from benchmarks.plots import linear_error_svg, scaling_svg
 
     draw = {"scaling": scaling_svg, "linear": linear_error_svg}
     records = records_of(device, root)
     for name in DOCUMENTS:
         path = root / name
-        path.write_text(tables.fill(path.read_text(encoding="utf-8"), records), encoding="utf-8")
+        path.write_text(record_tables.fill(path.read_text(encoding="utf-8"), records), encoding="utf-8")
     for name, record in PLOTS.items():
         if record in records:
             (root / name).write_text(draw[record](records[record]), encoding="utf-8")
@@ -56,8 +63,8 @@ def write(device: str = "cpu", root: Path = ROOT) -> None:
 
 if __name__ == "__main__":
     if "--check" in sys.argv[1:]:
-        found = stale()
-        for name in found:
+        stale_names = stale()
+        for name in stale_names:
             print(f"{name} is stale: python benchmarks/tables.py", file=sys.stderr)
-        sys.exit(1 if found else 0)
+        sys.exit(1 if stale_names else 0)
     write()

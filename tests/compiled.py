@@ -15,18 +15,15 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from xent.backends.gpu import cross_entropy as gpu
-from xent.backends.gpu import kernels, linear, on_chip, on_chip_kernels, statistics_gradient
+from xent.backends.gpu import kernels
+from xent.backends.gpu.backend import GpuBackend
+from xent.backends.protocol import Statistics
 from xent.objective import Objective
 
 EVERYTHING = Objective(
     label_smoothing=0.1, softcap=30.0, z_loss=1e-4, logit_scale=0.5, weight=torch.ones(32000), ignore_index=3
 )
-KERNELS = {
-    **{name: getattr(kernels, name) for name in ("forward", "backward", "forward_backward", "statistics", "scale")},
-    **{name: getattr(on_chip_kernels, name) for name in ("linear_parts", "linear_losses")},
-    "statistics_gradient": statistics_gradient._kernel,
-}
+NAMES = ("forward", "backward", "forward_backward", "statistics", "statistics_gradient", "scale")
 
 
 class Driver:
@@ -53,8 +50,10 @@ def main(backend: str, architecture: str, warp: str) -> None:
         Driver(GPUTarget(backend, int(architecture) if architecture.isdigit() else architecture, int(warp)))
     )
     found: dict[str, list[str]] = {}
-    for name, kernel in KERNELS.items():
+    for name in NAMES:
+        kernel = getattr(kernels, name)
         kernel.run = compiling(kernel.run, found.setdefault(name, []))
+    gpu = GpuBackend()
     labels, lse = torch.zeros(8, dtype=torch.int64), torch.zeros(8, dtype=torch.float64)
     for dtype in (torch.bfloat16, torch.float64):
         x, soft = torch.zeros(8, 32000, dtype=dtype), torch.zeros(8, 32000, dtype=dtype)
@@ -63,18 +62,12 @@ def main(backend: str, architecture: str, warp: str) -> None:
             gpu.forward_backward(x, target, 1.0, objective, finished=torch.ones(()))
             gpu.backward(x, target, lse, torch.ones(8), objective)
         gpu.statistics(x, labels, Objective(softcap=30.0))
-        statistics_gradient.statistics_gradient(x, labels, lse, lse, (lse, lse, lse), Objective(softcap=30.0))
+        statistics = Statistics(None, lse, lse, None, None)
+        gpu.statistics_gradient(x, labels, statistics, (lse, lse, lse), Objective(softcap=30.0))
         gpu.forward_backward(
             torch.zeros(2, 21, 64, dtype=dtype), torch.zeros(2, 64, dtype=torch.int64), 1.0, Objective()
         )
-    for dtype, objective, target in (
-        (torch.bfloat16, Objective(), torch.zeros(256, dtype=torch.int64)),
-        (torch.float16, EVERYTHING, torch.zeros(256, 32000)),
-        (torch.float32, Objective(), torch.zeros(256, dtype=torch.int64)),
-    ):
-        x, weight = torch.zeros(256, 4096, dtype=dtype), torch.zeros(32000, 4096, dtype=dtype)
-        on_chip.forward(linear.Problem(x, weight, weight[:, 0].contiguous(), target, objective, dtype))
-    linear.scale([torch.zeros(100)], torch.ones(()))
+    gpu.scale(torch.zeros(100), torch.ones(()))
     print(json.dumps(found))
 
 
@@ -86,8 +79,7 @@ def compiling(run: Any, codes: list[str]) -> Any:
         text = code.get("ptx") or code["amdgcn"]
         loads = re.findall(r"(?:ld\.global|global_load|buffer_load)\S*", text)
         stores = re.findall(r"(?:st\.global|global_store|buffer_store)\S*", text)
-        matrix_units = re.findall(r"wgmma\.mma_async\S*|v_mfma\S*", text)
-        codes.append(" ".join([str(widest(loads)), str(widest(stores)), *sorted(set(matrix_units))[:1]]))
+        codes.append(f"{widest(loads)} {widest(stores)}")
 
     return compile
 

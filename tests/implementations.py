@@ -19,9 +19,9 @@ import torch
 import xent.numpy
 import xent.reference
 import xent.torch
-from xent.backends import formula as composed
+from xent.backends import choice
+from xent.backends.formula import FORMULA
 from xent.objective import Objective
-from xent.torch import backends
 
 Array = np.ndarray
 Options = dict[str, Any]
@@ -96,10 +96,10 @@ def _torch(logits: Array, target: Array, options: Options, row_scale: Array | No
     return _with_gradient(loss, x, row_scale)
 
 
-def _composed(logits: Array, target: Array, options: Options, row_scale: Array | None) -> tuple[Array, Array]:
+def _formula(logits: Array, target: Array, options: Options, row_scale: Array | None) -> tuple[Array, Array]:
     x, y, weight = _tensors(logits, target, options)
-    objective = Objective(**{name: value for name, value in options.items() if name != "weight"})
-    return _with_gradient(composed.cross_entropy_rows(x, y, weight, objective), x, row_scale)
+    objective = Objective(**{**options, "weight": weight})
+    return _with_gradient(FORMULA.forward(x, y, objective)[0], x, row_scale)
 
 
 def _torch_call(logits: Any, target: Any, **options: Any) -> tuple[Any, Array]:
@@ -113,9 +113,8 @@ def _torch_call(logits: Any, target: Any, **options: Any) -> tuple[Any, Array]:
 
 def _gpu(small: bool) -> Callable[[Array, Array, Options, Array | None], tuple[Array, Array]]:
     """Loss and gradient by the kernels, with the usual tiles, or with a few small ones in each direction."""
-    from xent.backends.gpu import cross_entropy as gpu
+    from xent.backends.gpu.backend import GpuBackend
     from xent.backends.gpu.shapes import Tile
-    from xent.torch.gpu_autograd import with_weight
 
     def fourth(length: int) -> int:
         """A power of two."""
@@ -124,11 +123,10 @@ def _gpu(small: bool) -> Callable[[Array, Array, Options, Array | None], tuple[A
     def run(logits: Array, target: Array, options: Options, row_scale: Array | None) -> tuple[Array, Array]:
         x, y, weight = _tensors(logits, target, options)
         x = x.detach()
-        others = {name: value for name, value in options.items() if name != "weight"}
-        objective = with_weight(Objective(**others), weight, x)
+        objective = Objective(**{**options, "weight": weight})
         scale = 1.0 if row_scale is None else torch.from_numpy(np.array(row_scale)).to(DEVICE)
         tile = Tile(max(1, fourth(len(x))), max(1, fourth(x.shape[1])), 1) if small else None
-        loss, _, gradient = gpu.forward_backward(x, y, scale, objective, tile=tile)
+        loss, _, gradient = GpuBackend(tile).forward_backward(x, y, scale, objective)
         return array(loss), array(gradient)
 
     return run
@@ -138,12 +136,12 @@ DTYPES = ("float64", "float32", "float16")
 REFERENCE = Implementation("reference", ("float64",), _reference, kernel=False)
 NUMPY = Implementation("numpy", DTYPES, _numpy, call=xent.numpy.cross_entropy_value_and_grad)
 TORCH = Implementation("torch", DTYPES, _torch, call=_torch_call, checks_distributions=False, from_lse=True)
-COMPOSED = Implementation("composed", DTYPES, _composed)
+FORMULAS = Implementation("formula", DTYPES, _formula)
 
-IMPLEMENTATIONS = [REFERENCE, NUMPY, TORCH, COMPOSED]
+IMPLEMENTATIONS = [REFERENCE, NUMPY, TORCH, FORMULAS]
 if ON_GPU:
     if DEVICE == "cpu":
-        backends.interpret(True)
+        choice.interpret(True)
     # The usual tiles are larger than most cases; small ones go the way of many classes, block after block.
     IMPLEMENTATIONS = [replace(TORCH, name="gpu"), Implementation("gpu-small-tiles", ("float32",), _gpu(small=True))]
 FRONTS = [implementation for implementation in IMPLEMENTATIONS if implementation.call is not None]

@@ -8,16 +8,17 @@ import torch
 from cases import CASES, INF, expected
 from comparison import assert_within, bounds, eps, rounded_to
 from implementations import DEVICE, IMPLEMENTATIONS, array
-from on_device import EVERYTHING, SMALL, assert_same, labels_for, on_cpu, placed, random, reference
+from on_device import EVERYTHING, SMALL, assert_same, both, labels_for, moved, placed, random, reference
 
 import xent.reference
 import xent.torch
-from xent.backends import formula as composed
-from xent.backends.gpu import cross_entropy as gpu
+from xent.backends.choice import choose
+from xent.backends.formula import FORMULA
 from xent.backends.gpu import shapes
+from xent.backends.gpu.backend import GpuBackend
 from xent.errors import LabelError
 from xent.objective import Objective
-from xent.torch import gpu_autograd, operators
+from xent.torch import operators
 
 __all__ = ["placed"]
 
@@ -39,7 +40,7 @@ def test_bfloat16_logits_are_computed_in_float32(tile, options, soft):
     logits = random(5, 11, dtype=torch.bfloat16)
     target = torch.softmax(random(5, 11, seed=1), 1).bfloat16() if soft else labels_for(5, 11)
     out = torch.empty(5, 11)
-    loss, _, gradient = gpu.forward_backward(logits, target, 1.0, Objective(**options), out=out, tile=tile)
+    loss, _, gradient = GpuBackend(tile).forward_backward(logits, target, 1.0, Objective(**options), out=out)
     assert loss.dtype == torch.float32
     assert_rows(logits, target, options, loss, gradient)
 
@@ -54,8 +55,8 @@ def test_the_gradient_from_the_log_sum_exp_agrees_with_the_oracle(case):
     objective = Objective(**{**case.options, **weight})
     x, y = torch.from_numpy(given.logits).to(DEVICE), torch.from_numpy(given.target).to(DEVICE)
     row_scale = torch.linspace(2.0, -1.5, len(x))
-    _, lse = gpu.forward(x, y, objective, tile=SMALL)
-    gradient = gpu.backward(x, y, lse, row_scale, objective, tile=SMALL)
+    _, lse = GpuBackend(SMALL).forward(x, y, objective)
+    gradient = GpuBackend(SMALL).backward(x, y, lse, row_scale, objective)
     scale = array(row_scale.double())[:, None]
     bound = bounds(IMPLEMENTATIONS[1], case, "float32")[1] + 2 * rounded_to("float32", wanted.gradient)
     assert_within(gradient, wanted.gradient * scale, np.abs(scale) * bound + 1e-45, repr(case))
@@ -74,7 +75,7 @@ def test_strides_change_nothing(layout, tile):
     }[layout]
     shape = logits.shape
     labels = labels_for(shape[0] * shape[2], shape[1]).reshape(shape[0], shape[2])
-    loss, _, gradient = gpu.forward_backward(logits, labels, 1.0, Objective(**EVERYTHING), tile=tile)
+    loss, _, gradient = GpuBackend(tile).forward_backward(logits, labels, 1.0, Objective(**EVERYTHING))
     rows = logits.permute(0, 2, 1).reshape(-1, shape[1])
     assert gradient.shape == shape
     assert_rows(rows, labels.reshape(-1), EVERYTHING, loss, gradient.permute(0, 2, 1).reshape(rows.shape))
@@ -89,8 +90,8 @@ def test_statistics_are_those_of_the_formula(tile):
     labels = torch.tensor([0, 12, 9, -100, 13, 4])
     for options in ({}, {"softcap": 5.0, "logit_scale": 0.5}):
         objective = Objective(**options)
-        found = gpu.statistics(logits, labels, objective, tile=tile)
-        wanted = composed.statistics_rows(logits, labels, objective)
+        found = GpuBackend(tile).statistics(logits, labels, objective)
+        wanted = FORMULA.statistics(logits, labels, objective)
         for one, other in zip(found[:3], wanted[:3], strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=32 * eps("float64") * 20, equal_nan=True)
         assert found.argmax.tolist() == wanted[3].tolist()
@@ -101,7 +102,7 @@ def test_the_argmax_of_a_row_is_its_first_nan_and_of_a_masked_row_its_first_clas
     logits = random(3, 9)
     logits[0, [4, 7]] = torch.nan
     logits[1] = -INF
-    found = gpu.statistics(logits, torch.zeros(3, dtype=torch.long), Objective(), tile=SMALL)
+    found = GpuBackend(SMALL).statistics(logits, torch.zeros(3, dtype=torch.long), Objective())
     assert found.argmax.tolist() == [4, 0, logits[2].argmax().item()]
     assert found.entropy[:2].isnan().all()
 
@@ -115,12 +116,12 @@ def test_a_label_out_of_range_touches_nothing_but_its_row(label):
     labels = torch.tensor([1, label, 2])
     weight = torch.arange(1.0, 8.0)
     objective = Objective(weight=weight, label_smoothing=0.1)
-    loss, lse, _ = gpu.forward_backward(around[1:4], labels, 1.0, objective, out=gradients[1:4], tile=SMALL)
+    loss, lse, _ = GpuBackend(SMALL).forward_backward(around[1:4], labels, 1.0, objective, out=gradients[1:4])
     assert loss.isnan().tolist() == lse.isnan().tolist() == [False, True, False]
     assert gradients.isnan().any(1).tolist() == [False, False, True, False, False]
     assert (gradients[[0, 4]] == 123.0).all()
-    assert gpu.backward(around[1:4], labels, lse, 1.0, objective, tile=SMALL)[1].isnan().all()
-    found = gpu.statistics(around[1:4], labels, Objective(), tile=SMALL)
+    assert GpuBackend(SMALL).backward(around[1:4], labels, lse, 1.0, objective)[1].isnan().all()
+    found = GpuBackend(SMALL).statistics(around[1:4], labels, Objective())
     assert found.log_prob.isnan().tolist() == [False, True, False]
     assert found.rank[1] == -1
 
@@ -130,7 +131,7 @@ def test_blocks_of_masked_classes_before_the_first_finite_one(options):
     """The running maximum is -inf for two blocks; they count for nothing, but with smoothing the loss is +inf."""
     logits = random(1, 12)
     logits[0, :8] = -INF
-    loss, _, gradient = gpu.forward_backward(logits, torch.tensor([9]), 1.0, Objective(**options), tile=SMALL)
+    loss, _, gradient = GpuBackend(SMALL).forward_backward(logits, torch.tensor([9]), 1.0, Objective(**options))
     wanted, wanted_gradient = reference(logits, torch.tensor([9]), options)
     assert_within(loss, wanted, 8 * eps("float64") * 20)
     assert_within(gradient, wanted_gradient, 8 * eps("float64"))
@@ -138,9 +139,9 @@ def test_blocks_of_masked_classes_before_the_first_finite_one(options):
 
 def test_the_gradient_may_take_the_place_of_the_logits():
     logits, labels, objective = random(5, 11, dtype=torch.float32), labels_for(5, 11), Objective(**EVERYTHING)
-    apart = gpu.forward_backward(logits, labels, 0.5, objective, tile=SMALL)
+    apart = GpuBackend(SMALL).forward_backward(logits, labels, 0.5, objective)
     there = logits.clone()
-    together = gpu.forward_backward(there, labels, 0.5, objective, out=there, tile=SMALL)
+    together = GpuBackend(SMALL).forward_backward(there, labels, 0.5, objective, out=there)
     for one, other in zip(apart, together, strict=True):
         assert torch.equal(one, other)
 
@@ -149,15 +150,15 @@ def test_nothing_is_done_when_the_gradient_is_ready():
     logits, labels = random(3, 5), labels_for(3, 5)
     for number, touched in ((1.0, False), (2.0, True)):
         out = torch.zeros(3, 5, dtype=torch.float64)
-        gpu.forward_backward(logits, labels, 1.0, Objective(), out=out, finished=torch.tensor(number))
+        GpuBackend().forward_backward(logits, labels, 1.0, Objective(), out=out, finished=torch.tensor(number))
         assert out.any() == touched
 
 
 def test_tiles_found_by_trying_give_the_same(monkeypatch):
     logits, labels = random(4, 20), labels_for(4, 20)
-    wanted = gpu.forward_backward(logits, labels, 1.0, Objective())
+    wanted = GpuBackend().forward_backward(logits, labels, 1.0, Objective())
     monkeypatch.setenv("XENT_GPU_AUTOTUNE", "1")
-    found = gpu.forward_backward(logits, labels, 1.0, Objective())
+    found = GpuBackend().forward_backward(logits, labels, 1.0, Objective())
     assert any(key[0] == "forward_backward" for key in shapes._best)
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=8 * eps("float64") * 20)
@@ -220,15 +221,23 @@ def test_statistics_of_the_front_and_their_gradients():
 def test_operators_for_a_gpu_are_those_of_the_cpu():
     """What torch.compile calls on a GPU, beside what it calls on the CPU."""
     logits, labels, weight = random(2, 5, 3), labels_for(6, 5).reshape(2, 3), random(5, seed=3).abs()
-    numbers, scale = Objective(**EVERYTHING).to_numbers(), random(2, 3, seed=4)
-    ours = operators.forward_on_gpu(logits, labels, weight, numbers)
-    backward = (logits, labels, weight, ours[1], scale, numbers)
-    statistics = (logits, labels, Objective(softcap=5.0).to_numbers())
-    assert_same(ours, operators._forward(*on_cpu((logits, labels, weight, numbers))))
-    assert_same([operators.backward_on_gpu(*backward)], [operators._backward(*on_cpu(backward))])
-    assert_same(operators.statistics_on_gpu(*statistics), operators._statistics(*on_cpu(statistics)))
+    text, scale = Objective(**EVERYTHING).to_text(), random(2, 3, seed=4)
+    _, lse = operators._loss(logits, labels, weight, text)
+    upstream = [random(2, 3, seed=seed) for seed in (5, 6, 7)]
+    statistics = (logits, labels, Objective(softcap=5.0).to_text())
+    entropy, double_lse = (operators._statistics(*statistics)[place] for place in (1, 5))
+
+    def computed(place):
+        yield from operators._loss(*moved((logits, labels, weight, text), place))
+        yield operators._loss_backward(*moved((logits, labels, weight, lse, scale, text), place))
+        yield from operators._statistics(*moved(statistics, place))
+        saved = moved((upstream, logits, labels, entropy, double_lse, statistics[2]), place)
+        yield operators._statistics_backward(*saved)
+
+    for ours, theirs in both(lambda place: list(computed(place))):
+        assert_same([ours], [theirs])
 
 
 def test_the_kernels_run_what_this_file_is_about():
     """The front sends these tensors to Triton, or all of the above would have been about something else."""
-    assert xent.torch.functional._implementation(random(1, 2), torch.zeros(1), None) is gpu_autograd
+    assert isinstance(choose(random(1, 2).device), GpuBackend)

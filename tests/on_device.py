@@ -18,9 +18,9 @@ from comparison import eps
 from implementations import DEVICE, array
 
 import xent.reference
+from xent.backends import choice
 from xent.backends.gpu.shapes import Tile
 from xent.objective import Objective
-from xent.torch import backends
 
 SMALL = Tile(2, 4, 1)
 EVERYTHING = {"label_smoothing": 0.2, "z_loss": 0.01, "softcap": 20.0, "logit_scale": 0.9}
@@ -61,21 +61,21 @@ def both(compute: Callable[[str], Sequence[torch.Tensor]]) -> Iterator[tuple[tor
     found = []
     for triton, place in ((True, DEVICE), (False, "cpu")):
         if DEVICE == "cpu":
-            backends.interpret(triton)
+            choice.interpret(triton)
         try:
             with on(place):
                 found.append([tensor.cpu() for tensor in compute(place)])
         finally:
             if DEVICE == "cpu":
-                backends.interpret(True)
+                choice.interpret(True)
     return zip(*found, strict=True)
 
 
-def on_cpu(arguments: Any) -> Any:
-    """Arguments, lists of them too, with their tensors on the CPU."""
+def moved(arguments: Any, place: str) -> Any:
+    """Arguments, lists of them too, with their tensors at this place."""
     if isinstance(arguments, (list, tuple)):
-        return type(arguments)(on_cpu(argument) for argument in arguments)
-    return arguments.cpu() if isinstance(arguments, torch.Tensor) else arguments
+        return type(arguments)(moved(argument, place) for argument in arguments)
+    return arguments.to(place) if isinstance(arguments, torch.Tensor) else arguments
 
 
 def assert_same(ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> None:

@@ -151,6 +151,7 @@ def counted(rank: int, group: Any, given: Given) -> dict[str, int]:
 
     import torch
     import torch.distributed as dist
+    from torch.distributed import distributed_c10d
 
     handed = {"all_reduce": 0, "all_gather": 0, "calls": 0}
     all_reduce, all_gather = dist.all_reduce, dist.all_gather
@@ -176,8 +177,12 @@ def counted(rank: int, group: Any, given: Given) -> dict[str, int]:
         "reduce_scatter_tensor",
         "send",
     ]
-    others += ["all_gather_into_tensor", "all_gather_object", "gather", "scatter", "recv", "isend", "irecv"]
-    with mock.patch.multiple(dist, all_reduce=reduce, all_gather=gather, **dict.fromkeys(others, forbidden)):
+    others += ["all_gather_into_tensor", "gather", "scatter", "recv", "isend", "irecv"]
+    # all_gather_object is two calls of all_gather, by its name in its own module.
+    with (
+        mock.patch.multiple(dist, all_reduce=reduce, all_gather=gather, **dict.fromkeys(others, forbidden)),
+        mock.patch.object(distributed_c10d, "all_gather", gather),
+    ):
         evaluate(rank, group, given)
     return handed
 
@@ -235,33 +240,33 @@ def fails_in_a_chunk(rank: int, group: Any, given: Given, bad: int) -> Any:
     """One rank runs out of memory in its second chunk."""
     from unittest import mock
 
-    from xent.backends.cpu import shards
+    from xent.backends.cpu.shards import CpuShards
 
-    forward, count = shards.forward, itertools.count(1)
+    forward, count = CpuShards.forward, itertools.count(1)
 
     def failing(*arguments: Any, **options: Any) -> Any:
         if rank == bad and next(count) == 2:
             raise MemoryError("no room for the second chunk")
         return forward(*arguments, **options)
 
-    with mock.patch.object(shards, "forward", failing):
+    with mock.patch.object(CpuShards, "forward", failing):
         return evaluate(rank, group, given)
 
 
-def fails_in_backward(rank: int, group: Any, given: Given, bad: int) -> Any:
-    """One rank fails where backward makes its gradients."""
+def fails_in_a_product(rank: int, group: Any, given: Given, bad: int) -> Any:
+    """One rank fails where the gradient of the weight is made, after all exchanges of forward."""
     from unittest import mock
 
-    from xent.torch.parallel import linear_shards
+    from xent.backends.cpu.linear_steps import CpuSteps
 
-    gradients = linear_shards._gradients
+    weight_gradient = CpuSteps.weight_gradient
 
     def failing(*arguments: Any) -> Any:
         if rank == bad:
             raise MemoryError("no room for gradients")
-        return gradients(*arguments)
+        return weight_gradient(*arguments)
 
-    with mock.patch.object(linear_shards, "_gradients", failing):
+    with mock.patch.object(CpuSteps, "weight_gradient", failing):
         return evaluate(rank, group, given)
 
 
@@ -272,6 +277,47 @@ def ends(rank: int, group: Any, given: Given, bad: int) -> Any:
     return evaluate(rank, group, given)
 
 
-def other_call(rank: int, group: Any, given: Given) -> Any:
-    """Rank 1 asks for statistics."""
-    return evaluate(rank, group, given._replace(call="statistics") if rank == 1 else given)
+def evaluate_each(rank: int, group: Any, given: Given, others: dict[int, Given]) -> Any:
+    """Some ranks make another call."""
+    return evaluate(rank, group, others.get(rank, given))
+
+
+def under_autocast(rank: int, group: Any, given: Given, ranks: tuple[int, ...]) -> Any:
+    """Some ranks make the call under autocast."""
+    import torch
+
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=rank in ranks):
+        return evaluate(rank, group, given)
+
+
+def without_gradients(rank: int, group: Any, given: Given, ranks: tuple[int, ...]) -> Any:
+    """Some ranks make the call under no_grad."""
+    import torch
+
+    with torch.set_grad_enabled(rank not in ranks):
+        return evaluate(rank, group, given)
+
+
+def sends_something_else(rank: int, group: Any, given: Given, bad: int, item: Any) -> Any:
+    """One rank is in an exchange of objects that is not ours."""
+    import torch.distributed as dist
+
+    if rank != bad:
+        return evaluate(rank, group, given)
+    dist.all_gather_object([None] * dist.get_world_size(group), item, group=group)
+    return None
+
+
+def replicated(rank: int, group: Any, given: Given, bad: int) -> Any:
+    """One rank passes logits as a DTensor that is not sharded over the classes."""
+    import torch
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Replicate
+
+    from xent.torch import parallel
+
+    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    tensors = _tensors(rank, given)
+    if rank == bad:
+        tensors["input"] = DTensor.from_local(tensors["input"], mesh, [Replicate()])
+    return getattr(parallel, given.call)(**tensors, **given.options, group=group)

@@ -12,13 +12,13 @@ import pytest
 from typer.testing import CliRunner
 
 import xent
-from xent.cli.app import app
+from xent.cli import load
 
 XENT = [sys.executable, "-m", "xent"]
 
 
 def invoke(*arguments: str):
-    return CliRunner().invoke(app, list(arguments))
+    return CliRunner().invoke(load(), list(arguments))
 
 
 @pytest.fixture
@@ -112,6 +112,20 @@ def test_doctor_names_versions_devices_kernels_and_threads():
     assert found["devices"]["cores"] >= 1
     assert "xent.numpy" in found["kernels"]
     assert "Versions" in invoke("doctor").stdout
+
+
+def test_bench_prints_a_record_of_the_shape():
+    result = invoke("bench", "--shape", "tiny", "--threads", "1", "--json")
+    assert result.exit_code == 0, result.stderr
+    (case,) = json.loads(result.stdout)["cases"]
+    assert case["size"] == [128, 10]
+    assert {"xent.torch", "F.cross_entropy"} <= {entry["name"] for entry in case["contestants"]}
+
+
+def test_bench_refuses_an_unknown_shape():
+    result = invoke("bench", "--shape", "gpt9")
+    assert result.exit_code == 2
+    assert "xent: bench(shape=...): there is no shape 'gpt9'" in result.stderr
 
 
 def test_help_teaches_with_examples():

@@ -7,6 +7,7 @@ import io
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,8 +27,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import xent.torch
+from xent.backends.cpu.tensors import TensorLinearBackend
 from xent.errors import ArgumentError, LabelError, ObjectiveError, ShapeError
-from xent.torch import linear_kernels
 from xent.torch.deferred import DeferredLinear, DeferredLogits, defer_logits, restore_logits
 from xent.torch.deferred import rules as deferred_operations
 from xent.torch.deferred.formula import Formula, Product
@@ -410,8 +411,8 @@ def test_logits_that_need_no_gradient_give_none():
 def test_a_frozen_head_is_not_paid_for(monkeypatch):
     """Liger-Kernel #237 and #1441, TRL #7076: the gradient of a frozen head was computed and thrown away."""
     wanted = []
-    original = linear_kernels.forward_backward
-    monkeypatch.setattr(linear_kernels, "forward_backward", lambda *a: wanted.append(tuple(a[3])) or original(*a))
+    original = TensorLinearBackend.forward_backward
+    monkeypatch.setattr(TensorLinearBackend, "forward_backward", lambda *a: wanted.append(tuple(a[4])) or original(*a))
     model = LanguageModel()
     model.head.requires_grad_(False)
     assert_same_step(model, lambda model: hf_loss(model(IDS)))
@@ -425,7 +426,7 @@ def test_peak_memory_of_a_step_is_the_workspace_and_not_the_logits():
 import sys, torch
 from torch import nn
 from torch.nn import functional as F
-from xent.benchmark import memory
+from benchmarks.processes import peak_of
 from xent.torch.deferred import defer_logits
 model = nn.Sequential(nn.Linear(64, 50257, bias=False))
 x, y = torch.randn(512, 64, requires_grad=True), torch.randint(50257, (512,))
@@ -435,11 +436,17 @@ def step(rows):
     model.zero_grad(set_to_none=True)
     F.cross_entropy(model(x[:rows]).float(), y[:rows]).backward()
 step(64)
-print(memory._peak_of(lambda: step(512), memory._reset_peak()))
+print(peak_of(lambda: step(512)))
 """
     peaks = {}
     for way in ("plain", "deferred"):
-        done = subprocess.run([sys.executable, "-c", script, way], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", script, way],
+            cwd=Path(__file__).parents[1],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         peaks[way] = int(done.stdout)
     logits, gradient = 512 * 50257 * 4, 50257 * 64 * 4
     assert peaks["plain"] > 2 * logits

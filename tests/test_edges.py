@@ -11,7 +11,7 @@ from comparison import ULPS, assert_within, check_rows, eps
 from implementations import REFERENCE
 
 import xent.numpy
-from xent.backends.cpu import cross_entropy as cpu
+from xent.backends.cpu.backend import CpuBackend
 from xent.errors import DistributionError, LabelError
 from xent.objective import Objective
 
@@ -270,7 +270,7 @@ def test_blocks_of_masked_classes_under_smoothing_cost_infinity(dtype):
     """Thousands of masked classes come before the first that is not: -inf minus -inf once made the loss NaN."""
     logits = np.full((1, 9000), -np.inf, dtype)
     logits[0, -3:] = 1.0
-    loss, lse = cpu.forward(logits, np.array([8999]), Objective(label_smoothing=0.1))
+    loss, lse = CpuBackend().forward(logits, np.array([8999]), Objective(label_smoothing=0.1))
     assert loss[0] == np.inf
     assert abs(lse[0] - (1 + math.log(3))) <= 4 * np.finfo(dtype).eps
 
@@ -285,8 +285,8 @@ def test_nothing_is_read_from_the_memory_of_a_gradient_before_it_is_written(clas
     logits = np.random.default_rng(0).normal(size=(4, classes)).astype(dtype)
     labels = np.array([1, -100, 2, classes])
     garbage = np.full((4, classes), np.nan, dtype)
-    _, lse, gradient = cpu.forward_backward(logits, labels, 1.0, Objective(), out=garbage)
-    from_lse = cpu.backward(logits, labels, lse, 1.0, Objective(), out=np.full((4, classes), np.nan, dtype))
+    _, lse, gradient = CpuBackend().forward_backward(logits, labels, 1.0, Objective(), out=garbage)
+    from_lse = CpuBackend().backward(logits, labels, lse, 1.0, Objective(), out=np.full((4, classes), np.nan, dtype))
     for found in (gradient, from_lse):
         assert np.isfinite(found[[0, 2]]).all()
         assert (found[1] == 0).all()

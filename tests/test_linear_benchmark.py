@@ -1,16 +1,16 @@
-"""What chunks do to the error, and the record, tables and plots that show it."""
+"""Errors by the number of chunks, and the record, tables and plots of the linear loss."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from xent.benchmark import linear, linear_error, plots, tables
+from benchmarks import linear_error, linear_loss, plots, record_tables
 
 
 @pytest.fixture(scope="module")
 def errors():
-    return linear_error.measured()
+    return linear_error.measure()
 
 
 @pytest.mark.parametrize("quantity", linear_error.QUANTITIES)
@@ -24,14 +24,14 @@ def test_errors_do_not_grow_with_the_number_of_chunks(errors, quantity):
 
 
 def test_the_measurement_sees_an_error_that_grows(errors):
-    """torch adds up the weight's gradient in bfloat16 if it is told to."""
-    x, w, y = linear_error._inputs(torch.bfloat16)
-    truth = linear_error._found(linear_error._unfused, x.double(), w.double(), y)
+    """That of a weight's gradient which is summed over the chunks in bfloat16."""
+    x, w, y = linear_error.make_inputs(torch.bfloat16)
+    exact = linear_error.loss_and_gradients(linear_error.unfused, x.double(), w.double(), y)
     summed = torch.zeros_like(w)
     for first in range(0, len(x), 2):
         part = linear_error.ours_in_chunks(x[first : first + 2], w, y[first : first + 2], 2)
         summed += part[2] / (len(x) // 2)
-    narrow = linear_error._relative((truth[0], truth[1], summed), truth)["weight"]
+    narrow = linear_error.relative_errors((exact[0], exact[1], summed), exact)["weight"]
     ours = max(p["weight"] for p in errors if p["contestant"] == linear_error.OURS)
     assert narrow > 3 * ours
 
@@ -39,12 +39,17 @@ def test_the_measurement_sees_an_error_that_grows(errors):
 def _case(dtype="float32"):
     spread = {"median": 1.0, "low": 0.9, "high": 1.1}
     ratios = {
-        measure: {linear.LIMIT: spread, **{p: spread for p, of in linear.PEER_MEASURES.items() if measure in of}}
-        for measure in linear.LIMITS
+        measure: {
+            linear_loss.LIMIT: spread,
+            **{p: spread for p, of in linear_loss.PEER_MEASURES.items() if measure in of},
+        }
+        for measure in linear_loss.LIMITS
     }
-    seconds = {f"{who}, {measure}": spread for who in (linear.OURS, linear.LIMIT) for measure in linear.LIMITS}
+    seconds = {
+        f"{who}, {measure}": spread for who in (linear_loss.OURS, linear_loss.LIMIT) for measure in linear_loss.LIMITS
+    }
     memory = [{"rows": 2048, "workspace_bytes": 128_000_000, "beside_bytes": 145_000_000}]
-    shape = linear.SHAPES["gpt2"]
+    shape = linear_loss.SHAPES["gpt2"]
     return {
         "shape": "gpt2",
         "size": list(shape.size),
@@ -55,34 +60,34 @@ def _case(dtype="float32"):
     }
 
 
-def test_bars_compare_with_what_was_required():
+def test_bars_compare_with_what_is_required():
     case = _case()
-    found = {(bar["measure"], bar["against"]): bar["met"] for bar in linear.judged(case)}
-    assert found["forward_backward", linear.LIMIT]
-    assert not found["forward_backward", linear.UNFUSED]
-    assert not found["memory", "workspace + 16 MB, 2048 rows"]
-    assert found["forward_backward", linear.DEFERRED]
-    assert len(found) == 7
+    met = {(bar["measure"], bar["against"]): bar["met"] for bar in linear_loss.judge(case)}
+    assert met["forward_backward", linear_loss.LIMIT]
+    assert not met["forward_backward", linear_loss.UNFUSED]
+    assert not met["memory", "workspace + 16 MB, 2048 rows"]
+    assert met["forward_backward", linear_loss.DEFERRED]
+    assert len(met) == 7
 
 
-def test_every_contestant_computes_the_same_loss_and_gradients():
-    x, w, y = linear.make_inputs(linear.LinearShape("tiny", 12, 8, 50), "float32")
-    calls = linear.losses()
-    assert set(calls) == {linear.OURS, *linear.PEER_MEASURES}
+def test_every_implementation_computes_the_same_loss_and_gradients():
+    x, w, y = linear_loss.make_inputs(linear_loss.LinearShape("tiny", 12, 8, 50), "float32")
+    calls = linear_loss.losses()
+    assert set(calls) == {linear_loss.OURS, *linear_loss.PEER_MEASURES}
     expected = torch.nn.functional.cross_entropy(x.double() @ w.double().T, y)
     gradients = torch.autograd.grad(expected, (x, w))
     for loss in calls.values():
-        found = loss(x, w, y)
-        torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=0)
-        for mine, theirs in zip(torch.autograd.grad(found, (x, w)), gradients, strict=True):
-            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-7)
+        value = loss(x, w, y)
+        torch.testing.assert_close(value.double(), expected, rtol=1e-6, atol=0)
+        for gradient, exact in zip(torch.autograd.grad(value, (x, w)), gradients, strict=True):
+            torch.testing.assert_close(gradient, exact, rtol=1e-4, atol=1e-7)
 
 
 def test_tables_and_plot_are_made_from_the_record(errors):
     case = _case()
-    record = {"cases": [{**case, "bars": linear.judged(case)}], "errors": errors}
-    assert "gpt2 2048 x 768 x 50257 | float32 | forward + backward | 1000" in tables.linear(record)
-    assert "at most 144.0 MB | 145.0 MB | no" in tables.linear_bars(record)
+    record = {"cases": [{**case, "bars": linear_loss.judge(case)}], "errors": errors}
+    assert "gpt2 2048 x 768 x 50257 | float32 | forward + backward | 1000" in record_tables.linear(record)
+    assert "at most 144.0 MB | 145.0 MB | no" in record_tables.linear_bars(record)
     drawn = plots.linear_error_svg(record)
     assert drawn.startswith(plots.made_from(record))
     assert "gradient of the weight" in drawn

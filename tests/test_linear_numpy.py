@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,11 +14,12 @@ from hypothesis import strategies as st
 import xent
 import xent.numpy
 from xent import reference
-from xent.linear import calls, host, products
-from xent.linear.driver import Wanted
-from xent.linear.host import Method, Problem
+from xent.backends.cpu import products
+from xent.backends.cpu.backend import CpuBackend
+from xent.backends.cpu.linear_steps import CpuSteps, Method, sizes_of
+from xent.linear.backend import LinearBackend
+from xent.linear.driver import Layer, Wanted
 from xent.linear.plan import GOOD_ROWS, MAX_PARTS, Sizes, balanced, least_workspace, make_plan, parse_bytes
-from xent.linear.products import Products
 from xent.objective import Objective
 
 OPTIONS = {
@@ -55,19 +57,27 @@ def arguments(rows, features, classes, dtype, seed=0):
     return x, w, b, y
 
 
-def solved(problem: Problem, workspace: int, products_: Products, row_scale=0.5):
-    """The driver with products that are chosen here."""
-    method = Method.of(problem, products_)
-    plan = calls.plan_of("test", problem, method, Wanted(), workspace)
-    steps = host.Host(problem, method, plan, 2)
-    steps.row_scale = row_scale
-    found = calls.gradients(steps, Wanted())
-    return steps, plan, found
+def layer_of(x, w, b, y, workspace: int = 10**7) -> Layer:
+    return Layer("test", x, w, b, y, w.dtype, workspace)
 
 
-NUMPY, TORCH = Products(native=False), Products("torch", "torch", "torch", native=False)
-NATIVE = Products("torch", "torch", "torch", native=True)
-METHODS = [(dtype, p) for dtype in DTYPES for p in (NUMPY, TORCH)] + [("bfloat16", NATIVE)]
+def solved(layer: Layer, library: str, objective: Objective | None = None):
+    """Losses, plan and gradients with the products of a library."""
+    used = []
+
+    def steps(layer: Layer, wanted: Wanted) -> CpuSteps:
+        used.append(CpuSteps(layer, wanted, library, 2))
+        return used[-1]
+
+    losses, _, found = LinearBackend(CpuBackend(), steps).forward_backward(
+        layer, 0.5, objective or Objective(), Wanted()
+    )
+    return losses, used[0].plan, found
+
+
+METHODS = [(dtype, library, False) for dtype in DTYPES for library in ("numpy", "torch")] + [
+    ("bfloat16", "torch", True)
+]
 
 
 def bound(dtype: str, features: int) -> float:
@@ -76,11 +86,12 @@ def bound(dtype: str, features: int) -> float:
     return 4 * half if half else 40 * float(np.finfo(dtype).eps)
 
 
-@pytest.mark.parametrize(("dtype", "library"), METHODS, ids=str)
+@pytest.mark.parametrize(("dtype", "library", "native"), METHODS, ids=str)
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("soft", [False, True])
-def test_every_way_to_multiply_gives_the_reference(dtype, library, options, soft):
+def test_every_way_to_multiply_gives_the_reference(dtype, library, native, options, soft, monkeypatch):
     pytest.importorskip("torch")
+    monkeypatch.setattr(products, "_has_bfloat16_instructions", lambda: native)
     rows, features, classes = 37, 13, 301
     x, w, b, y = arguments(rows, features, classes, dtype)
     if soft:
@@ -91,12 +102,11 @@ def test_every_way_to_multiply_gives_the_reference(dtype, library, options, soft
     truth = reference.linear_cross_entropy_gradients(
         wide(x), wide(w), wide(b), wide(target) if soft else y, 0.5, objective
     )
-    problem = Problem(x, w, b, target, objective, w.dtype)
-    for workspace in (10**7, 25_000 if library.native else 40_000):
-        steps, plan, found = solved(problem, workspace, library)
+    for workspace in (10**7, 25_000 if native else 40_000):
+        ours_losses, plan, found = solved(layer_of(x, w, b, target, workspace), library, objective)
         assert (len(plan.chunks) == 1) == (workspace == 10**7)
-        tolerance = bound(dtype, features) if library.native else bound(dtype, features) / 2
-        for ours, true in zip((steps.losses, *found), (losses, *truth), strict=True):
+        tolerance = bound(dtype, features) if native else bound(dtype, features) / 2
+        for ours, true in zip((ours_losses, *found), (losses, *truth), strict=True):
             error = np.linalg.norm(wide(np.asarray(ours)) - true) / np.linalg.norm(true)
             assert error <= tolerance, (workspace, error)
 
@@ -105,14 +115,13 @@ def test_every_way_to_multiply_gives_the_reference(dtype, library, options, soft
 def test_several_parts_give_what_one_gives(dtype):
     """Where the sums of the weight's gradient do not fit, the logits are made again for each part of them."""
     x, w, b, y = arguments(400, 640, 500, dtype)
-    problem = Problem(x, w, b, y, Objective(), w.dtype)
-    steps, whole, found = solved(problem, 5_000_000, NUMPY)
-    others, parts, again = solved(problem, 1_300_000, NUMPY)
+    losses, whole, found = solved(layer_of(x, w, b, y, 5_000_000), "numpy")
+    others, parts, again = solved(layer_of(x, w, b, y, 1_300_000), "numpy")
     assert len(whole.parts) == 1 < len(parts.parts)
     assert len(whole.chunks) == 1 < len(parts.chunks)
     error = np.linalg.norm(wide(found.weight) - wide(again.weight)) / np.linalg.norm(wide(found.weight))
     assert error <= 2.0**-8
-    np.testing.assert_allclose(steps.losses, others.losses, rtol=1e-5)
+    np.testing.assert_allclose(losses, others, rtol=1e-5)
 
 
 @settings(max_examples=40)
@@ -133,19 +142,18 @@ def test_the_workspace_changes_nothing_but_rounding(rows, features, classes, sha
             .dirichlet(np.ones(classes), rows)
             .astype(np.float64 if dtype == "float64" else np.float32)
         )
-    problem = Problem(x, w, b, y, Objective(), w.dtype)
-    method = Method.of(problem, NUMPY)
-    sizes = host.sizes_of(problem, method, with_weight=True, with_bias=True)
+    layer = layer_of(x, w, b, y)
+    sizes = sizes_of(layer, Method.of(layer, "numpy"), Wanted())
     least = least_workspace(sizes)
     most = least + rows * sizes.row_bytes + classes * (sizes.sum_bytes + sizes.slab_bytes)
-    steps, plan, found = solved(problem, int(least + share * (most - least)), NUMPY)
+    losses, plan, found = solved(layer_of(x, w, b, y, int(least + share * (most - least))), "numpy")
     assert plan.bytes <= least + share * (most - least)
-    whole, _, together = solved(problem, 10 * most, NUMPY)
+    whole, _, together = solved(layer_of(x, w, b, y, 10 * most), "numpy")
     eps = {"float16": 2.0**-10, "bfloat16": 2.0**-7}.get(dtype) or 64 * float(np.finfo(dtype).eps)
     np.testing.assert_allclose(
-        steps.losses,
-        whole.losses,
-        rtol=64 * np.finfo(steps.losses.dtype).eps,
+        losses,
+        whole,
+        rtol=64 * np.finfo(losses.dtype).eps,
         atol=1e-5 if dtype != "float64" else 1e-13,
     )
     for one, other in zip(found, together, strict=True):
@@ -261,38 +269,23 @@ def test_no_rows_and_errors():
         xent.numpy.linear_cross_entropy(np.ones((2, 3)), np.ones((4, 3)), [0, 1], workspace=10)
 
 
-def test_products_are_measured_once_and_kept(tmp_path, monkeypatch):
-    torch = pytest.importorskip("torch")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(products, "available", lambda threads: ["numpy", "torch"])
-    measured = []
-    monkeypatch.setattr(
-        products, "measure", lambda dtype, libraries: measured.append(dtype) or Products("torch", "numpy", "torch")
-    )
-    products._measured.cache_clear()
-    for _ in range(2):
-        assert products.products_for(np.dtype(np.float32), 1e12, 2) == Products("torch", "numpy", "torch")
-        assert products.products_for(np.dtype(np.float32), 1e3, 2) == Products("numpy", "numpy", "numpy")
-        products._measured.cache_clear()
-    assert len(measured) == 1
-    assert len(list((tmp_path / "xent").iterdir())) == 1
-    assert torch.__version__
-
-
-@pytest.mark.parametrize(
-    ("numpy", "torch", "chosen"),
-    [
-        ((1.0, 1.0, 1.0), (1.0, 1.0, 1.0), ("torch", "torch", "torch")),
-        ((0.9, 0.9, 0.9), (1.0, 1.0, 1.0), ("torch", "torch", "torch")),
-        ((0.8, 0.8, 0.8), (1.0, 1.0, 1.0), ("numpy", "numpy", "numpy")),
-        ((0.4, 1.2, 1.0), (1.0, 1.0, 1.0), ("numpy", "torch", "numpy")),
-        ((1.1, 2.0, 0.9), (1.0, 1.0, 1.0), ("torch", "torch", "torch")),
-    ],
-)
-def test_another_library_than_torch_has_to_be_a_good_deal_faster(numpy, torch, chosen):
-    seconds = {(name, "numpy"): numpy[i] for i, name in enumerate(products.PRODUCTS)}
-    seconds |= {(name, "torch"): torch[i] for i, name in enumerate(products.PRODUCTS)}
-    assert products._chosen(seconds, ["numpy", "torch"]) == Products(*chosen)
+def test_results_do_not_depend_on_what_else_is_imported():
+    """`xent.numpy` multiplies with NumPy, whether torch has been imported or not: the same bits."""
+    code = """
+import sys
+if sys.argv[1] == "torch":
+    import torch, xent.torch
+import hashlib, numpy as np, xent.numpy
+rng = np.random.default_rng(0)
+x, w = rng.normal(size=(300, 40)).astype(np.float32), rng.normal(size=(2001, 40)).astype(np.float32)
+loss, found = xent.numpy.linear_cross_entropy_value_and_grad(x, w, rng.integers(0, 2001, 300), workspace="1MB")
+print(hashlib.sha256(b"".join(a.tobytes() for a in (loss, found.input, found.linear_weight))).hexdigest())
+"""
+    outputs = [
+        subprocess.run([sys.executable, "-c", code, name], check=True, capture_output=True, text=True).stdout
+        for name in ("torch", "nothing")
+    ]
+    assert outputs[0] == outputs[1]
 
 
 def test_without_torch_numpy_makes_all_products():
@@ -307,8 +300,7 @@ assert abs(loss - np.log(5)) < 1e-6 and "torch" not in sys.modules
 
 MEMORY = """
 import sys, torch
-from xent.benchmark.memory import _give_back, _reset_peak
-from xent.benchmark.machine import process_bytes
+from benchmarks.processes import process_bytes, release_memory, reset_peak
 from xent.torch.linear import linear_cross_entropy
 rows, features, classes, dtype = int(sys.argv[1]), 64, 30001, getattr(torch, sys.argv[2])
 x = torch.randn(rows, features).to(dtype).requires_grad_()
@@ -318,8 +310,8 @@ def step():
     linear_cross_entropy(x, w, y, workspace="20MB").backward()
     x.grad = w.grad = None
 step()
-_give_back()
-if not _reset_peak():
+release_memory()
+if not reset_peak():
     sys.exit(77)
 before = process_bytes("VmRSS")
 step()
@@ -333,7 +325,8 @@ print(process_bytes("VmHWM") - before - (x.numel() + w.numel()) * x.element_size
 def test_memory_stays_within_the_workspace(rows, dtype):
     """Beside arguments and gradients: the workspace and 16 MB, in a process of its own, whatever the number of rows."""
     pytest.importorskip("torch")
-    done = subprocess.run([sys.executable, "-c", MEMORY, str(rows), dtype], capture_output=True, text=True)
+    command = [sys.executable, "-c", MEMORY, str(rows), dtype]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
     if done.returncode == 77:
         pytest.skip("the system does not reset peaks")
     assert done.returncode == 0, done.stderr

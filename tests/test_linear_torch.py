@@ -12,7 +12,8 @@ from cases import EVERY_REDUCTION, KEYWORDS
 from torch import Tensor, nn
 
 import xent
-from xent.linear import calls, driver
+from xent.backends.cpu.linear_steps import CpuSteps
+from xent.linear.backend import Losses
 from xent.torch import (
     LinearCrossEntropyLoss,
     cross_entropy,
@@ -177,14 +178,15 @@ def test_each_row_has_its_own_upstream_gradient_without_reduction():
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_what_is_frozen_is_not_computed(frozen, reduction, monkeypatch):
     steps = []
-    for step in ("input_gradient", "weight_gradient", "bias_gradient", "visit_with_gradient"):
-        original = getattr(calls.Host, step)
+    kinds = {"input_gradient": CpuSteps, "weight_gradient": CpuSteps, "bias_gradient": CpuSteps}
+    for step, kind in {**kinds, "visit_with_gradient": Losses}.items():
+        original = getattr(kind, step)
 
         def counted(self, *given, step=step, original=original):
             steps.append(step)
             return original(self, *given)
 
-        monkeypatch.setattr(calls.Host, step, counted)
+        monkeypatch.setattr(kind, step, counted)
     leaves = tensors()
     for leaf, is_frozen in zip(leaves, frozen, strict=True):
         leaf.requires_grad_(not is_frozen)
@@ -203,7 +205,7 @@ def test_what_is_frozen_is_not_computed(frozen, reduction, monkeypatch):
 
 
 def test_evaluation_makes_no_gradient(monkeypatch):
-    monkeypatch.setattr(driver, "forward_backward", None)
+    monkeypatch.setattr(Losses, "visit_with_gradient", None)
     x, w, _ = tensors()
     with torch.no_grad():
         assert not linear_cross_entropy(x, w, target_of("labels")).requires_grad
@@ -439,7 +441,6 @@ def test_labels_are_checked_where_gradients_are_made():
 def test_operators_pass_torchs_own_checks():
     x, w, b = tensors()
     y, objective = target_of("labels"), xent.Objective(label_smoothing=0.1)
-    numbers = [*objective.to_numbers(), 0.0]
-    tail = (numbers, "mean", 4096, torch.float64)
+    tail = (objective.to_text(), 4096, torch.float64)
     torch.library.opcheck(torch.ops.xent.linear_cross_entropy, (x, w, b, y, None, *tail, [True, True, True]))
     torch.library.opcheck(torch.ops.xent.linear_statistics, (x, w, b, y, *tail))

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from functools import cache
+from inspect import signature
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import ranks
+import torch
+import torch.distributed as dist
 from cases import Case, Expected
 from comparison import assert_within, eps, finite, kernel_bounds, rounded_to
 from ranks import Failure, Given, Ranks
 
 from xent import reference
+from xent.errors import ArgumentError, DTypeError, LabelError, ObjectiveError, RankError, ShapeError, XentError
 from xent.objective import Objective
 from xent.reference.cross_entropy import bent_logits, bent_logits_derivative, ignored, target_weights
-from xent.torch.parallel import traffic
+from xent.torch import parallel
+from xent.torch.parallel import agreement, traffic
+from xent.torch.parallel.agreement import REPORT_BYTES
 
 CLASSES, ROWS, FEATURES = 50257, 6, 8
 CUTS = {
@@ -393,18 +403,48 @@ def test_traffic_is_what_the_docs_say(pool, options):
         told = traffic(features=features, has_mass=has_mass)
         for handed in pool.run(ranks.counted, 4, given):
             chunks = (handed["calls"] - (3 if features else 0) - (count > 0) + (1 if features else 0)) // 2
-            assert handed["all_gather"] == 256
             rows = 9 * (told.forward_per_row + told.backward_per_row)
-            signs = told.per_chunk * chunks
-            assert handed["all_reduce"] + handed["all_gather"] == rows + told.per_call + signs + count
+            flags = told.per_chunk * chunks + (8 if features else 0)
+            assert handed["all_reduce"] == rows + flags + count
+            assert 300 < handed["all_gather"] <= REPORT_BYTES
+            assert told.per_call == REPORT_BYTES + (8 if features else 0)
 
 
 def test_traffic_of_statistics(pool):
     given, _ = small("float32")
     told = traffic("statistics")
     for handed in pool.run(ranks.counted, 4, given._replace(call="statistics")):
-        total = handed["all_reduce"] + handed["all_gather"]
-        assert total == 9 * told.forward_per_row + told.per_call + told.per_chunk
+        assert handed["all_reduce"] == 9 * told.forward_per_row + told.per_chunk
+        assert 300 < handed["all_gather"] <= told.per_call
+
+
+def test_the_longest_report_fits_its_bound(pool):
+    """Every option given, every number as long as it gets, all arguments there: per_call of `traffic` is a bound."""
+    _, layer = small("float64")
+    labels = layer.arrays["target"][0].copy()
+    labels[0] = 2**62
+    options = {
+        "ignore_index": 2**62, "label_smoothing": 1 / 3, "z_loss": 1 / 3, "softcap": 100 / 3, "logit_scale": 1 / 3,
+        "denominator": 1 / 3, "workspace": 2**60,
+    }  # fmt: skip
+    arrays = {**layer.arrays, "target": (labels, None), "linear_bias": (np.ones(97), 0), "weight": (np.ones(97), 0)}
+    for handed in pool.run(ranks.counted, 4, layer._replace(arrays=arrays, options=options)):
+        assert 500 < handed["all_gather"] < 0.8 * REPORT_BYTES  # the rest is for greater numbers of rows and classes
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [("quantity", "nonsense"), ("quantity", ["loss"]), ("features", -1), ("features", 0.5), ("itemsize", 0)],
+)
+def test_traffic_of_nonsense_is_an_error(argument, value):
+    with pytest.raises(ArgumentError, match=rf"traffic\({argument}=...\): found .*, expected "):
+        traffic(**{argument: value})
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.0, None])
+def test_a_number_of_ranks_is_checked(size):
+    with pytest.raises(ArgumentError, match=r"ranks=...\): found .*, expected an integer of 1 or more"):
+        traffic().sent_per_row(size)
 
 
 # ------------------------------------------------------------------------------------------------------- denominators
@@ -526,8 +566,8 @@ def test_ranks_that_differ_are_named_on_all(pool, given):
     cases: list[tuple[dict[str, Any], str, tuple[str, ...]]] = [
         ({name: short, "target": labels[:5]}, "ShapeError", ("rank 1 has rows 5 where rank 0 has 9",)),
         ({name: short}, "ShapeError", ("On rank 1", "target")),
-        ({"target": labels[::-1].copy()}, "LabelError", ("rank 1 has another label",)),
-        ({"label_smoothing": 0.1}, "ObjectiveError", ("rank 1 has label_smoothing 0.1 where rank 0 has 0",)),
+        ({"target": labels[::-1].copy()}, "LabelError", ("rank 1 has label", "at row 0 where rank 0 has")),
+        ({"label_smoothing": 0.1}, "ObjectiveError", ("rank 1 has label_smoothing 0.1 where rank 0 has 0.0",)),
         ({"label_smoothing": 2.0}, "ObjectiveError", ("On rank 1", "label_smoothing")),
         ({"reduction": "sum"}, "ObjectiveError", ("rank 1 has reduction",)),
         ({name: short.astype(np.int64)}, "DTypeError", ("On rank 1", "input")),
@@ -541,8 +581,264 @@ def test_ranks_that_differ_are_named_on_all(pool, given):
         failures(pool.run(ranks.evaluate, 4, given, {1: changed}), kind, *words)
 
 
-def test_another_call_is_named(pool):
-    failures(pool.run(ranks.other_call, 3, small()[0]), "RankError", "rank 1", "another call")
+CALLS = ["cross_entropy", "linear_cross_entropy", "statistics", "linear_statistics"]
+
+
+def of_call(call: str, dtype: str = "float64", **options: Any) -> Given:
+    logits, layer = small("float32", **options)
+    return (layer if call.startswith("linear") else logits)._replace(call=call, dtype=dtype)
+
+
+@pytest.mark.parametrize(("call", "other"), [*itertools.permutations(CALLS, 2)])
+def test_another_call_is_named(pool, call, other):
+    found = pool.run(ranks.evaluate_each, 3, of_call(call), {1: of_call(other)})
+    failures(found, "RankError", f"rank 1 calls {other} where rank 0 calls {call}")
+
+
+DTYPES = ["float64", "float32", "bfloat16", "float16"]
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize(("dtype", "other"), [*itertools.combinations(DTYPES, 2), ("float16", "bfloat16")])
+def test_another_dtype_is_named(pool, call, dtype, other):
+    """float16 and bfloat16 too, whose names end alike."""
+    found = pool.run(ranks.evaluate_each, 3, of_call(call, dtype), {1: of_call(call, other)})
+    failures(found, "DTypeError", f"rank 1 has dtype torch.{other} where rank 0 has torch.{dtype}")
+
+
+OTHER_OPTIONS = {
+    "ignore_index": 5,
+    "label_smoothing": 0.1,
+    "z_loss": 0.01,
+    "softcap": 30.0,
+    "logit_scale": 0.5,
+    "reduction": "sum",
+    "denominator": 7.5,
+}
+
+
+@pytest.mark.parametrize("option", [field.name for field in fields(Objective) if field.name != "weight"])
+@pytest.mark.parametrize("given", small(), ids=["logits", "layer"])
+def test_every_option_that_differs_is_named(pool, given, option):
+    """On one rank, and on all but one. An option of `Objective` that is missing in the table above is an error."""
+    value, default = OTHER_OPTIONS[option], getattr(Objective(), option)
+    found = pool.run(ranks.evaluate, 3, given, {1: {option: value}})
+    failures(found, "ObjectiveError", f"rank 1 has {option} {value!r} where rank 0 has {default!r}")
+    found = pool.run(ranks.evaluate, 3, given, {0: {option: value}, 1: {option: value}})
+    failures(found, "ObjectiveError", f"rank 2 has {option} {default!r} where rank 0 has {value!r}")
+
+
+@pytest.mark.parametrize("option", ["ignore_index", "softcap", "logit_scale"])
+@pytest.mark.parametrize("call", ["statistics", "linear_statistics"])
+def test_every_option_of_statistics_that_differs_is_named(pool, call, option):
+    found = pool.run(ranks.evaluate, 3, of_call(call), {1: {option: OTHER_OPTIONS[option]}})
+    failures(found, "ObjectiveError", f"rank 1 has {option} {OTHER_OPTIONS[option]!r} where rank 0 has ")
+
+
+def test_options_are_compared_by_value(pool):
+    """A NumPy number, a tensor of one, an integer: the same options as the numbers that they are."""
+    given = small(label_smoothing=0.5, logit_scale=2.0, ignore_index=3)[0]
+    others = {"label_smoothing": np.float32(0.5), "logit_scale": 2, "ignore_index": np.int64(3)}
+    same_on_all([p["value"][0] for p in pool.run(ranks.evaluate, 4, given, {1: others})])
+
+
+def test_everything_else_that_differs_is_named(pool):
+    """Shapes, kinds of arguments and the workspace, of rank 1."""
+    logits, layer = small()
+    labels, hidden = (layer.arrays[name][0] for name in ("target", "input"))
+    classes = SMALL[2] - SMALL[1]
+    here = slice(SMALL[1], SMALL[2])
+    columns = logits.arrays["input"][0][:, here]
+    soft = np.ones((9, classes)) / 97
+    wide, wider = np.ones((9, 6)), np.ones((classes, 6))
+    cases: list[tuple[Given, dict[str, Any], str, str]] = [
+        (logits, {"input": columns[:4], "target": labels[:4]}, "ShapeError", "rank 1 has rows 4 where rank 0 has 9"),
+        (layer, {"input": hidden[:4], "target": labels[:4]}, "ShapeError", "rank 1 has rows 4 where rank 0 has 9"),
+        (logits, {"input": columns.T.reshape(1, classes, 9), "target": labels[None]}, "ShapeError",
+         "rank 1 has losses of shape (1, 9) where rank 0 has (9,)"),
+        (layer, {"input": hidden.reshape(3, 3, 4), "target": labels.reshape(3, 3)}, "ShapeError",
+         "rank 1 has losses of shape (3, 3) where rank 0 has (9,)"),
+        (layer, {"input": wide, "linear_weight": wider}, "ShapeError", "rank 1 has features 6 where rank 0 has 4"),
+        (logits, {"target": soft}, "ObjectiveError",
+         "rank 1 has a target of class probabilities where rank 0 has class indices"),
+        (layer, {"target": soft}, "ObjectiveError",
+         "rank 1 has a target of class probabilities where rank 0 has class indices"),
+        (logits, {"weight": np.ones(classes)}, "ObjectiveError", "rank 1 has class weights where rank 0 has none"),
+        (layer, {"weight": np.ones(classes)}, "ObjectiveError", "rank 1 has class weights where rank 0 has none"),
+        (layer, {"linear_bias": np.ones(classes)}, "ObjectiveError", "rank 1 has linear_bias where rank 0 has none"),
+        (layer, {"workspace": 10**6}, "ObjectiveError", "rank 1 has workspace 1000000 where rank 0 has 128000000"),
+        (logits, {"denominator": "global"}, "ObjectiveError", "rank 1 has denominator 'global' where rank 0 has None"),
+        (layer, {"denominator": "global"}, "ObjectiveError", "rank 1 has denominator 'global' where rank 0 has None"),
+    ]  # fmt: skip
+    for given, changed, kind, words in cases:
+        failures(pool.run(ranks.evaluate, 3, given, {1: changed}), kind, words)
+    weighted = logits._replace(arrays={**logits.arrays, "weight": (np.ones(97), 0)})
+    found = pool.run(ranks.evaluate, 3, weighted, {2: {"weight": None}})
+    failures(found, "ObjectiveError", "rank 2 has no class weights, rank 0 has")
+    same_on_all([p["value"][0] for p in pool.run(ranks.evaluate, 4, layer, {1: {"workspace": "0.128GB"}})])
+
+
+def test_gradients_and_autocast_that_differ_are_named(pool):
+    logits, layer = small("float32")
+    found = pool.run(ranks.without_gradients, 3, logits, (1,))
+    failures(found, "RankError", "rank 1 requires gradients of no argument where rank 0 requires input")
+    found = pool.run(ranks.without_gradients, 3, layer, (0, 1))
+    failures(found, "RankError", "rank 2 requires gradients of input, linear_weight where rank 0 requires no argument")
+    found = pool.run(ranks.under_autocast, 3, layer, (1,))
+    failures(found, "DTypeError", "rank 1 has products in torch.bfloat16 where rank 0 has torch.float32")
+
+
+@pytest.mark.parametrize("given", small(), ids=["logits", "layer"])
+def test_labels_that_differ_are_named_with_their_row(pool, given):
+    """Two labels changed so that their sum, even weighted by 1, 3, 5 and so on, is the same."""
+    labels = np.arange(20, 29)
+    given = given._replace(arrays={**given.arrays, "target": (labels, None)})
+    other = labels.copy()
+    other[[3, 4]] += [9, -7]
+    found = pool.run(ranks.evaluate, 4, given, {1: {"target": other}})
+    failures(found, "LabelError", "rank 1 has label 32 at row 3 where rank 0 has 23 at row 3")
+    other[[3, 4]] = labels[[3, 4]]
+    other[7] = -100
+    found = pool.run(ranks.evaluate, 4, given, {0: {"target": other}, 1: {"target": other}})
+    failures(found, "LabelError", "rank 2 has label 27 at row 7 where rank 0 has -100 at row 7")
+    found = pool.run(ranks.evaluate, 4, given, {1: {"target": labels.astype(np.int32)}})
+    same_on_all([p["value"][0] for p in found])
+
+
+@pytest.mark.parametrize("item", ["text", None, {"call": "cross_entropy"}, 7])
+def test_a_rank_that_sends_something_else_is_named(pool, item):
+    found = pool.run(ranks.sends_something_else, 3, small()[0], 1, item)
+    failures([found[0], found[2]], "RankError", "rank 1 sent something that is not the report of a call")
+
+
+def test_a_dtensor_with_other_placements_is_named_on_all(pool):
+    found = pool.run(ranks.replicated, 4, small()[0], 1)
+    failures(found, "ShapeError", "On rank 1: cross_entropy(input=...): found placements", "expected Shard(1) along")
+
+
+@pytest.fixture
+def alone() -> Iterator[Any]:
+    """The process group of one process: this one."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield dist.group.WORLD
+    dist.destroy_process_group()
+
+
+def test_every_difference_is_worded(alone):
+    """Also those that take a second kind of device."""
+    here = agreement.Ranks("cross_entropy", None, torch.device("cpu"))
+    with pytest.raises(RankError, match="rank 1 has tensors on cuda where rank 0 has cpu"):
+        here.compare("device", ["cpu", "cuda"])
+    for fact, difference in agreement.DIFFERENCES.items():
+        values = [True, True, False] if difference.is_presence else [1, 1, 2]
+        with pytest.raises(difference.error, match=r"cross_entropy: rank 2 .*rank 0"):
+            here.compare(fact, values)
+        here.compare(fact, values[:2])
+
+
+def test_a_report_travels_by_the_gpu_of_the_tensors(alone):
+    """NCCL moves objects to the current GPU; that has to be the one that holds the tensors."""
+    here = agreement.Ranks("cross_entropy", alone, torch.device("cuda", 3))
+    entered: list[Any] = []
+
+    @contextmanager
+    def device(of: torch.device) -> Iterator[None]:
+        entered.append(of)
+        yield
+        entered.append("left")
+
+    def gather(items: list[Any], item: Any, group: Any) -> None:
+        assert entered == [torch.device("cuda", 3)]
+        items[:] = [item]
+
+    with mock.patch.object(torch.cuda, "device", device), mock.patch.object(dist, "all_gather_object", gather):
+        assert here.exchanged("report") == ["report"]
+    assert entered == [torch.device("cuda", 3), "left"]
+
+
+LOGITS, LABELS = torch.zeros(2, 3), torch.tensor([0, 2])
+NO_ARGUMENTS: list[tuple[dict[str, Any], type[XentError]]] = [
+    ({"input": [[0.0, 1.0]]}, DTypeError),
+    ({"input": LOGITS.long()}, DTypeError),
+    ({"input": torch.tensor(1.0)}, ShapeError),
+    ({"target": [0, 1]}, DTypeError),
+    ({"target": None}, DTypeError),
+    ({"target": LABELS[:1]}, ShapeError),
+    ({"target": LABELS + 1}, LabelError),
+    ({"weight": [1.0, 1.0, 1.0]}, DTypeError),
+    ({"weight": torch.ones(2)}, ShapeError),
+    ({"denominator": "globl"}, ObjectiveError),
+    ({"denominator": math.nan}, ObjectiveError),
+    ({"denominator": -1}, ObjectiveError),
+    ({"denominator": [1]}, ObjectiveError),
+    ({"denominator": torch.ones(2)}, ObjectiveError),
+    ({"denominator": np.ones(2)}, ObjectiveError),
+    ({"denominator": "global", "reduction": "sum"}, ObjectiveError),
+    ({"denominator": "global", "denominator_group": 3}, ArgumentError),
+    ({"denominator": "global", "denominator_group": dist.GroupMember.NON_GROUP_MEMBER}, RankError),
+    ({"label_smoothing": math.nan}, ObjectiveError),
+    ({"softcap": "30"}, ObjectiveError),
+    ({"softcap": torch.ones(2)}, ObjectiveError),
+    ({"ignore_index": math.inf}, ObjectiveError),
+    ({"ignore_index": 2**70}, ObjectiveError),
+    ({"ignore_index": None}, ObjectiveError),
+    ({"reduction": "average"}, ObjectiveError),
+    ({"smoothing": 0.1}, ObjectiveError),
+    ({"group": "tensor parallel"}, ArgumentError),
+    ({"group": [0, 1]}, ArgumentError),
+    ({"group": dist.GroupMember.NON_GROUP_MEMBER}, RankError),
+]
+NO_LAYER: list[tuple[dict[str, Any], type[XentError]]] = [
+    ({"linear_weight": None}, DTypeError),
+    ({"linear_weight": torch.zeros(3)}, ShapeError),
+    ({"linear_weight": torch.zeros(3, 2)}, ShapeError),
+    ({"linear_bias": 0.0}, DTypeError),
+    ({"linear_bias": torch.zeros(2)}, ShapeError),
+    ({"workspace": None}, ArgumentError),
+    ({"workspace": math.nan}, ArgumentError),
+    ({"workspace": "1 potato"}, ArgumentError),
+]
+
+
+@pytest.mark.parametrize("sharded", [True, False], ids=["sharded", "whole"])
+@pytest.mark.parametrize("call", CALLS)
+def test_every_error_is_ours(alone, call, sharded):
+    """Nonsense in each argument, with classes sharded over a group and without: the same class of error."""
+    layer = {"input": LOGITS, "linear_weight": torch.zeros(3, 3), "target": LABELS}
+    right: dict[str, Any] = layer if call.startswith("linear") else {"input": LOGITS, "target": LABELS}
+    right |= {"group": alone} if sharded else {}
+    names = {*signature(getattr(parallel, call)).parameters, *(OTHER_OPTIONS if "cross" in call else ())}
+    getattr(parallel, call)(**right)
+    for changed, error in [*NO_ARGUMENTS, *(NO_LAYER if call.startswith("linear") else [])]:
+        if changed.keys() <= names:
+            with pytest.raises(error) as caught:
+                getattr(parallel, call)(**{**right, **changed})
+            assert type(caught.value) is error, (changed, caught.value)
+            assert call in str(caught.value)
+
+
+@pytest.mark.parametrize("options", [{"group": None}, {}], ids=["group", "no group"])
+def test_without_a_process_group_a_global_denominator_is_an_error(options):
+    with pytest.raises(RankError, match=r"denominator_group=.*init_process_group"):
+        parallel.cross_entropy(LOGITS, LABELS, denominator="global", **options)
+
+
+def test_a_process_group_that_was_destroyed_is_an_error():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    group = dist.group.WORLD
+    dist.destroy_process_group()
+    with pytest.raises(RankError, match=r"group=.*cannot be used"):
+        parallel.cross_entropy(LOGITS, LABELS, group=group)
+
+
+def test_rows_of_class_probabilities_are_counted(alone):
+    """A single row, and rows with more axes than two: the global denominator is the number of rows."""
+    one = torch.tensor([0.5, 0.25, 0.25])
+    loss = parallel.cross_entropy(torch.zeros(3), one, denominator="global")
+    torch.testing.assert_close(loss, torch.tensor(math.log(3)))
+    hidden, head = torch.zeros(2, 5, 4), torch.zeros(3, 4)
+    loss = parallel.linear_cross_entropy(hidden, head, one.expand(2, 5, 3), denominator="global")
+    torch.testing.assert_close(loss, torch.tensor(math.log(3)))
 
 
 def test_a_rank_that_fails_in_a_chunk_is_named_on_all(pool):
@@ -553,9 +849,12 @@ def test_a_rank_that_fails_in_a_chunk_is_named_on_all(pool):
     assert pool.run(ranks.evaluate, 4, given)[0]["value"][0] > 0
 
 
-def test_a_rank_that_fails_in_backward_is_named_on_all(pool):
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_a_rank_that_fails_while_gradients_are_made_is_named_on_all(pool, reduction):
+    """Those of a mean are made with the loss; without reduction they are made in backward."""
     given = small("float32")[1]
-    failures(pool.run(ranks.fails_in_backward, 4, given, 0), "RankError", "On rank 0", "no room for gradients")
+    given = given._replace(options={**given.options, "reduction": reduction})
+    failures(pool.run(ranks.fails_in_a_product, 4, given, 0), "RankError", "On rank 0", "no room for gradients")
 
 
 def test_a_workspace_too_small_for_the_largest_shard_is_an_error_on_all(pool):

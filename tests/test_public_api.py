@@ -1,8 +1,7 @@
-"""What the package shows: names, docstrings, what an import costs, and which module may import which."""
+"""What the package shows: names, docstrings, and what an import costs."""
 
 from __future__ import annotations
 
-import ast
 import importlib
 import inspect
 import re
@@ -149,57 +148,3 @@ def test_the_definitions_load_no_framework(name):
 
 def test_the_numpy_front_does_not_load_torch():
     assert not imported("import xent.numpy")[0] & {"torch", "triton", "polars", "jax"}
-
-
-# Who may import whom: DESIGN.md, 'The house'. A module imports from its own floor and from those below.
-FLOORS = [
-    {"errors", "objective", "terms", "arrays", "information", "likelihood", "reference", "memory"},
-    {"cpu", "gpu"},
-    {"linear"},
-    {"targets", "reduction", "numpy", "torch"},
-    {"scoring", "why", "benchmark"},
-    {"report"},
-    {"cli", "commands", "scoring_commands", "doctor", "__main__"},
-]
-FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
-FILES = sorted(path for path in SOURCE.rglob("*.py") if path != SOURCE / "__init__.py")
-
-
-def imports_of_xent(path: Path) -> set[str]:
-    """The top modules of xent that a file imports anywhere, functions and `if TYPE_CHECKING` included."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: a relative import"
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        else:
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        found |= {name.split(".")[1] for name in names if name.startswith("xent.")}
-    return found - {"__version__", "XentError", "Objective"}
-
-
-def module_of(path: Path) -> str:
-    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
-def test_nothing_imports_upwards(path):
-    own = module_of(path)
-    assert own in FLOOR, f"{own} has no floor yet: give it one in FLOORS, as DESIGN.md says"
-    upwards = {name for name in imports_of_xent(path) if FLOOR[name] > FLOOR[own]}
-    assert not upwards, f"{own} imports {upwards}"
-
-
-def test_devices_do_not_import_each_other():
-    devices = {"cpu", "gpu", "numpy", "torch"}
-    apart = {("numpy", "torch"), ("torch", "numpy"), ("cpu", "gpu"), ("gpu", "cpu"), ("reference", "cpu")}
-    for path in FILES:
-        for name in imports_of_xent(path) & devices:
-            assert (module_of(path), name) not in apart, path
-
-
-def test_the_import_rule_sees_an_upward_import(tmp_path):
-    """The parser itself: an import inside a function is an import."""
-    file = tmp_path / "objective.py"
-    file.write_text("def f():\n    from xent.torch import functional\n    import xent.why.data\n    import xent\n")
-    assert imports_of_xent(file) == {"torch", "why"}

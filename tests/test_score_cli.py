@@ -15,11 +15,11 @@ from sklearn.metrics import accuracy_score, brier_score_loss, d2_log_loss_score,
 from sklearn.model_selection import train_test_split
 from typer.testing import CliRunner
 
-from xent.cli.score import app
+from xent.cli import load
 
 
 def invoke(*arguments: str):
-    return CliRunner().invoke(app, list(map(str, arguments)))
+    return CliRunner().invoke(load(), list(map(str, arguments)))
 
 
 @pytest.fixture(autouse=True)

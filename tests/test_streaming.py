@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from xent.backends.cpu import cross_entropy as cpu
+from xent.backends.cpu.backend import CpuBackend
 from xent.backends.cpu.streaming import LARGE, LINE
 from xent.objective import Objective
 
@@ -33,10 +33,10 @@ def test_streamed_gradients_are_right_to_the_last_number(dtype, classes):
     logits = large_logits(dtype, classes)
     labels = np.arange(len(logits)) * 7919 % classes
     out = np.full(logits.shape, np.nan, dtype)
-    cpu.forward_backward(logits, labels, 1.0, Objective(), out=out)
+    CpuBackend().forward_backward(logits, labels, 1.0, Objective(), out=out)
     anew = np.full(logits.shape, np.nan, dtype)
-    lse = cpu.forward(logits, labels, Objective())[1]
-    cpu.backward(logits, labels, lse, 1.0, Objective(), out=anew)
+    lse = CpuBackend().forward(logits, labels, Objective())[1]
+    CpuBackend().backward(logits, labels, lse, 1.0, Objective(), out=anew)
     # In the computing type: a few roundings of the exponential, the sum and the product, and with the log-sum-exp given
     # also that of z - lse, which is a relative error of the exponential. float16 rounds once more.
     unit = np.finfo(np.promote_types(dtype, np.float32)).eps / 2
@@ -56,7 +56,7 @@ def test_nothing_is_written_beside_a_streamed_gradient():
     for offset in (0, 1, 15, 16, 33):
         memory[:] = 7.0
         out = memory[offset : offset + logits.size].reshape(logits.shape)
-        cpu.forward_backward(logits, np.zeros(len(logits), np.int64), 1.0, Objective(), out=out)
+        CpuBackend().forward_backward(logits, np.zeros(len(logits), np.int64), 1.0, Objective(), out=out)
         assert (memory[:offset] == 7.0).all()
         assert (memory[offset + logits.size :] == 7.0).all()
         assert np.abs(out.sum(1, dtype=np.float64)).max() < 1e-5

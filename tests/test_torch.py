@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import xent
 import xent.torch
-from xent.backends import formula as composed
+from xent.backends.formula import FORMULA
 from xent.objective import Objective
 
 SHAPES = {"one row": (5,), "rows": (6, 5), "positions": (2, 5, 3), "images": (2, 5, 2, 2)}
@@ -174,7 +174,7 @@ def test_compiled_without_a_graph_break(kind):
 
 def test_operators_pass_torchs_own_checks():
     x, y = logits_of((3, 5)).requires_grad_(), target_of((3, 5), "labels")
-    options = Objective(label_smoothing=0.1, z_loss=0.1).to_numbers()
+    options = Objective(label_smoothing=0.1, z_loss=0.1).to_text()
     arguments = (x, y, None, options)
     torch.library.opcheck(torch.ops.xent.cross_entropy_rows, arguments)
     torch.library.opcheck(torch.ops.xent.statistics_rows, (x, y, options))
@@ -207,8 +207,8 @@ def test_activation_checkpointing_and_autocast():
     assert abs(loss.item() - exact.item()) < 4 * torch.finfo(torch.float32).eps * exact.item()
 
 
-def test_composed_formula_is_the_contract_of_other_devices():
-    """Meta tensors have a shape and no numbers: the composed path runs on them, as on any device without a kernel."""
+def test_the_formula_is_the_contract_of_other_devices():
+    """Meta tensors have a shape and no numbers: the formula runs on them, as on any device without a kernel."""
     x = torch.empty(3, 5, 2, device="meta", dtype=torch.bfloat16, requires_grad=True)
     y = torch.empty(3, 2, device="meta", dtype=torch.int64)
     loss = xent.torch.cross_entropy(x, y, label_smoothing=0.1, softcap=2.0)
@@ -218,14 +218,14 @@ def test_composed_formula_is_the_contract_of_other_devices():
 
 
 @pytest.mark.parametrize(("kind", "options"), list(itertools.product(["labels", "probabilities"], KEYWORDS)))
-def test_composed_formula_agrees_with_the_kernels(kind, options):
+def test_the_formula_agrees_with_the_kernels(kind, options):
     x, y = logits_of((6, 5)), target_of((6, 5), kind)
     x[2, 3] = -torch.inf
     if kind == "probabilities":
         y[2, 3] = 0.0
     objective = Objective(reduction="none", **KEYWORDS[options])
     ours = xent.torch.cross_entropy(x, y, reduction="none", **KEYWORDS[options])
-    torch.testing.assert_close(composed.cross_entropy_rows(x, y, None, objective), ours, rtol=1e-13, atol=1e-14)
+    torch.testing.assert_close(FORMULA.forward(x, y, objective)[0], ours, rtol=1e-13, atol=1e-14)
 
 
 @pytest.mark.parametrize("softcap", [None, 3.0])

@@ -134,10 +134,15 @@ def class_weight(call: str, objective: Objective, classes: int) -> np.ndarray | 
         return None
     weight = as_numpy(call, "weight", objective.weight).astype(np.float64)
     check_weight_shape(call, weight.shape, classes)
-    if not (np.isfinite(weight) & (weight >= 0)).all():
+    check_weights(call, weight)
+    return weight
+
+
+def check_weights(call: str, weight: Array) -> None:
+    """Raise ObjectiveError if a class weight is negative, infinite or NaN."""
+    if not ((weight >= 0) & (weight < math.inf)).all():
         found = "found a weight that is negative or not finite"
         raise ObjectiveError(message(call, "weight", found, "Class weights are numbers of 0 or more"))
-    return weight
 
 
 def as_rows(array: np.ndarray, class_axis: int) -> np.ndarray:

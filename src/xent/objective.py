@@ -12,9 +12,10 @@ and the rows are then reduced by `reduction` and `denominator` (reduction.py).
 
 from __future__ import annotations
 
+import ast
 import math
 from collections.abc import Callable
-from dataclasses import KW_ONLY, InitVar, dataclass
+from dataclasses import KW_ONLY, InitVar, dataclass, replace
 from typing import Any, Literal, TypedDict, get_args
 
 from xent.errors import ObjectiveError, message
@@ -48,9 +49,10 @@ class Options(UnweightedOptions, total=False):
 
 
 OPTIONS = tuple(Options.__annotations__)
+TEXT = tuple(name for name in OPTIONS if name != "weight")
 
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "ignore_index": (lambda i: i == int(i), "an integer"),
+    "ignore_index": (lambda i: i == int(i) and -(2**63) <= i < 2**63, "an integer of 64 bits"),
     "label_smoothing": (lambda e: 0.0 <= e <= 1.0, "a number in [0, 1]"),
     "z_loss": (lambda a: 0.0 <= a < math.inf, "a finite number, 0 or more"),
     "softcap": (lambda c: c is None or 0.0 < c < math.inf, "None or a finite number above 0"),
@@ -113,7 +115,7 @@ class Objective:
             value = getattr(self, option)
             try:
                 usable = bool(holds(value))
-            except (TypeError, ValueError):  # no number at all
+            except (TypeError, ValueError, ArithmeticError, RuntimeError):  # not a number, or several
                 usable = False
             if not usable:
                 found = f"found {value!r}, expected {expected}"
@@ -132,12 +134,16 @@ class Objective:
                 raise ObjectiveError(message(call, option, found, f"The options are {', '.join(OPTIONS)}"))
         return cls(**options, call=call)
 
-    def to_numbers(self) -> list[float]:
-        """The options of a row's loss as numbers, for interfaces that take nothing else."""
-        return [self.ignore_index, self.label_smoothing, self.z_loss, self.softcap or 0.0, self.logit_scale]
+    def weighted(self, weight: Any) -> Objective:
+        """The same options with these class weights."""
+        return self if weight is None else replace(self, weight=weight)
+
+    def to_text(self) -> str:
+        """All options but the class weights as text, for interfaces that take nothing else."""
+        # Not json.dumps, which torch's compiler cannot trace.
+        return "{" + ", ".join([f"{name!r}: {getattr(self, name)!r}" for name in TEXT]) + "}"
 
     @classmethod
-    def from_numbers(cls, numbers: list[float]) -> Objective:
-        """The options that `to_numbers` wrote down."""
-        ignore_index, label_smoothing, z_loss, softcap, logit_scale = numbers
-        return cls(None, int(ignore_index), label_smoothing, z_loss, softcap or None, logit_scale, reduction="none")
+    def from_text(cls, text: str) -> Objective:
+        """The options that `to_text` wrote down."""
+        return cls(**ast.literal_eval(text))

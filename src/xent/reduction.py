@@ -19,34 +19,32 @@ from typing import Any, overload
 from xent.objective import Objective
 
 
-def count_other(labels: Any, ignore_index: int) -> Any:
-    """Count the labels that are not to be ignored."""
-    return (labels != ignore_index).sum()
+def weighted_count(labels: Any, weight: Any, ignore_index: int) -> Any:
+    """The sum of weight[label] over the labels that are not `ignore_index`; without weights (None) their number."""
+    valid = labels != ignore_index
+    if weight is None:
+        return valid.sum()
+    # A label out of range is refused elsewhere, or makes its row NaN; here it must only not be read out of bounds.
+    return (weight[(labels * valid).clip(0, len(weight) - 1)] * valid).sum()
 
 
 def mean_denominator(
     target: Any,
     weight: Any,
-    soft: bool,
     rows: int,
     objective: Objective,
-    count: Callable[[Any, int], Any] = count_other,
+    count: Callable[[Any, Any, int], Any] = weighted_count,
 ) -> Any:
     """What a mean over these rows divides by: a number, or an array of one where it has to be counted.
 
-    1 for other reductions, which do not ask. `count` may be a faster `count_other`.
+    1 for other reductions, which do not need it. The target holds labels, or is None for class probabilities. `count`
+    may be a faster `weighted_count`.
     """
     if objective.reduction != "mean":
         return 1.0
     if objective.denominator is not None:
         return objective.denominator
-    if soft:
-        return rows
-    if weight is None:
-        return count(target, objective.ignore_index)
-    counted = target != objective.ignore_index
-    # A label out of range is refused elsewhere, or makes its row NaN; here it must only not be read out of bounds.
-    return (weight[(target * counted).clip(0, len(weight) - 1)] * counted).sum()
+    return rows if target is None else count(target, weight, objective.ignore_index)
 
 
 def reduce(total: Any, denominator: Any, objective: Objective) -> Any:

@@ -1,17 +1,141 @@
-"""The losses as formulas of torch operations: for devices without a kernel, and wherever torch must see through them.
+"""The losses as formulas of torch operations: for devices without kernels, and wherever torch has to see through them.
 
 The same equations as xent/reference/cross_entropy.py, in the dtype that the kernels compute in (float32 for 16-bit
-logits). Differentiable as often as wanted, which is what the kernels' double backward uses. Rows are (N, C) or
-(N, C, S), with the classes on axis 1.
+logits). Differentiable any number of times: second derivatives of every backend are those of these formulas. Rows are
+(N, C) or (N, C, S), with the classes on axis 1.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
+from xent.backends.protocol import Statistics
 from xent.objective import Objective
-from xent.reduction import reduce
+from xent.reduction import weighted_count
+
+
+@dataclass(frozen=True)
+class FormulaBackend:
+    """The formulas of this file (`xent.backends.Backend`). Nothing is written in place, and `out` is copied to."""
+
+    reads_values = False
+    one_visit = False
+    has_second_derivatives = True
+
+    def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """The dtype of losses and arithmetic."""
+        return compute_dtype(dtype)
+
+    def forward(self, logits: Tensor, target: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
+        """Return the losses, sum(t * (lse - z)) + z_loss * lse**2, and the log-sum-exps."""
+        z, shift = centred(transformed_logits(_without_ignored(logits, target, objective), objective))
+        t = target_weights(target, z, objective)
+        lse = torch.logsumexp(z, dim=1, keepdim=True)
+        # 0 log 0 = 0: a class that counts for nothing may be impossible.
+        loss = (t * torch.where((t == 0) & (z == -torch.inf), 0.0, lse - z)).sum(dim=1)
+        whole = (lse + shift).squeeze(1)
+        if objective.z_loss:
+            loss = loss + objective.z_loss * whole**2
+        ignored = ignored_rows(target, objective)
+        return (loss if ignored is None else loss.masked_fill(ignored, 0.0)), whole.detach().double()
+
+    def backward(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        saved: Tensor | None,
+        row_scale: Tensor | float,
+        objective: Objective,
+        *,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """Return row_scale * ((sum(t) + 2 * z_loss * lse) * q - t) * dz/dx; differentiable itself."""
+        usable = _without_ignored(logits, target, objective)
+        z, shift = centred(transformed_logits(usable, objective))
+        t = target_weights(target, z, objective)
+        lse = torch.logsumexp(z, dim=1, keepdim=True)
+        pull = t.sum(dim=1, keepdim=True)
+        if objective.z_loss:
+            pull = pull + 2 * objective.z_loss * (lse + shift)
+        gradient = (pull * torch.exp(z - lse) - t) * transformed_logits_derivative(usable, objective)
+        gradient = gradient * (
+            row_scale.unsqueeze(1) if isinstance(row_scale, Tensor) and row_scale.ndim else row_scale
+        )
+        ignored = ignored_rows(target, objective)
+        if ignored is not None:
+            gradient = gradient.masked_fill(ignored.unsqueeze(1), 0.0)
+        gradient = gradient.to(logits.dtype)
+        return gradient if out is None else out.copy_(gradient)
+
+    def forward_backward(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        row_scale: Tensor | float,
+        objective: Objective,
+        *,
+        out: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return losses, log-sum-exps and gradient."""
+        losses, saved = self.forward(logits, target, objective)
+        return losses, saved, self.backward(logits, target, saved, row_scale, objective, out=out)
+
+    def statistics(self, logits: Tensor, labels: Tensor, objective: Objective) -> Statistics:
+        """Return log_prob, entropy, lse, argmax and rank of each row; see `xent.torch.statistics`."""
+        z = transformed_logits(logits, objective)
+        lse = torch.logsumexp(z, dim=1)
+        log_q = z - lse.unsqueeze(1)
+        entropy = -(log_q.exp() * log_q.masked_fill(z == -torch.inf, 0.0)).sum(dim=1)
+        known, place = labelled(labels, z, objective)
+        # A label out of range is NaN, an ignored one 0.
+        unknown = torch.where(labels == objective.ignore_index, 0.0, torch.nan).to(z.dtype)
+        log_prob = torch.where(known, log_q.gather(1, place).squeeze(1), unknown)
+        rank = torch.where(known, (logits > logits.gather(1, place)).sum(dim=1), -1)
+        return Statistics(log_prob, entropy, lse, logits.argmax(dim=1), rank)
+
+    def statistics_gradient(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        statistics: Statistics | None,
+        upstream: tuple[Tensor, Tensor, Tensor],
+        objective: Objective,
+        *,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """Return (d_log_prob * (one_hot - q) - d_entropy * q * (log q + entropy) + d_lse * q) * dz/dx.
+
+        With `statistics`, from their log-sum-exps and entropies, which may be those of all shards; without, from those
+        of the logits, and differentiable itself.
+        """
+        z = transformed_logits(logits, objective)
+        lse = torch.logsumexp(z, dim=1) if statistics is None else statistics.lse
+        log_q = z - lse.unsqueeze(1)
+        q, log_q = log_q.exp(), log_q.masked_fill(z == -torch.inf, 0.0)
+        entropy = -(q * log_q).sum(dim=1) if statistics is None else statistics.entropy
+        d_log_prob, d_entropy, d_lse = upstream
+        known, place = labelled(labels, z, objective)
+        of_label = (d_log_prob * known).to(q.dtype)
+        gradient = (d_lse - of_label).unsqueeze(1) * q - d_entropy.unsqueeze(1) * q * (log_q + entropy.unsqueeze(1))
+        if z.shape[1]:
+            gradient = gradient.scatter_add(1, place, of_label.unsqueeze(1).to(gradient.dtype))
+        gradient = (gradient * transformed_logits_derivative(logits, objective)).to(logits.dtype)
+        return gradient if out is None else out.copy_(gradient)
+
+    def count(self, labels: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
+        """Return the weighted count of the labels that are not `ignore_index`."""
+        found: Tensor = weighted_count(labels, None if weight is None else weight.double(), ignore_index)
+        return found.double()
+
+    def total(self, losses: Tensor) -> Tensor:
+        """Return the sum of the losses in float64."""
+        return losses.sum(dtype=torch.float64)
+
+
+FORMULA = FormulaBackend()
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -19,7 +143,25 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def bent_logits(logits: Tensor, objective: Objective) -> Tensor:
+def target_gradient(
+    logits: Tensor, row_scale: Tensor, objective: Objective, dtype: torch.dtype, lse: Tensor | None = None
+) -> Tensor:
+    """The gradient by class probabilities: (1 - label_smoothing) * weight * (lse - z).
+
+    Of a shard, `lse` is that of all classes.
+    """
+    z = transformed_logits(logits, objective)
+    lse = torch.logsumexp(z, dim=1) if lse is None else lse
+    gradient = (1 - objective.label_smoothing) * (lse.unsqueeze(1) - z)
+    if objective.weight is not None:
+        gradient = gradient * class_weights(objective, z)
+    return (gradient * row_scale.unsqueeze(1)).to(dtype)
+
+
+# ------------------------------------------------------------------------------------------------- parts of the loss
+
+
+def transformed_logits(logits: Tensor, objective: Objective) -> Tensor:
     """z = softcap * tanh(logit_scale * x / softcap). Minus infinity stays, plus infinity becomes NaN."""
     x = logits.to(compute_dtype(logits.dtype))
     # A factor, and not masked_fill, which would make the derivative 0.
@@ -27,38 +169,29 @@ def bent_logits(logits: Tensor, objective: Objective) -> Tensor:
     if objective.softcap is None:
         return x if objective.logit_scale == 1.0 else objective.logit_scale * x
     masked = x == -torch.inf
-    # tanh has derivative 0 at infinity, but 0 times the infinity that follows would be NaN: bend finite numbers only.
+    # tanh has derivative 0 at infinity, but 0 times the infinity that follows would be NaN: only of finite numbers.
     u = objective.logit_scale * x.masked_fill(masked, 0.0) / objective.softcap
-    return (objective.softcap * _tanh(u)).masked_fill(masked, -torch.inf)
+    e, sign = _decay(u)
+    # The derivative 1 - tanh(u)**2 must not cancel where it is small: there by exponentials.
+    tanh = torch.where(u.abs() < 1, torch.tanh(u), sign * (1.0 - e) / (1.0 + e))
+    return (objective.softcap * tanh).masked_fill(masked, -torch.inf)
 
 
-def _tanh(u: Tensor) -> Tensor:
-    """tanh(u), whose derivative 1 - tanh(u)**2 does not cancel where it is small: there by exponentials."""
-    sign = torch.where(u < 0, -1.0, 1.0).to(u.dtype)
-    e = torch.exp(-2.0 * u * sign)
-    return torch.where(u.abs() < 1, torch.tanh(u), sign * (1.0 - e) / (1.0 + e))
+def transformed_logits_derivative(logits: Tensor, objective: Objective) -> Tensor | float:
+    """dz/dx = logit_scale / cosh(u)**2 with u = logit_scale * x / softcap; 0 for a masked class.
 
-
-def target_weights(target: Tensor, z: Tensor, weight: Tensor | None, objective: Objective) -> Tensor:
-    """t = weight * ((1 - label_smoothing) * p + label_smoothing / classes), like z; 0 for ignored rows.
-
-    A label out of range, which has no p, gives NaN: on a device the range is not looked at.
+    1 - tanh(u)**2, which is the same, cancels for large u.
     """
-    classes = z.shape[1]
-    if target.is_floating_point():
-        p = target.to(z.dtype)
-    else:
-        positions = torch.arange(classes, device=z.device).reshape(1, -1, *[1] * (z.ndim - 2))
-        p = (target.unsqueeze(1) == positions).to(z.dtype)
-    if objective.label_smoothing:
-        p = (1 - objective.label_smoothing) * p + objective.label_smoothing / classes
-    if weight is not None:
-        p = p * weight.to(z.dtype).reshape(1, -1, *[1] * (z.ndim - 2))
-    if target.is_floating_point():
-        return p
-    ignored = (target == objective.ignore_index).unsqueeze(1)
-    outside = ((target < 0) | (target >= classes)).unsqueeze(1)
-    return p.masked_fill(outside, torch.nan).masked_fill(ignored, 0.0)
+    if objective.softcap is None:
+        return objective.logit_scale
+    e, _ = _decay(logits.to(compute_dtype(logits.dtype)) * (objective.logit_scale / objective.softcap))
+    return objective.logit_scale * 4.0 * e / (1.0 + e) ** 2
+
+
+def _decay(u: Tensor) -> tuple[Tensor, Tensor]:
+    """exp(-2 |u|), and the sign of u."""
+    sign = torch.where(u < 0, -1.0, 1.0).to(u.dtype)
+    return torch.exp(-2.0 * u * sign), sign
 
 
 def centred(z: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,97 +201,47 @@ def centred(z: Tensor) -> tuple[Tensor, Tensor]:
     return z - shift, shift
 
 
-def cross_entropy_rows(logits: Tensor, target: Tensor, weight: Tensor | None, objective: Objective) -> Tensor:
-    """The loss of each row: sum(t * (lse - z)) + z_loss * lse**2."""
-    z = bent_logits(_without_ignored(logits, target, objective), objective)
-    t = target_weights(target, z, weight, objective)
-    z, shift = centred(z)
-    lse = torch.logsumexp(z, dim=1, keepdim=True)
-    # 0 log 0 = 0: a class that counts for nothing may be impossible.
-    loss = (t * torch.where((t == 0) & (z == -torch.inf), 0.0, lse - z)).sum(dim=1)
-    if objective.z_loss:
-        loss = loss + objective.z_loss * (lse + shift).squeeze(1) ** 2
-    return loss if target.is_floating_point() else loss.masked_fill(target == objective.ignore_index, 0.0)
+def class_weights(objective: Objective, z: Tensor) -> Tensor:
+    """The class weights, to be multiplied with numbers shaped like z."""
+    weight: Tensor = objective.weight.to(z.dtype).reshape(1, -1, *[1] * (z.ndim - 2))
+    return weight
 
 
-def reduced(losses: Tensor, denominator: Tensor | float, objective: Objective) -> Tensor:
-    """What the reduction makes of the losses, without waiting for them."""
-    if objective.reduction == "none":
-        return losses
-    value: Tensor = reduce(losses.sum(dtype=torch.float64), denominator, objective).to(losses.dtype)
-    return value
+def ignored_rows(target: Tensor, objective: Objective) -> Tensor | None:
+    """Which rows count for nothing: those labelled `ignore_index`. None for class probabilities."""
+    return None if target.is_floating_point() else target == objective.ignore_index
 
 
-def cross_entropy_gradient(
-    logits: Tensor, target: Tensor, weight: Tensor | None, row_scale: Tensor, objective: Objective
-) -> Tensor:
-    """row_scale * ((sum(t) + 2 * z_loss * lse) * q - t) * dz/dx, as a formula that can itself be differentiated."""
-    usable = _without_ignored(logits, target, objective)
-    z = bent_logits(usable, objective)
-    t = target_weights(target, z, weight, objective)
-    derivative = bent_logits_derivative(z, objective)
-    z, shift = centred(z)
-    lse = torch.logsumexp(z, dim=1, keepdim=True)
-    gradient = (t.sum(dim=1, keepdim=True) + 2 * objective.z_loss * (lse + shift)) * torch.exp(z - lse) - t
-    gradient = gradient * derivative * row_scale.unsqueeze(1)
-    if not target.is_floating_point():
-        gradient = gradient.masked_fill((target == objective.ignore_index).unsqueeze(1), 0.0)
-    return gradient.to(logits.dtype)
+def target_weights(target: Tensor, z: Tensor, objective: Objective, first: int = 0, total: int | None = None) -> Tensor:
+    """t = weight * ((1 - label_smoothing) * p + label_smoothing / classes), like z; 0 for ignored rows.
+
+    z holds the classes from `first` on, of `total`. A label outside of them all, which has no p, gives NaN: on a device
+    the range is not looked at.
+    """
+    total = z.shape[1] if total is None else total
+    if target.is_floating_point():
+        t = target.to(z.dtype)
+    else:
+        classes = torch.arange(first, first + z.shape[1], device=z.device).reshape(1, -1, *[1] * (z.ndim - 2))
+        t = (target.unsqueeze(1) == classes).to(z.dtype)
+    if objective.label_smoothing and total > 1:  # with one class smoothing changes nothing
+        t = (1 - objective.label_smoothing) * t + objective.label_smoothing / total
+    if objective.weight is not None:
+        t = t * class_weights(objective, z)
+    ignored = ignored_rows(target, objective)
+    if ignored is None:
+        return t
+    outside = (target < 0) | (target >= total)
+    return t.masked_fill(outside.unsqueeze(1), torch.nan).masked_fill(ignored.unsqueeze(1), 0.0)
 
 
-def target_gradient(
-    logits: Tensor, weight: Tensor | None, row_scale: Tensor, objective: Objective, dtype: torch.dtype
-) -> Tensor:
-    """The gradient by class probabilities: (1 - label_smoothing) * weight * (lse - z)."""
-    z = bent_logits(logits, objective)
-    gradient = (1 - objective.label_smoothing) * (torch.logsumexp(z, dim=1, keepdim=True) - z)
-    if weight is not None:
-        gradient = gradient * weight.to(z.dtype).reshape(1, -1, *[1] * (z.ndim - 2))
-    return (gradient * row_scale.unsqueeze(1)).to(dtype)
-
-
-def statistics_rows(logits: Tensor, labels: Tensor, objective: Objective) -> tuple[Tensor, ...]:
-    """(log_prob, entropy, lse, argmax, rank) of each row; see `xent.torch.statistics`."""
-    z = bent_logits(logits, objective)
-    lse = torch.logsumexp(z, dim=1)
-    log_q = z - lse.unsqueeze(1)
-    masked = z == -torch.inf
-    entropy = -(log_q.exp() * log_q.masked_fill(masked, 0.0)).sum(dim=1)
+def labelled(labels: Tensor, z: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
+    """Which rows have a label among the classes of z, and an index that may be used for all of them."""
     known = (labels >= 0) & (labels < z.shape[1]) & (labels != objective.ignore_index)
-    place = labels.clamp(0, z.shape[1] - 1).unsqueeze(1)
-    # A label out of range is NaN, an ignored one 0.
-    unknown = torch.where(labels == objective.ignore_index, 0.0, torch.nan).to(z.dtype)
-    log_prob = torch.where(known, log_q.gather(1, place).squeeze(1), unknown)
-    rank = torch.where(known, (logits > logits.gather(1, place)).sum(dim=1), -1)
-    return log_prob, entropy, lse, logits.argmax(dim=1), rank
-
-
-def statistics_gradient(
-    logits: Tensor, labels: Tensor, d_log_prob: Tensor, d_entropy: Tensor, d_lse: Tensor, objective: Objective
-) -> Tensor:
-    """d_log_prob * (one_hot - q) - d_entropy * q * (log q + entropy) + d_lse * q, times dz/dx."""
-    z = bent_logits(logits, objective)
-    log_q = z - torch.logsumexp(z, dim=1, keepdim=True)
-    q, log_q = log_q.exp(), log_q.masked_fill(z == -torch.inf, 0.0)
-    entropy = -(q * log_q).sum(dim=1, keepdim=True)
-    known = (labels >= 0) & (labels < z.shape[1]) & (labels != objective.ignore_index)
-    of_label = d_log_prob * known
-    gradient = (d_lse - of_label).unsqueeze(1) * q - d_entropy.unsqueeze(1) * q * (log_q + entropy)
-    place = labels.clamp(0, z.shape[1] - 1).unsqueeze(1)
-    gradient = gradient.scatter_add(1, place, of_label.unsqueeze(1))
-    return (gradient * bent_logits_derivative(z, objective)).to(logits.dtype)
-
-
-def bent_logits_derivative(z: Tensor, objective: Objective) -> Tensor | float:
-    """dz/dx from z: logit_scale * (1 - tanh(u)**2) with tanh(u) = z / softcap; 0 for a masked class."""
-    if objective.softcap is None:
-        return objective.logit_scale
-    bent = torch.where(z == -torch.inf, 1.0, z / objective.softcap)
-    return objective.logit_scale * (1 - bent**2)
+    return known, labels.clamp(0, max(z.shape[1] - 1, 0)).unsqueeze(1)
 
 
 def _without_ignored(logits: Tensor, target: Tensor, objective: Objective) -> Tensor:
     """The logits with ignored rows set to 0, so that a NaN there reaches neither loss nor gradient."""
-    if target.is_floating_point():
-        return logits
-    return logits.masked_fill((target == objective.ignore_index).unsqueeze(1), 0.0)
+    ignored = ignored_rows(target, objective)
+    return logits if ignored is None else logits.masked_fill(ignored.unsqueeze(1), 0.0)

@@ -1,14 +1,19 @@
-"""The command line: `xent score`, `compare`, `why`, `bench` and `doctor`. `main` is what the `xent` script calls."""
+"""The command line: `xent score`, `compare`, `why`, `bench` and `doctor`, one file each; app.py has what they share."""
 
 from __future__ import annotations
 
+import functools
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import typer
 
 
 def main() -> None:
-    """Run the command line, or say which extra it needs."""
+    """Run the command line, or name the extra that it needs; the `xent` script calls this."""
     try:
-        from xent.cli.score import app
+        application = load()
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "xent":
             raise
@@ -17,4 +22,19 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(2)
-    app()
+    application()
+
+
+@functools.cache
+def load() -> typer.Typer:
+    """Return the application with its commands, in the order of `xent --help`."""
+    from xent.cli.app import app
+    from xent.cli.bench import bench
+    from xent.cli.compare import compare
+    from xent.cli.doctor import doctor
+    from xent.cli.score import score
+    from xent.cli.why import why
+
+    for command in (why, bench, doctor, score, compare):
+        app.command()(command)
+    return app

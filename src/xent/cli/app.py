@@ -1,16 +1,18 @@
-"""The commands themselves, on Typer and Rich. Results go to standard output, progress and errors to standard error.
+"""The Typer application and what its commands share: errors, the progress bar, tables, reading and writing files.
 
-Exit codes: 0 done; 2 the input or the options cannot be used, with a message that says why and what to do.
+Results go to standard output, progress and errors to standard error. Exit codes: 0 done; 2 the input or the options
+cannot be used, with a message that says why and what to do.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Callable, Iterator
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 from rich import box
@@ -19,10 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from xent import __version__
-from xent.errors import XentError
-
-if TYPE_CHECKING:
-    from xent.why.record import Comparison, Record, Spread
+from xent.errors import DataError, XentError
 
 app = typer.Typer(
     name="xent",
@@ -33,19 +32,7 @@ app = typer.Typer(
 )
 errors = Console(stderr=True)
 
-
-@contextmanager
-def _refusing() -> Iterator[None]:
-    """Turn what xent raises on purpose into one line and exit code 2."""
-    try:
-        yield
-    except XentError as error:
-        errors.print(f"[bold red]xent:[/] {_escaped(str(error))}", soft_wrap=True)
-        raise typer.Exit(2) from None
-
-
-def _escaped(text: str) -> str:
-    return text.replace("[", r"\[")
+Report = Callable[[str, int, int | None], None]
 
 
 def _version(wanted: bool) -> None:
@@ -63,181 +50,151 @@ def _main(
     pass
 
 
-@app.command()
-def why(
-    data: Annotated[
-        str, typer.Argument(help="digits, iris, wine or breast_cancer, or the path of a .csv or .parquet file.")
-    ] = "digits",
-    label: Annotated[str | None, typer.Option(help="The column to predict. Needed for a file.")] = None,
-    drop: Annotated[list[str] | None, typer.Option(help="A column to leave out; can be given more than once.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Two seeds and a third of the epochs: a first look.")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="The first of the five seeds.")] = 0,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training rows [default: 30].")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for why.html and why.json.")] = Path("xent-why"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print the record as JSON in place of the table.")] = False,
-    predictions: Annotated[
-        str | None, typer.Option(help="Predictions of your own: replay both gradients on them, and train nothing.")
-    ] = None,
-    proba: Annotated[list[str] | None, typer.Option(help="With --predictions: as in `xent score`.")] = None,
-    logits: Annotated[list[str] | None, typer.Option(help="With --predictions: as in `xent score`.")] = None,
-) -> None:
-    """See why classifiers are trained with cross-entropy and not with squared error.
-
-    Trains two models on your data, with each loss at the learning rate that suits it best, from an ordinary start and
-    from one that is confidently wrong; measures which learns faster; and writes an offline report, why.html.
-
-    - `xent why` : handwritten digits, about a minute
-    - `xent why iris --quick` : a first look in seconds
-    - `xent why customers.csv --label churned --drop id --out report`
-    - `xent why --predictions scored.parquet --label y --proba 'p_*'` : on predictions that you have
-    """
-    if predictions is not None:
-        from xent.cli.score import replay_predictions
-
-        replay_predictions(predictions, label, proba, logits, out, as_json)
-        return
-    with _refusing():
-        _refuse_without_predictions(proba, logits)
-        from xent.report import write_why
-        from xent.why import Settings, load, run
-
-        dataset = load(data, label, tuple(drop or ()))
-        settings = Settings(seeds=tuple(range(seed, seed + 5)))
-        if epochs is not None:
-            settings = dataclasses.replace(settings, epochs=epochs)
-        if quick:
-            settings = settings.quick()
-        _usable_folder(out)
-        with _progress() as report_progress:
-            record = run(dataset, settings, report_progress)
-        page = write_why(record, out)
-        if as_json:
-            print(json.dumps(record.to_dict()))
-            return
-        _print_comparisons(record)
-        print("* the ranges over the seeds touch\n")
-        numbers = page.with_suffix(".json")
-        Console().print(
-            f"The report: [bold]{_escaped(str(page))}[/], every number in {_escaped(str(numbers))}", soft_wrap=True
-        )
+# ------------------------------------------------------------------------------------------------- errors and progress
 
 
-@app.command()
-def bench(
-    shape: Annotated[
-        list[str] | None, typer.Option(help="gpt2, imagenet, cifar ...; can be given more than once.")
-    ] = None,
-    full: Annotated[bool, typer.Option("--full", help="All contestants and more rounds: minutes.")] = False,
-    threads: Annotated[int, typer.Option(min=1, help="Threads for everybody.")] = 2,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the record as JSON in place of the tables.")] = False,
-) -> None:
-    """Measure the loss on this machine, beside its peers and beside a copy of the logits.
-
-    - `xent bench` : the quick run, about a minute
-    - `xent bench --shape gpt2 --full` : one shape with everybody
-    """
-    with _refusing():
-        from xent.benchmark import run
-        from xent.benchmark.show import disturbed, missed, tables
-
-        with _progress() as report_progress:
-            record = run(shape or (), quick=not full, threads=threads, command="xent bench", progress=report_progress)
-        if as_json:
-            print(json.dumps(record))
-            return
-        for table in tables(record):
-            Console().print(table, "")
-        for sentence in [*missed(record), *disturbed(record)]:
-            errors.print(_escaped(sentence))
+@contextmanager
+def reported_errors() -> Iterator[None]:
+    """Turn an error of ours into one line and exit code 2."""
+    try:
+        yield
+    except XentError as error:
+        errors.print(f"[bold red]xent:[/] {escaped(str(error))}", soft_wrap=True)
+        raise typer.Exit(2) from None
 
 
-@app.command()
-def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of tables.")] = False,
-) -> None:
-    """Show versions, devices, which kernels would run here and why, and the number of threads."""
-    with _refusing():
-        from xent.cli.doctor import diagnosis
+@contextmanager
+def progress(*, transient: bool = False) -> Iterator[Report]:
+    """Yield a function that takes a description, what is done and the total; None makes a bar without an end."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=errors, transient=transient) as bars:
+        tasks: dict[str, TaskID] = {}
+        before: dict[str, int] = {}
 
-        found = diagnosis()
-    if as_json:
-        print(json.dumps(found))
-        return
-    console = Console()
-    for title, rows in found.items():
-        table = Table(title=title.capitalize(), title_justify="left", show_header=False, box=None, padding=(0, 2))
-        for name, value in rows.items():
-            table.add_row(name, _escaped(str(value)))
-        console.print(table, "")
+        def report(description: str, done: int, total: int | None) -> None:
+            if description not in tasks:
+                tasks[description] = bars.add_task(description, total=None)
+                before[description] = 0
+            task = tasks[description]
+            if done == 0:  # another round of the same work lengthens its bar
+                before[description] = int(bars.tasks[task].completed)
+            end = None if total is None else before[description] + total
+            bars.update(task, completed=before[description] + done, total=end)
 
-
-def _refuse_without_predictions(proba: list[str] | None, logits: list[str] | None) -> None:
-    from xent.errors import ArgumentError
-
-    if proba or logits:
-        raise ArgumentError("--proba, --logits: they name columns of --predictions FILE, which is not given.")
+        yield report
 
 
-def _usable_folder(out: Path) -> None:
-    """Find out before the work, and not after it, that the report cannot be written."""
-    from xent.errors import DataError
+@contextmanager
+def row_progress(data: str) -> Iterator[Callable[[int], None]]:
+    """Yield a function that takes the number of rows read so far."""
+    total = _known_rows(data)
+    with progress(transient=True) as report:
+        report("rows", 0, total)
+        yield lambda done: report("rows", done, total)
 
+
+def _known_rows(data: str) -> int | None:
+    """The number of rows in the metadata of Parquet files; None for other formats."""
+    import polars as pl
+
+    from xent.scoring import files
+
+    paths = files.find(data)
+    if paths[0].suffix.lower() != ".parquet":
+        return None
+    with files.reading(data):
+        return int(files.scan(paths).select(pl.len()).collect(engine="streaming").item())
+
+
+# ----------------------------------------------------------------------------------------------------- text and tables
+
+
+def escaped(text: str) -> str:
+    """The text without Rich's markup."""
+    return text.replace("[", r"\[")
+
+
+def new_table(title: str, *columns: str) -> Table:
+    """An empty table; the first column and columns of words are left-aligned."""
+    result = Table(title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    for k, name in enumerate(columns):
+        words = name in ("unit", "label", "predicted", "likeliest", "value") and title != "by class"
+        result.add_column(name, justify="left" if k == 0 or words else "right", overflow="fold")
+    return result
+
+
+def number(value: float) -> str:
+    """Four significant digits; nothing for NaN."""
+    if math.isnan(value):
+        return ""
+    return "infinite" if math.isinf(value) else f"{value:.4g}"
+
+
+def percent(value: float) -> str:
+    """A share in percent; nothing if it is not finite."""
+    return "" if math.isnan(value) or math.isinf(value) else f"{value:.1%}"
+
+
+def interval(estimate: Any) -> str:
+    """The ends of a confidence interval."""
+    return "" if math.isnan(estimate.low) else f"{number(estimate.low)} to {number(estimate.high)}"
+
+
+# ------------------------------------------------------------------------------------------------------- files, columns
+
+
+def column_names(values: list[str] | None) -> str | list[str] | None:
+    """A repeatable option as the library takes it: one pattern, or a list of names."""
+    return values[0] if values and len(values) == 1 else values or None
+
+
+def require_folder(out: Path) -> None:
+    """Make the folder of a report before the work; DataError if that fails."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"--out {out}: cannot make this folder ({error.strerror}). Name another one.") from None
 
 
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=errors) as bars:
-        tasks: dict[str, TaskID] = {}
-        before: dict[str, int] = {}
-
-        def report(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what)
-            if done == 0:  # a further round of the same work lengthens its bar
-                before[what] = int(bars.tasks[tasks[what]].completed)
-            bars.update(tasks[what], completed=before[what] + done, total=before[what] + total)
-
-        yield report
+def require_writable(as_json: str | None, html: Path | None = None) -> None:
+    """DataError before the work if one of these files cannot be written."""
+    for path in (Path(as_json) if as_json not in (None, "-") else None, html):
+        if path is not None and (path.is_dir() or not os.access(path.resolve().parent, os.W_OK)):
+            raise DataError(f"{path}: cannot be written there. Name a file in a folder that exists.")
 
 
-def _print_comparisons(record: Record) -> None:
-    data = record.data
-    sampled = f" sampled from {data.rows_in_source}" if data.rows != data.rows_in_source else ""
-    console = Console()
-    console.print(
-        f"[bold]{_escaped(data.name)}[/]: {data.rows} rows{sampled}, {data.features} features, {len(data.classes)} "
-        f"classes; {data.rows_train} rows to train, {data.rows_validation} to choose learning rates, "
-        f"{data.rows_test} to test; median (range) of {len(record.settings.seeds)} seeds"
-    )
-    for start, model in dict.fromkeys((c.start, c.model) for c in record.comparisons):
-        console.print(_table(start, model, [c for c in record.comparisons if (c.start, c.model) == (start, model)]))
+def write_json(record: dict[str, Any], as_json: str | None) -> list[Path]:
+    """Write the record to a file, or print it for "-"; return what was written."""
+    if as_json is None:
+        return []
+    text = json.dumps(record, allow_nan=False)
+    if as_json == "-":
+        print(text)
+        return []
+    from xent.report.page import write_together
+
+    path = Path(as_json)
+    return list(write_together(path.parent, {path.name: text}).values())
 
 
-def _table(start: str, model: str, comparisons: list[Comparison]) -> Table:
-    """One start and model, narrow enough for 80 columns."""
-    table = Table(title=f"{start} start, {model}", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    table.add_column("on the test rows", no_wrap=True)
-    table.add_column("cross-entropy", justify="right", min_width=15)
-    table.add_column("squared error", justify="right", min_width=15)
-    table.add_column("better", min_width=15)
-    for c in comparisons:
-        winner = "tie" if c.winner == "tie" else c.winner + ("" if c.clear else " *")
-        measure = c.measure.replace("test ", "") + (" [dim](nats)[/]" if "nats" in c.unit else "")
-        table.add_row(measure, _spread(c.cross_entropy, c.unit), _spread(c.squared_error, c.unit), winner)
-    return table
+def print_written(paths: Sequence[Path]) -> None:
+    """Name the files that were written."""
+    for path in paths:
+        Console().print(f"Written: [bold]{escaped(str(path))}[/]", soft_wrap=True)
 
 
-def _spread(spread: Spread, unit: str) -> str:
-    def number(value: float) -> str:
-        if value == float("inf"):
-            return "never"
-        return f"{value:g}" if unit == "steps" else f"{value:.3f}"
+def source_of(data: str) -> dict[str, Any]:
+    """The name, size and SHA-256 of the input, and the versions that scored it."""
+    import numpy
+    import polars
 
-    if spread.low == spread.high:
-        return number(spread.median)
-    return f"{number(spread.median)} [dim]({number(spread.low)}–{number(spread.high)})[/]"
+    from xent.scoring import files
+
+    paths = files.find(data)
+    return {
+        "name": data,
+        "files": len(paths),
+        "bytes": sum(path.stat().st_size for path in paths),
+        "sha256": files.digest(paths),
+        "versions": {"xent": __version__, "polars": polars.__version__, "numpy": numpy.__version__},
+    }

@@ -1,22 +1,44 @@
-"""What is installed here, which devices there are, and which implementation of the loss would run on each."""
+"""`xent doctor`: what is installed here, which devices there are, and which implementation of the loss runs on each."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
 
 import xent
-from xent import memory
+from xent.cli.app import escaped, reported_errors
 
 PACKAGES = ("numpy", "numba", "array-api-compat", "torch", "triton", "scikit-learn", "polars", "altair", "typer")
 
 
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of tables.")] = False,
+) -> None:
+    """Show versions, devices, which kernels would run here and why, and the number of threads."""
+    with reported_errors():
+        sections = diagnosis()
+    if as_json:
+        print(json.dumps(sections))
+        return
+    console = Console()
+    for title, rows in sections.items():
+        table = Table(title=title.capitalize(), title_justify="left", show_header=False, box=None, padding=(0, 2))
+        for name, value in rows.items():
+            table.add_row(name, escaped(str(value)))
+        console.print(table, "")
+
+
 def diagnosis() -> dict[str, dict[str, Any]]:
     """Versions, devices, kernels and threads, as names and values."""
-    from xent.benchmark.machine import processor
+    from xent.bench.machine import processor
 
     return {
         "versions": {
@@ -48,7 +70,7 @@ def _gpu() -> str:
 
 
 def _kernels() -> dict[str, str]:
-    """Each front, and what computes it here."""
+    """Which implementation each front uses here."""
     if importlib.util.find_spec("torch") is None:
         torch_front = "not available: torch is not installed; pip install 'xent[torch]'"
     else:
@@ -63,10 +85,10 @@ def _kernels() -> dict[str, str]:
 
 
 def _gpu_kernels() -> str:
-    """What computes on each GPU, and why; without one, what would."""
+    """What computes on each GPU, and why; without a GPU, what would."""
     import torch
 
-    from xent.torch.backends import TRITON_DEVICES, why_no_triton
+    from xent.backends.choice import TRITON_DEVICES, why_no_triton
 
     modules = {name: torch.get_device_module(name) for name in TRITON_DEVICES}
     devices = [torch.device(name, index) for name, module in modules.items() for index in range(module.device_count())]
@@ -74,13 +96,13 @@ def _gpu_kernels() -> str:
         if importlib.util.find_spec("triton") is None:
             return "a GPU would get formulas of torch operations, because triton is not installed"
         return "a GPU would get the Triton kernels; other devices formulas of torch operations"
-    found = []
+    lines = []
     for device in devices:
         reason = why_no_triton(device)
-        found.append(
+        lines.append(
             f"{device}: formulas of torch operations, because {reason}" if reason else f"{device}: Triton kernels"
         )
-    return "; ".join(found)
+    return "; ".join(lines)
 
 
 def _compiler() -> str:
@@ -91,7 +113,7 @@ def _compiler() -> str:
 
 
 def _cache() -> str:
-    """Where compiled kernels are kept, or why they are not."""
+    """Where compiled kernels are cached, or why they are not."""
     from xent.backends.cpu._numba import FAILURES
     from xent.backends.cpu.compilation import cache_folder
 
@@ -102,7 +124,9 @@ def _cache() -> str:
 
 
 def _kept() -> str:
-    """What becomes of their memory."""
+    """Whether the memory of large results is reused."""
+    from xent import memory
+
     if not memory.HAS_PRIVATE_PAGES:
         return "new memory each time: this system has no MADV_FREE"
     return f"up to {memory.limit()} bytes kept for the next call; {memory.VARIABLE} sets another limit"
@@ -111,7 +135,7 @@ def _kept() -> str:
 def _threads() -> dict[str, Any]:
     from xent.backends.cpu.threads import get_num_threads, uses_openmp
 
-    whose = "torch's, of its OpenMP runtime" if uses_openmp() else "a pool of xent's own"
+    source = "torch's, of its OpenMP runtime" if uses_openmp() else "a pool of xent's own"
     names = ("XENT_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
     settings = {name: os.environ.get(name, "not set") for name in names}
-    return {"kernels use": get_num_threads(), "the threads are": whose, **settings}
+    return {"kernels use": get_num_threads(), "the threads are": source, **settings}

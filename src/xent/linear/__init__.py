@@ -1,12 +1,8 @@
 """The linear cross-entropy without its logits: `cross_entropy(input @ weight.T + bias, target)` in a fixed workspace.
 
-    plan.py        how the work is cut to fit the workspace
-    driver.py      the order of the steps, for any device
-    host.py        the steps on the CPU: Numba kernels and matrix products, in one block of memory
-    statistics.py  the steps on the CPU for log-probability, entropy and log-sum-exp, and their gradients
-    products.py    which library multiplies matrices, measured once
-    openblas.py    the one product that NumPy lacks: out += a @ b
-    calls.py       arrays in, arrays out: what the fronts call
+    plan.py     how the work is cut to fit the workspace
+    driver.py   the order of the steps, for any device, and what happens to the logits of a chunk
+    backend.py  losses, gradients and statistics of a layer: the driver over the steps and the row kernels of a device
 
-Nothing here validates shapes or labels, or reduces (targets.py and reduction.py do).
+Nothing here validates shapes or labels, or reduces (checks.py and reduction.py do).
 """

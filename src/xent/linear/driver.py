@@ -8,7 +8,7 @@
         dbias   += sum of dlogits over the rows  unless the bias is frozen
 
 That is three matrix products and one visit to the logits, whatever the number of chunks; a frozen argument is one
-product less. A device supplies the steps (`Steps`); host.py has those of the CPU.
+product less. A device supplies the products (`Steps`); what happens to the logits of a chunk is a `Visit`.
 
 Why the gradient is made together with the loss and not in a backward pass of its own: the logits would have to be made
 again, a fourth product of three.
@@ -16,9 +16,13 @@ again, a fourth product of three.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 from xent.linear.plan import Plan
+
+Array = Any
+"""A NumPy array or a torch tensor."""
 
 
 class Wanted(NamedTuple):
@@ -32,17 +36,58 @@ class Wanted(NamedTuple):
 NOTHING = Wanted(input=False, weight=False, bias=False)
 
 
+class Gradients(NamedTuple):
+    """With respect to input, weight and bias of a layer; None where it was not wanted, or there is no bias."""
+
+    input: Array | None
+    weight: Array | None
+    bias: Array | None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A linear layer and its rows: input (rows, features), weight (classes, features), bias (classes,) of one dtype.
+
+    The target holds labels (rows,) or class probabilities (rows, classes) of any floating dtype. `weight_gradient` is
+    the dtype in which the gradient of the weight is wanted; `call` is named in the error about a small workspace.
+    """
+
+    call: str
+    input: Array
+    weight: Array
+    bias: Array | None
+    target: Array
+    weight_gradient: Any
+    workspace: int
+
+    @property
+    def rows(self) -> int:
+        return int(self.input.shape[0])
+
+    @property
+    def classes(self) -> int:
+        return int(self.weight.shape[0])
+
+    @property
+    def features(self) -> int:
+        return int(self.weight.shape[1])
+
+    @property
+    def soft(self) -> bool:
+        """Whether the target holds class probabilities."""
+        return bool(self.target.ndim == 2)
+
+
 class Steps(Protocol):
-    """What a device does with one chunk of rows, from `first` to `last`. Each step may rely on those before it."""
+    """The products of a chunk of rows, from `first` to `last`. Each step may rely on those before it."""
 
-    def make_logits(self, first: int, last: int) -> None:
-        """Put the logits of these rows into the workspace."""
+    plan: Plan
 
-    def visit(self, first: int, last: int) -> None:
-        """Write the losses of the rows (or whatever is wanted of them) from the logits."""
+    def make_logits(self, first: int, last: int) -> Array:
+        """Put the logits of these rows into the workspace and return them."""
 
-    def visit_with_gradient(self, first: int, last: int) -> None:
-        """The same, and replace the logits by their gradient."""
+    def target(self, first: int, last: int) -> Array:
+        """Return the target of these rows as the row kernels take it."""
 
     def input_gradient(self, first: int, last: int) -> None:
         """Write the gradient of these rows of the input."""
@@ -56,21 +101,34 @@ class Steps(Protocol):
     def finish_weight(self, part: tuple[int, int]) -> None:
         """Round the sums of this part to what the gradient of the weight is stored as."""
 
+    def gradients(self) -> Gradients:
+        """Return the finished gradients."""
 
-def forward(steps: Steps, plan: Plan) -> None:
-    """Losses alone."""
-    for chunk in plan.chunks:
-        steps.make_logits(*chunk)
-        steps.visit(*chunk)
+    def joined(self, chunks: list[Array]) -> Array:
+        """Return arrays (..., rows of a chunk) joined along their last axis."""
 
 
-def forward_backward(steps: Steps, plan: Plan, wanted: Wanted) -> None:
-    """Losses, and the gradients that are wanted."""
+class Visit(Protocol):
+    """What is computed from the logits of a chunk."""
+
+    def visit(self, logits: Array, target: Array, rows: slice) -> None:
+        """Compute what is wanted of these rows."""
+
+    def visit_with_gradient(self, logits: Array, target: Array, rows: slice) -> None:
+        """The same, and replace the logits by their gradient."""
+
+
+def run(steps: Steps, visit: Visit, wanted: Wanted) -> None:
+    """Visit the logits of all rows, and make the gradients that are wanted."""
+    plan = steps.plan
+    if not any(wanted):
+        for chunk in plan.chunks:
+            visit.visit(steps.make_logits(*chunk), steps.target(*chunk), slice(*chunk))
+        return
     for part in plan.parts if wanted.weight else plan.parts[:1]:
         is_first = part == plan.parts[0]
         for chunk in plan.chunks:
-            steps.make_logits(*chunk)
-            steps.visit_with_gradient(*chunk)
+            visit.visit_with_gradient(steps.make_logits(*chunk), steps.target(*chunk), slice(*chunk))
             if wanted.input and is_first:
                 steps.input_gradient(*chunk)
             if wanted.bias and is_first:

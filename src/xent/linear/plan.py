@@ -156,7 +156,7 @@ def _slab(sizes: Sizes, workspace: int) -> int:
 
 
 def _plan(sizes: Sizes, slab: int, most: int, parts: int, fixed: int, *, summed: bool) -> Plan:
-    chunks = balanced(sizes.rows, max(most, 1), ROW_UNIT)
+    chunks = balanced(sizes.rows, max(most, 1), ROW_UNIT) or ((0, 0),)
     cut = balanced(sizes.classes, math.ceil(sizes.classes / parts)) if summed else ((0, sizes.classes),)
     plan = Plan(chunks, cut, slab, summed, slab * sizes.slab_bytes, 0)
     used = fixed + plan.chunk_rows * sizes.row_bytes + (plan.part_classes * sizes.sum_bytes if summed else 0)

@@ -9,7 +9,7 @@ Gradients have the dtype of what they are the gradient of. With `reduction="none
 losses. Integers and lists are read as float64. The caller's arrays are never written to.
 """
 
-from xent.backends.cpu.cross_entropy import Statistics
+from xent.backends.protocol import Statistics
 from xent.numpy.linear import linear_cross_entropy, linear_cross_entropy_value_and_grad, linear_statistics
 from xent.numpy.logits import (
     cross_entropy,

@@ -8,15 +8,13 @@ from typing import Any, Unpack
 import numpy as np
 from numpy.typing import ArrayLike
 
-from xent.backends.cpu.cross_entropy import Statistics
+from xent.backends.cpu.products import side_by_side
+from xent.backends.protocol import Statistics
 from xent.checks import Layout, as_numpy, as_rows, check_linear_shapes, checked_layout, require_labels
-from xent.linear import calls
-from xent.linear import statistics as linear
-from xent.linear.driver import Wanted
-from xent.linear.host import Problem
+from xent.linear.driver import Gradients as LayerGradients
+from xent.linear.driver import Layer, Wanted
 from xent.linear.plan import DEFAULT_WORKSPACE, parse_bytes
-from xent.linear.products import side_by_side
-from xent.numpy.rows import Array, Rows, as_bits, as_target, checked
+from xent.numpy.rows import LINEAR_CPU, Array, Rows, as_bits, as_target, checked
 from xent.objective import Objective, Options
 from xent.reference import Gradients
 
@@ -70,7 +68,7 @@ def linear_cross_entropy(
     Wijmans et al. (2024), Cut Your Losses in Large-Vocabulary Language Models
     """
     rows = _linear_rows("linear_cross_entropy", input, linear_weight, linear_bias, target, workspace, options)
-    return rows.reduced(calls.forward("linear_cross_entropy", rows.problem, rows.workspace)[0])
+    return rows.reduced(LINEAR_CPU.forward(rows.layer("linear_cross_entropy"), rows.objective)[0])
 
 
 def linear_cross_entropy_value_and_grad(
@@ -98,8 +96,8 @@ def linear_cross_entropy_value_and_grad(
     """
     call = "linear_cross_entropy_value_and_grad"
     rows = _linear_rows(call, input, linear_weight, linear_bias, target, workspace, options)
-    losses, _, found = calls.forward_backward(call, rows.problem, rows.gradient_scale, Wanted(), rows.workspace)
-    return rows.reduced(losses), rows.gradients(found)
+    losses, _, gradients = LINEAR_CPU.forward_backward(rows.layer(call), rows.gradient_scale, rows.objective, Wanted())
+    return rows.reduced(losses), rows.gradients(gradients)
 
 
 def linear_statistics(
@@ -115,7 +113,7 @@ def linear_statistics(
 ) -> Statistics:
     """Log-probability and rank of the labels, entropy, log-sum-exp and argmax of a linear layer, without its logits.
 
-    *Definition*: with the bent logits z (`xent.Objective`) of ``input @ linear_weight.T + linear_bias`` and
+    *Definition*: with the transformed logits z (`xent.Objective`) of ``input @ linear_weight.T + linear_bias`` and
     q = softmax(z), ``log_prob = log q[label]``, ``entropy = -sum(q * log q)``, ``lse = log(sum(exp(z)))``; ``argmax``
     is the first class with the greatest logit, and ``rank`` the number of classes whose logit is greater than the
     label's.
@@ -146,9 +144,9 @@ def linear_statistics(
     options = Options(ignore_index=ignore_index, softcap=softcap, logit_scale=logit_scale)
     rows = _linear_rows(call, input, linear_weight, linear_bias, target, workspace, options)
     require_labels(call, rows.layout, "linear_cross_entropy")
-    found = linear.forward(call, rows.problem, rows.workspace)
-    found = found._replace(lse=found.lse.astype(found.entropy.dtype))
-    return Statistics(*(array.reshape(rows.layout.loss_shape) for array in found))
+    statistics = LINEAR_CPU.statistics(rows.layer(call), rows.objective)
+    statistics = statistics._replace(lse=statistics.lse.astype(statistics.entropy.dtype))
+    return Statistics(*(array.reshape(rows.layout.loss_shape) for array in statistics))
 
 
 @dataclass(frozen=True)
@@ -161,19 +159,18 @@ class _LinearRows(Rows):
     dtypes: tuple[np.dtype[Any], np.dtype[Any], np.dtype[Any]]
     """Of input, weight and bias as the caller gave them."""
 
-    @property
-    def problem(self) -> Problem:
+    def layer(self, call: str) -> Layer:
         """The arguments as `xent.linear` takes them: of one dtype, bfloat16 as the integers of its bits."""
         input, weight = as_bits(self.input), as_bits(self.weight)
         bias = None if self.bias is None else as_bits(self.bias)
         target = as_bits(self.target) if self.layout.soft else self.target
-        return Problem(input, weight, bias, target, self.objective, weight.dtype)
+        return Layer(call, input, weight, bias, target, weight.dtype, self.workspace)
 
-    def gradients(self, found: calls.Gradients) -> Gradients:
+    def gradients(self, arrays: LayerGradients) -> Gradients:
         """Gradients in the shapes and dtypes of the arguments."""
         dinput, dweight, dbias = (
             None if array is None else array.view(self.dtype).astype(dtype, copy=False)
-            for array, dtype in zip(found, self.dtypes, strict=True)
+            for array, dtype in zip(arrays, self.dtypes, strict=True)
         )
         assert dinput is not None
         assert dweight is not None

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from xent import reference
-from xent.backends.cpu import cross_entropy as cpu
+from xent.backends.cpu.tile import computing_dtype
 from xent.checks import as_blocks, as_numpy, as_rows, from_rows, layout
 from xent.errors import ObjectiveError, message
-from xent.numpy.rows import Array, Rows, as_bits, as_target, checked, computing_dtype
+from xent.numpy.rows import CPU, Array, Rows, as_bits, as_target, checked
 from xent.objective import Objective, Options
 
 
@@ -55,7 +55,7 @@ def cross_entropy(logits: ArrayLike, target: ArrayLike, **options: Unpack[Option
     Bridle (1990), Probabilistic Interpretation of Feedforward Classification Network Outputs
     """
     rows = _rows("cross_entropy", logits, target, options)
-    losses, _ = cpu.forward(rows.bits, rows.kernel_target, rows.objective)
+    losses, _ = CPU.forward(rows.bits, rows.kernel_target, rows.objective)
     return rows.reduced(losses)
 
 
@@ -75,7 +75,7 @@ def cross_entropy_value_and_grad(
     array([-0.5,  0.5])
     """
     rows = _rows("cross_entropy_value_and_grad", logits, target, options)
-    losses, _, gradient = cpu.forward_backward(rows.bits, rows.kernel_target, rows.gradient_scale, rows.objective)
+    losses, _, gradient = CPU.forward_backward(rows.bits, rows.kernel_target, rows.gradient_scale, rows.objective)
     return rows.reduced(losses), gradient.view(rows.logits.dtype).reshape(rows.layout.logits_shape)
 
 

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from xent.backends.cpu.backend import CpuBackend
+from xent.backends.cpu.linear_steps import CpuSteps
+from xent.backends.cpu.threads import get_num_threads
+from xent.backends.cpu.tile import computing_dtype
 from xent.checks import Layout, as_numpy, check_target, class_weight
+from xent.linear.backend import LinearBackend
 from xent.objective import Objective
 from xent.reduction import gradient_scale, mean_denominator, reduce
 
 Array = NDArray[Any]
+
+CPU = CpuBackend()
+LINEAR_CPU = LinearBackend(CPU, lambda layer, wanted: CpuSteps(layer, wanted, "numpy", get_num_threads()))
 
 
 @dataclass(frozen=True)
@@ -21,7 +29,7 @@ class Rows:
     """The checked arguments of a call, and the way back to the caller's shapes and dtypes.
 
     The target is (rows,) for class indices; class probabilities lie as the logits do, in the dtype they came in. The
-    class weights of the objective are in the computing dtype.
+    class weights of the objective are float64.
     """
 
     target: Array
@@ -39,8 +47,7 @@ class Rows:
         dtype = computing_dtype(self.dtype)
         if self.objective.reduction == "none":
             return losses.reshape(self.layout.loss_shape).astype(dtype, copy=False)
-        total = float(losses.sum(dtype=np.float64))
-        return np.asarray(reduce(total, self.denominator, self.objective), dtype=dtype)[()]
+        return np.asarray(reduce(CPU.total(losses), self.denominator, self.objective), dtype=dtype)[()]
 
 
 def as_target(call: str, target: ArrayLike, logits_shape: tuple[int, ...]) -> Array:
@@ -65,14 +72,8 @@ def checked(
         rows = arrange(target, how.class_axis)
     else:
         rows = np.ascontiguousarray(target.reshape(-1), dtype=np.int64)
-    denominator = float(mean_denominator(rows, weight, how.soft, how.rows, objective))
-    objective = replace(objective, weight=None if weight is None else weight.astype(computing_dtype(dtype)))
-    return rows, objective, how, dtype, denominator
-
-
-def computing_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """The dtype of losses, and of the arithmetic of the kernels: float64 for float64, float32 for anything narrower."""
-    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
+    denominator = float(mean_denominator(None if how.soft else rows, weight, how.rows, objective, CPU.count))
+    return rows, objective.weighted(weight), how, dtype, denominator
 
 
 def as_bits(array: Array) -> Array:

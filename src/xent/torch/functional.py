@@ -1,30 +1,38 @@
 """The public calls of the torch front: checks, and the choice of what computes.
 
-plain tensors on the CPU                    the Numba kernels, by autograd.py
-plain tensors on a GPU                      the Triton kernels, by gpu_autograd.py
-under torch.compile, and tensor subclasses  the same kernels as operators, by operators.py
-other devices, and under torch.func         a formula of torch operations, composed.py
+plain tensors                               a backend under autograd.py: kernels for the CPU and GPUs
+under torch.compile, and tensor subclasses  the same as operators, by operators.py
+other devices, and under torch.func         formulas of torch operations, xent/backends/formula.py
 
-Which device has which kernels is in backends.py.
+Which device has which backend is in xent/backends/choice.py.
 """
 
 from __future__ import annotations
 
-from types import ModuleType
-from typing import Any, NamedTuple, Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from xent.backends import formula as composed
-from xent.checks import Layout, check_ignore_index, check_labels, check_weight_shape, layout, require_labels
+from xent.backends.choice import choose
+from xent.backends.formula import FORMULA
+from xent.backends.protocol import Backend, Statistics
+from xent.checks import (
+    Layout,
+    check_ignore_index,
+    check_labels,
+    check_weight_shape,
+    check_weights,
+    layout,
+    require_labels,
+)
 from xent.errors import DTypeError, message
 from xent.objective import Objective, UnweightedOptions
-from xent.reduction import mean_denominator
+from xent.reduction import mean_denominator, reduce
 from xent.torch import autograd, operators
-from xent.torch.backends import backend_of
-from xent.torch.rows import as_rows, check_tensors, from_rows, is_traced, is_transformed, labels_as_rows
+from xent.torch._torch_private import is_traced, is_transformed
+from xent.torch.rows import Call, as_rows, check_tensors, from_rows, labels_as_rows
 
 DEFAULT = Objective()
 
@@ -44,12 +52,13 @@ def cross_entropy(
 
     Parameters
     ----------
-    input : tensor (C,), (N, C) or (N, C, d1, ...): logits of dtype float64, float32, bfloat16 or float16, strided at
-        will; minus infinity masks a class.
+    input : tensor (C,), (N, C) or (N, C, d1, ...): logits of dtype float64, float32, bfloat16 or float16, with
+        arbitrary strides; minus infinity masks a class.
     target : class indices of that shape without C, in [0, C) or equal to `ignore_index`; or class probabilities of
         exactly that shape, which may require a gradient.
-    weight : tensor (C,), optional: what one row of each class counts for.
-    check : look at the labels also where that makes the host wait for the device; on the CPU they are always checked.
+    weight : tensor (C,), optional: what one row of each class counts for, 0 or more.
+    check : look at labels and weights also where that makes the host wait for the device; on the CPU they are always
+        checked.
     **options : ignore_index, reduction and label_smoothing as in torch; z_loss, softcap, logit_scale and denominator
         beyond it. See `xent.Objective`.
 
@@ -92,24 +101,15 @@ def cross_entropy(
     how = layout_of("cross_entropy", input, target, weight, objective, check=check)
     logits = as_rows(input)
     rows = as_rows(target) if how.soft else labels_as_rows(target, how)
-    implementation = _implementation(input, target, weight)
-    if implementation not in (operators, composed):
-        loss: Tensor = implementation.cross_entropy(logits, rows, weight, objective)
+    call = Call("cross_entropy", objective, backend_of(input.device), labels_are_checked=check)
+    if is_traced(input, target, weight) and call.backend is not FORMULA:
+        losses = operators.cross_entropy_rows(logits, rows, weight, objective)
+    elif call.backend is FORMULA:
+        losses, _ = FORMULA.forward(logits, rows, objective.weighted(weight))
     else:
-        losses = implementation.cross_entropy_rows(logits, rows, weight, objective)
-        denominator = mean_denominator(rows, weight, how.soft, how.rows, objective)
-        loss = composed.reduced(losses, denominator, objective)
-    return from_rows(loss, how) if objective.reduction == "none" else loss
-
-
-class Statistics(NamedTuple):
-    """What one visit to the logits tells of each row; see `statistics`."""
-
-    log_prob: Tensor
-    entropy: Tensor
-    lse: Tensor
-    argmax: Tensor
-    rank: Tensor
+        loss = autograd.cross_entropy(call, logits, rows, weight)
+        return from_rows(loss, how) if objective.reduction == "none" else loss
+    return from_rows(losses, how) if objective.reduction == "none" else reduced(losses, rows, weight, objective)
 
 
 def statistics(
@@ -123,7 +123,7 @@ def statistics(
 ) -> Statistics:
     """Log-probability and rank of the labels, entropy, log-sum-exp and argmax of each row, in one visit to the logits.
 
-    *Definition*: with q = softmax(z) of the bent logits z (`xent.Objective`), ``log_prob = log q[label]``,
+    *Definition*: with q = softmax(z) of the transformed logits z (`xent.Objective`), ``log_prob = log q[label]``,
     ``entropy = -sum(q * log q)``, ``lse = log(sum(exp(z)))``; ``argmax`` is the first class with the greatest logit,
     and ``rank`` the number of classes whose logit is greater than the label's: 0 for a right prediction.
 
@@ -148,8 +148,8 @@ def statistics(
 
     Notes
     -----
-    *Numerics*: as `cross_entropy`. Masked classes add 0 to the entropy. *Memory*: a few numbers per row; the gradient
-    is a formula of torch operations, which holds a few copies of the logits for a moment.
+    *Numerics*: as `cross_entropy`. Masked classes add 0 to the entropy. *Memory*: a few numbers per row beside the
+    gradient.
 
     Examples
     --------
@@ -169,26 +169,34 @@ def statistics(
     how = layout_of("statistics", input, target, None, objective, check=check)
     require_labels("statistics", how, "cross_entropy")
     logits, labels = as_rows(input), labels_as_rows(target, how)
-    implementation = _implementation(input, target, None)
-    if implementation in (operators, composed):
-        rows = implementation.statistics_rows(logits, labels, objective)
+    backend = backend_of(input.device)
+    if backend is FORMULA:
+        rows = FORMULA.statistics(logits, labels, objective)
+    elif is_traced(input, target):
+        rows = operators.statistics_rows(logits, labels, objective)
     else:
-        rows = implementation.Statistics.apply(logits, labels, objective)
+        call = Call("statistics", objective, backend, labels_are_checked=check)
+        rows = autograd.Statistics.apply(logits, labels, call)  # type: ignore[no-untyped-call]
     return Statistics(*(from_rows(tensor, how) for tensor in rows))
 
 
-def _implementation(input: Tensor, target: Tensor, weight: Tensor | None) -> ModuleType:
-    """The module that computes for these tensors."""
-    backend = "formula" if is_transformed() else backend_of(input.device)
-    if backend == "formula":
-        return composed
-    if is_traced(input, target, weight):
-        return operators
-    if backend == "numba":
-        return autograd
-    from xent.torch import gpu_autograd  # loads Triton
+def backend_of(device: torch.device) -> Backend:
+    """What computes for logits on this device: under a `torch.func` transform, formulas."""
+    return FORMULA if is_transformed() else choose(device)
 
-    return gpu_autograd
+
+def reduced(losses: Tensor, target: Tensor, weight: Tensor | None, objective: Objective) -> Tensor:
+    """The sum or mean of losses that torch sees through, and does not wait for."""
+    soft = target.is_floating_point()
+    rows = target.shape[0] * target.shape[2:].numel()
+    denominator = mean_denominator(None if soft else target, weight, rows, objective)
+    value: Tensor = reduce(FORMULA.total(losses), denominator, objective)
+    return value.to(losses.dtype)
+
+
+def may_look_at(tensor: Tensor) -> bool:
+    """Whether the numbers of a tensor can be looked at without waiting for a device, and are there at all."""
+    return tensor.device.type == "cpu" and not (is_transformed() or is_traced(tensor))
 
 
 def layout_of(
@@ -204,6 +212,8 @@ def layout_of(
     check_ignore_index(call, how, objective)
     if weight is not None:
         check_weight_shape(call, tuple(weight.shape), how.classes)
+        if check or may_look_at(weight):
+            check_weights(call, weight)
     if check and not how.soft:
         check_labels(call, target.to(torch.int64), how.classes, objective.ignore_index)
     return how

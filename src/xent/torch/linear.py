@@ -1,38 +1,38 @@
 """The public calls for the loss of a linear layer: checks, and the choice of what computes.
 
-plain tensors on the CPU                    the driver of xent.linear, by linear_autograd.py
-plain tensors on a GPU                      the same driver, by linear_gpu.py
-under torch.compile, and tensor subclasses  the same as operators, by linear_operators.py
-other devices, and under torch.func         a formula of torch operations that holds the logits, linear_composed.py
+plain tensors                               the driver of xent.linear, under autograd.py
+under torch.compile, and tensor subclasses  the same as operators, by operators.py
+other devices, and under torch.func         formulas that hold the logits, linear_formula.py
 """
 
 from __future__ import annotations
 
-from types import ModuleType
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
-from xent.backends import formula as composed
+from xent.backends.choice import choose, choose_linear
+from xent.backends.protocol import Statistics
 from xent.checks import (
     Layout,
     check_ignore_index,
     check_labels,
     check_linear_shapes,
     check_weight_shape,
+    check_weights,
     checked_layout,
     require_labels,
 )
 from xent.errors import DTypeError, message
 from xent.linear.plan import DEFAULT_WORKSPACE, parse_bytes
 from xent.objective import Objective, UnweightedOptions
-from xent.reduction import mean_denominator
-from xent.torch import linear_autograd, linear_composed, linear_operators
-from xent.torch.backends import backend_of
-from xent.torch.functional import Statistics
-from xent.torch.linear_kernels import NUMPY, Call
-from xent.torch.rows import LinearRows, check_tensors, is_traced, is_transformed
+from xent.torch import autograd, linear_formula, operators
+from xent.torch._torch_private import is_traced, is_transformed
+from xent.torch.functional import may_look_at, reduced
+from xent.torch.rows import Call, LinearRows, check_tensors
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def linear_cross_entropy(
@@ -59,7 +59,7 @@ def linear_cross_entropy(
     target : class indices (...), in [0, C) or equal to `ignore_index`; or class probabilities (..., C), which may
         require a gradient.
     linear_bias : tensor (C,), optional
-    weight : tensor (C,), optional: what one row of each class counts for.
+    weight : tensor (C,), optional: what one row of each class counts for, 0 or more.
     workspace : bytes, or text such as "128MB": how much memory the call may use beside arguments and gradients. More
         is a little faster, until all rows fit.
     check : look at the labels also where that makes the host wait for the device; on the CPU they are always checked.
@@ -106,16 +106,14 @@ def linear_cross_entropy(
     name = "linear_cross_entropy"
     objective = Objective.of(name, options)
     how = layout_of(name, input, linear_weight, linear_bias, target, weight, objective, check=check)
-    call = Call(name, objective, parse_bytes(name, workspace), product_dtype(name, input, linear_weight, linear_bias))
-    y = target.reshape(how.rows, how.classes) if how.soft else target.reshape(-1)
-    rows = LinearRows(input.reshape(how.rows, input.shape[-1]), linear_weight, linear_bias, y, weight)
-    implementation = _implementation(rows)
-    if implementation is not linear_composed:
-        loss: Tensor = implementation.cross_entropy(call, rows)
+    call, rows = _call(name, objective, how, input, linear_weight, linear_bias, target, weight, workspace, check)
+    if call.linear is None:
+        losses = linear_formula.losses(rows.to(call.dtype), objective)
+        loss = losses if objective.reduction == "none" else reduced(losses, rows.target, weight, objective)
+    elif is_traced(*rows):
+        loss = operators.linear_cross_entropy(call, rows)
     else:
-        losses = linear_composed.cross_entropy_rows(rows.to(call.dtype), objective)
-        denominator = mean_denominator(y, weight, how.soft, how.rows, objective)
-        loss = composed.reduced(losses, denominator, objective)
+        loss = autograd.linear_cross_entropy(call, rows)
     return loss.reshape(how.loss_shape) if objective.reduction == "none" else loss
 
 
@@ -168,29 +166,35 @@ def linear_statistics(
     objective = Objective(ignore_index=ignore_index, softcap=softcap, logit_scale=logit_scale, call=name)
     how = layout_of(name, input, linear_weight, linear_bias, target, None, objective, check=check)
     require_labels(name, how, "linear_cross_entropy")
-    call = Call(name, objective, parse_bytes(name, workspace), product_dtype(name, input, linear_weight, linear_bias))
-    x = input.reshape(how.rows, input.shape[-1])
-    rows = LinearRows(x, linear_weight, linear_bias, target.reshape(-1), None)
-    implementation = _implementation(rows)
-    if implementation is linear_composed:
-        found = linear_composed.statistics_rows(rows.to(call.dtype), objective)
+    call, rows = _call(name, objective, how, input, linear_weight, linear_bias, target, None, workspace, check)
+    if call.linear is None:
+        statistics = linear_formula.statistics(rows.to(call.dtype), objective)
+    elif is_traced(*rows):
+        statistics = operators.linear_statistics(call, rows)
     else:
-        found = implementation.statistics(call, rows)
-    return Statistics(*(tensor.reshape(how.loss_shape) for tensor in found))
+        statistics = autograd.LinearStatistics.apply(*rows[:4], call)  # type: ignore[no-untyped-call]
+    return Statistics(*(tensor.reshape(how.loss_shape) for tensor in statistics))
 
 
-def _implementation(rows: LinearRows) -> ModuleType:
-    """The module that computes the loss of these tensors."""
-    backend = "formula" if is_transformed() else backend_of(rows.input.device)
-    if backend == "formula":
-        return linear_composed
-    if is_traced(*rows):
-        return linear_operators
-    if backend == "numba":
-        return linear_autograd
-    from xent.torch import linear_gpu  # loads Triton
-
-    return linear_gpu
+def _call(
+    name: str,
+    objective: Objective,
+    how: Layout,
+    input: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    target: Tensor,
+    weight: Tensor | None,
+    workspace: int | str,
+    check: bool,
+) -> tuple[Call, LinearRows]:
+    """What computes, and the tensors as rows."""
+    dtype = product_dtype(name, input, linear_weight, linear_bias)
+    linear: Any = None if is_transformed() else choose_linear(input.device)
+    room = parse_bytes(name, workspace)
+    call = Call(name, objective, choose(input.device), linear, room, dtype, labels_are_checked=check)
+    y = target.reshape(how.rows, how.classes) if how.soft else target.reshape(-1).to(torch.int64)
+    return call, LinearRows(input.reshape(how.rows, input.shape[-1]), linear_weight, linear_bias, y, weight)
 
 
 def layout_of(
@@ -215,6 +219,8 @@ def layout_of(
     check_ignore_index(call, how, objective)
     if weight is not None:
         check_weight_shape(call, tuple(weight.shape), how.classes)
+        if check or may_look_at(weight):
+            check_weights(call, weight)
     if check and not how.soft:
         check_labels(call, target.to(torch.int64), how.classes, objective.ignore_index)
     return how
@@ -225,7 +231,7 @@ def product_dtype(call: str, input: Tensor, linear_weight: Tensor, linear_bias: 
     named = {"input": input, "linear_weight": linear_weight, "linear_bias": linear_bias}
     dtypes = {argument: tensor.dtype for argument, tensor in named.items() if tensor is not None}
     for argument, dtype in dtypes.items():
-        if dtype not in NUMPY:
+        if dtype not in DTYPES:
             found = f"found dtype {dtype}, expected float64, float32, bfloat16 or float16"
             raise DTypeError(message(call, argument, found, f"Convert it with {argument}.float()"))
     kind = input.device.type

@@ -1,14 +1,18 @@
-"""Tensors of any shape as rows of classes, and back."""
+"""Tensors of any shape as rows of classes, and back; the checks that are about tensors."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from xent.backends.protocol import Backend
 from xent.checks import Layout
 from xent.errors import DTypeError, message
+from xent.linear.driver import Layer
+from xent.objective import Objective
 
 
 def check_tensors(call: str, **arguments: Any) -> None:
@@ -27,28 +31,31 @@ def as_rows(tensor: Tensor) -> Tensor:
 
 
 def labels_as_rows(labels: Tensor, layout: Layout) -> Tensor:
-    """View (or copy) class indices as (N,) or (N, S)."""
-    if len(layout.logits_shape) <= 2:
-        return labels.reshape(-1)
-    return labels.flatten(1)
+    """View (or copy) class indices as (N,) or (N, S), int64: in 8 bits -100 would be the class 156."""
+    if labels.dtype is not torch.int64:
+        labels = labels.to(torch.int64)
+    return labels.reshape(-1) if len(layout.logits_shape) <= 2 else labels.flatten(1)
 
 
-def from_rows(losses: Tensor, layout: Layout) -> Tensor:
+def from_rows(numbers: Tensor, layout: Layout) -> Tensor:
     """Put one number per row into the shape of the target."""
-    return losses.reshape(layout.loss_shape)
+    return numbers.reshape(layout.loss_shape)
 
 
-def is_transformed() -> bool:
-    """Whether a `torch.func` transform (grad, vmap, jacrev ...) is at work: it sees through formulas only."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
+@dataclass(frozen=True)
+class Call:
+    """What a call is beside its tensors."""
 
-
-def is_traced(*tensors: Tensor | None) -> bool:
-    """Whether a compiler looks through the call, or a tensor is of a subclass that wants to see operators."""
-    return torch.compiler.is_compiling() or any(t is not None and type(t) not in PLAIN for t in tensors)
-
-
-PLAIN = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
+    name: str
+    objective: Objective
+    backend: Backend
+    """Of the rows of logits."""
+    linear: Any = None
+    """The `LinearBackend` of a call with a linear layer."""
+    workspace: int = 0
+    dtype: torch.dtype = torch.float32
+    """In which a layer multiplies."""
+    labels_are_checked: bool = False
 
 
 class LinearRows(NamedTuple):
@@ -64,3 +71,8 @@ class LinearRows(NamedTuple):
         """Input, weight and bias in the dtype that they are multiplied in."""
         bias = None if self.bias is None else self.bias.to(dtype)
         return self._replace(input=self.input.to(dtype), weight=self.weight.to(dtype), bias=bias)
+
+    def layer(self, call: Call) -> Layer:
+        """The layer that a linear backend takes."""
+        own = LinearRows._make(None if tensor is None else tensor.detach() for tensor in self).to(call.dtype)
+        return Layer(call.name, own.input, own.weight, own.bias, own.target, self.weight.dtype, call.workspace)

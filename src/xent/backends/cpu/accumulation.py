@@ -8,8 +8,8 @@ whose upper 16 bits lie in the memory of the gradient itself and whose lower 16 
     result = round_to_16_bits(sum)                              once, at the end, in place
 
 So a float32 sum costs as much extra memory as the gradient itself, and not twice as much. Every function below is a
-`row_kernel` over a range (first, last) of its arrays, for `over_rows` (threads.py). 16-bit numbers are the integers of
-their bits, as in formats.py.
+`row_kernel` over a range (first, last) of its arrays, for `threads.over_rows`. 16-bit numbers are the integers of their
+bits, as in formats.py.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
     backward  dx = row_scale * ((sum(t) + 2 * z_loss * lse) * exp(z - lse) - t) * dz/dx
 
 `along` picks the order of the loops: along the classes of a row, or across positions. All arrays are one-dimensional;
-see `Inputs` for how they lie. `options` are logit_scale, softcap (0: none), label_smoothing, z_loss. They are read at
+see `Inputs` for how they lie. `options` are the numbers of `tile.flattened`. They are read at
 run time, once per block: a kernel is compiled for a dtype, and not for a combination of options.
 """
 
@@ -137,7 +137,7 @@ def forward(
 ) -> None:
     """Loss and log-sum-exp."""
     inputs = Inputs(logits, outer_stride, classes, inner, labels, soft, weight)
-    terms = terms_of(options, ignore_index, inputs)
+    terms = terms_of(options, ignore_index, inputs, True)
     tile = tile_for(inputs, terms, along, False)
     g = first
     while g < last:
@@ -166,7 +166,7 @@ def backward(
 ) -> None:
     """Gradient from the log-sum-exp."""
     inputs = Inputs(logits, outer_stride, classes, inner, labels, soft, weight)
-    terms = terms_of(options, ignore_index, inputs)
+    terms = terms_of(options, ignore_index, inputs, True)
     tile = tile_for(inputs, terms, along, False)
     staging = staging_for(logits, out, max(BLOCK, len(tile.rows)))
     g = first
@@ -198,7 +198,7 @@ def forward_backward(
 ) -> None:
     """Loss, log-sum-exp and gradient: each tile's gradient while the tile is in the cache."""
     inputs = Inputs(logits, outer_stride, classes, inner, labels, soft, weight)
-    terms = terms_of(options, ignore_index, inputs)
+    terms = terms_of(options, ignore_index, inputs, True)
     tile = tile_for(inputs, terms, along, True)
     staging = staging_for(logits, out, max(BLOCK, len(tile.rows)))
     g = first
@@ -231,7 +231,7 @@ def statistics(
 ) -> None:
     """Log-probability and rank of the label, entropy, log-sum-exp and argmax."""
     inputs = Inputs(logits, outer_stride, classes, inner, labels, soft, weight)
-    terms = terms_of(options, ignore_index, inputs)
+    terms = terms_of(options, ignore_index, inputs, True)
     tile = tile_for(inputs, terms, along, False)
     g = first
     while g < last:

@@ -1,146 +1,125 @@
-"""Some of the classes of each row, while the others lie elsewhere: what a shard has to tell, and its gradient.
+"""The kernels of a shard of the classes (xent/backends/shard.py has the equations), on NumPy arrays.
 
-With the shard's own log-sum-exp, and t as in xent/objective.py (its `classes` are all classes):
-
-    lse_k  = log(sum(exp(z)))                          over the classes of the shard; -inf if all are masked
-    loss_k = sum(t * (lse_k - z)),  mass_k = sum(t)    over them
-    dx     = row_scale * ((mass + 2 * z_loss * lse) * exp(z - lse) - t) * dz/dx       mass and lse of all shards
-
-A label is given relative to the first class of the shard: outside [0, classes) it lies on another one, and the row
-counts all the same. Only a row whose label is `ignored` is left out: its results are 0. The loops are those of
-along_classes.py, with each row a tile of its own, since one number per row has to be known before a gradient.
+The loops are those of along_classes.py, with each row a tile of its own, since one number per row has to be known
+before a gradient.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from xent import memory
 from xent.backends.cpu import along_classes
 from xent.backends.cpu.blocks import count_above, load
 from xent.backends.cpu.compilation import device
-from xent.backends.cpu.cross_entropy import FLOAT64, NO_LABELS, NOTHING, PARALLEL_SIZE
-from xent.backends.cpu.formats import bits, encode, flat
+from xent.backends.cpu.formats import as_kernel_array, bits, encode, flat
 from xent.backends.cpu.primitives import log
+from xent.backends.cpu.statistics_gradient import statistics_gradient
 from xent.backends.cpu.streaming import staging_for, streams_done
 from xent.backends.cpu.team import row_kernel
 from xent.backends.cpu.threads import get_num_threads, over_rows
-from xent.backends.cpu.tile import BLOCK, Inputs, Terms, from_lse, tile_for
+from xent.backends.cpu.tile import (
+    BLOCK,
+    NO_LABELS,
+    PARALLEL_SIZE,
+    Inputs,
+    computing_dtype,
+    flattened,
+    from_lse,
+    terms_of,
+    tile_for,
+)
+from xent.backends.protocol import Statistics
+from xent.backends.shard import IGNORED, Local, LocalStatistics, Shard, share_elsewhere
 from xent.objective import Objective
 
 Array = NDArray[Any]
 
-IGNORED = -(2**63)
-"""The label of a row that counts for nothing."""
-
 
 @dataclass(frozen=True)
-class Shard:
-    """Which classes are here: `classes` of them from `first`, of `total`."""
+class CpuShards:
+    """The kernels of this file as a `xent.backends.shard.ShardBackend`."""
 
-    first: int
-    classes: int
-    total: int
+    threads: Callable[[], int] = get_num_threads
 
-    def labels(self, labels: Array, ignore_index: int) -> Array:
-        """Labels relative to the first class; IGNORED where they are to be ignored."""
-        return np.where(labels == ignore_index, IGNORED, labels - self.first)
+    def compute_dtype(self, dtype: Any) -> np.dtype[Any]:
+        """The dtype of losses and arithmetic."""
+        return computing_dtype(np.dtype(dtype))
 
+    def forward(self, logits: Array, target: Array, objective: Objective, shard: Shard) -> Local:
+        """Return log-sum-exp, loss and mass of the shard."""
+        rows = len(logits)
+        local = Local(np.full(rows, -np.inf), np.zeros(rows), np.zeros(rows))
+        self._run(_forward, logits, target, objective, shard.total, tuple(local))
+        return local
 
-class Local(NamedTuple):
-    """What a shard (or all of them) tells about each row, float64 arrays (tensors on other devices)."""
+    def backward(
+        self,
+        logits: Array,
+        target: Array,
+        whole: Local,
+        row_scale: Array,
+        objective: Objective,
+        shard: Shard,
+        *,
+        out: Array | None = None,
+    ) -> Array:
+        """Return the gradient of sum(row_scale * loss) from log-sum-exps and masses of all shards."""
+        out = memory.empty(logits.shape, logits.dtype) if out is None else out
+        pull = whole.mass + 2 * objective.z_loss * whole.lse if objective.z_loss else whole.mass
+        results = (as_kernel_array(whole.lse), pull * row_scale, row_scale, bits(out.reshape(-1)))
+        self._run(_backward, logits, target, objective, shard.total, results)
+        return out
 
-    lse: Any
-    loss: Any
-    mass: Any
+    def statistics(self, logits: Array, labels: Array, objective: Objective, shard: Shard) -> LocalStatistics:
+        """Return what the shard knows of each row; an ignored label is nowhere."""
+        rows = len(logits)
+        low = [np.full(rows, -np.inf) for _ in range(4)]
+        local = LocalStatistics(low[0], np.zeros(rows), low[1], np.zeros(rows, np.int64), low[2], low[3])
+        self._run(_statistics, logits, labels, objective, shard.total, tuple(local))
+        return local
 
+    def count_above(self, logits: Array, x: Array) -> Array:
+        """Return how many logits of each row are above x."""
+        count = np.zeros(len(logits), np.int64)
+        self._run(_above, logits, NO_LABELS, Objective(), logits.shape[1], (x, count))
+        return count
 
-class LocalStatistics(NamedTuple):
-    """The same for statistics: `best` and `label_x` are logits as they are, `label_z` is bent; -inf elsewhere."""
+    def statistics_gradient(
+        self,
+        logits: Array,
+        labels: Array,
+        statistics: Statistics,
+        upstream: tuple[Array, Array, Array],
+        objective: Objective,
+        *,
+        out: Array | None = None,
+    ) -> Array:
+        """Return the gradient of the statistics of all shards by the logits of this one."""
+        rows = np.ascontiguousarray(logits)
+        out = memory.empty(rows.shape, rows.dtype) if out is None else out
+        upstream = share_elsewhere(labels, rows.shape[1], upstream)
+        here = replace(objective, ignore_index=IGNORED)
+        statistics_gradient(rows, labels, statistics, upstream, here, out=out, threads=self.threads)
+        return out
 
-    lse: Any
-    entropy: Any
-    best: Any
-    best_at: Any
-    label_x: Any
-    label_z: Any
-
-
-def forward(logits: Array, target: Array, objective: Objective, shard: Shard, *, threads: int | None = None) -> Local:
-    """Return log-sum-exp, loss and mass of the shard, of logits (rows, classes) and relative labels or soft targets."""
-    rows = len(logits)
-    found = Local(np.full(rows, -np.inf), np.zeros(rows), np.zeros(rows))
-    _run(_forward, logits, target, objective, shard, tuple(found), threads)
-    return found
-
-
-def backward(
-    logits: Array,
-    target: Array,
-    lse: Array,
-    mass: Array,
-    row_scale: Array,
-    objective: Objective,
-    shard: Shard,
-    *,
-    out: Array,
-    threads: int | None = None,
-) -> None:
-    """Write the gradient of sum(row_scale * loss), from `lse` and `mass` of all shards; all float64.
-
-    `out` is shaped and typed like the logits, and may be the logits.
-    """
-    pull = mass + 2 * objective.z_loss * lse if objective.z_loss else mass
-    _run(
-        _backward, logits, target, objective, shard, (lse, pull * row_scale, row_scale, bits(out.reshape(-1))), threads
-    )
-
-
-def statistics(
-    logits: Array, labels: Array, objective: Objective, shard: Shard, *, threads: int | None = None
-) -> LocalStatistics:
-    """Return what the shard knows of relative labels; an ignored one is nowhere."""
-    rows = len(logits)
-    low = [np.full(rows, -np.inf) for _ in range(4)]
-    found = LocalStatistics(low[0], np.zeros(rows), low[1], np.zeros(rows, np.int64), low[2], low[3])
-    _run(_statistics, logits, labels, objective, shard, tuple(found), threads)
-    return found
-
-
-def above(logits: Array, x: Array, *, threads: int | None = None) -> Array:
-    """Return how many logits of each row are above x, which is float64."""
-    count = np.zeros(len(logits), np.int64)
-    _run(_above, logits, NO_LABELS, Objective(), Shard(0, logits.shape[1], logits.shape[1]), (x, count), threads)
-    return count
-
-
-def _run(
-    function: Any, logits: Array, target: Array, objective: Objective, shard: Shard, results: Any, threads: int | None
-) -> None:
-    rows, classes = logits.shape
-    if not classes or not rows:
-        return
-    stored, stride = flat(logits)
-    nothing = NOTHING[FLOAT64 if logits.dtype == FLOAT64 else np.dtype(np.float32)]
-    soft = target.dtype.kind == "f"
-    labels, soft_target = (NO_LABELS, target.reshape(-1)) if soft else (target, nothing)
-    weight = nothing if objective.weight is None else objective.weight
-    # With one class smoothing changes nothing; leaving it out keeps the gradient exactly 0.
-    smoothing = objective.label_smoothing if shard.total > 1 else 0.0
-    options = np.array((objective.logit_scale, objective.softcap or 0.0, 1 - smoothing, smoothing / shard.total))
-    arguments = (stored, stride, classes, labels, soft_target, weight, options, *results)
-    over_rows(function, arguments, rows, (threads or get_num_threads()) if logits.size >= PARALLEL_SIZE else 1)
-
-
-@device
-def _terms(options: Any, soft: Any) -> Any:
-    """`soft` is set in any case: the mass of a row is that of the classes which are here."""
-    return Terms(
-        len(soft) > 0 or options[3] > 0.0, True, options[2], options[3], 0.0, options[0], options[1], 0.0, IGNORED
-    )
+    def _run(
+        self, kernel: Any, logits: Array, target: Array, objective: Objective, classes: int, results: tuple[Any, ...]
+    ) -> None:
+        if not logits.size:
+            return
+        stored, stride = flat(logits)
+        dtype = computing_dtype(logits.dtype)
+        soft = target.dtype.kind == "f"
+        labels, soft_target = (NO_LABELS, target.reshape(-1)) if soft else (target, np.empty(0, dtype))
+        weight, options = flattened(objective, dtype, classes)
+        arguments = (stored, stride, logits.shape[1], labels, soft_target, weight, options, *results)
+        over_rows(kernel, arguments, len(logits), self.threads() if logits.size >= PARALLEL_SIZE else 1)
 
 
 @device
@@ -185,7 +164,7 @@ def _forward(
     """Log-sum-exp, loss and mass."""
     # To the loops every row is without labels: those that are skipped are skipped here.
     inputs = Inputs(logits, stride, classes, 1, NO_LABELS, soft, weight)
-    terms = _terms(options, soft)
+    terms = terms_of(options, IGNORED, inputs, False)
     tile = tile_for(inputs, terms, True, False)
     for g in range(first, last):
         if len(labels) and labels[g] == IGNORED:
@@ -215,7 +194,7 @@ def _backward(
 ) -> None:  # fmt: skip
     """Gradient from log-sum-exp and mass of all shards."""
     inputs = Inputs(logits, stride, classes, 1, NO_LABELS, soft, weight)
-    terms = _terms(options, soft)
+    terms = terms_of(options, IGNORED, inputs, False)
     tile = tile_for(inputs, terms, True, False)
     staging = staging_for(logits, out, BLOCK)
     # The derivative of the softcap has the logit scale in it.
@@ -241,7 +220,7 @@ def _statistics(
 ) -> None:  # fmt: skip
     """Log-sum-exp, entropy, best logit, and the label's."""
     inputs = Inputs(logits, stride, classes, 1, NO_LABELS, soft, weight)
-    terms = _terms(options, soft)
+    terms = terms_of(options, IGNORED, inputs, False)
     tile = tile_for(inputs, terms, True, False)
     for g in range(first, last):
         _set_label(inputs, terms, labels, g, tile)
@@ -267,6 +246,6 @@ def _above(
 ) -> None:  # fmt: skip
     """Count the logits above x."""
     inputs = Inputs(logits, stride, classes, 1, labels, soft, weight)
-    tile = tile_for(inputs, _terms(options, soft), True, False)
+    tile = tile_for(inputs, terms_of(options, IGNORED, inputs, False), True, False)
     for g in range(first, last):
         count[g] = row_above(inputs, g, tile, x[g])

@@ -1,4 +1,4 @@
-"""The gradient of the statistics of each row (`cross_entropy.statistics`), without validation.
+"""The gradient of the statistics of each row (`statistics` of a backend), without validation.
 
 With q = softmax(z), H its entropy and z the bent logits, the derivatives by z of the log-probability of the label, of
 the entropy and of the log-sum-exp are one_hot - q, -q * (log q + H) and q. Their sum, each times what arrives for it,
@@ -12,6 +12,7 @@ it is written.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,12 @@ from numpy.typing import NDArray
 from xent.backends.cpu.accumulation import put
 from xent.backends.cpu.blocks import multiply
 from xent.backends.cpu.compilation import allocator, device
-from xent.backends.cpu.cross_entropy import PARALLEL_SIZE
-from xent.backends.cpu.formats import bits, decode, scratch
+from xent.backends.cpu.formats import as_kernel_array, bits, decode, scratch
 from xent.backends.cpu.primitives import exp, softcap_and_derivative
 from xent.backends.cpu.team import row_kernel
-from xent.backends.cpu.threads import get_num_threads, over_rows
-from xent.backends.cpu.tile import BLOCK
+from xent.backends.cpu.threads import over_rows
+from xent.backends.cpu.tile import BLOCK, PARALLEL_SIZE, computing_dtype, flattened
+from xent.backends.protocol import Statistics
 from xent.objective import Objective
 
 Array = NDArray[Any]
@@ -34,24 +35,26 @@ Array = NDArray[Any]
 def statistics_gradient(
     logits: Array,
     labels: Array,
-    lse: Array,
-    entropy: Array,
+    statistics: Statistics,
     upstream: tuple[Array, Array, Array],
     objective: Objective,
     *,
     out: Array,
-    threads: int | None = None,
+    threads: Callable[[], int],
 ) -> None:
     """Write the gradient of sum(d_log_prob * log_prob + d_entropy * entropy + d_lse * lse) by logits (rows, classes).
 
-    Logits, contiguous, and `out` are as `cross_entropy.backward` has them; `lse` and `entropy` are what
-    `cross_entropy.statistics` gave. `upstream` is (d_log_prob, d_entropy, d_lse), all float64.
+    Logits and `out` are contiguous; of the statistics, `lse` and `entropy` count, and are converted to float64 as
+    `upstream` is.
     """
     rows, classes = logits.shape
-    options = np.array((objective.logit_scale, objective.softcap or 0.0))
     flat, into = bits(logits.reshape(-1)), bits(out.reshape(-1))
-    arguments = (flat, classes, labels, objective.ignore_index, options, lse, entropy, *upstream, into)
-    over_rows(_kernel, arguments, rows, (threads or get_num_threads()) if logits.size >= PARALLEL_SIZE else 1)
+    numbers = (
+        as_kernel_array(np.asarray(x, np.float64).reshape(-1)) for x in (statistics.lse, statistics.entropy, *upstream)
+    )
+    _, options = flattened(objective, computing_dtype(logits.dtype), classes)
+    arguments = (flat, classes, as_kernel_array(labels), objective.ignore_index, options, *numbers, into)
+    over_rows(_kernel, arguments, rows, threads() if logits.size >= PARALLEL_SIZE else 1)
 
 
 @allocator

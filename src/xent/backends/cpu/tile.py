@@ -10,11 +10,15 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from xent.backends.cpu.blocks import target_mass
 from xent.backends.cpu.compilation import allocator, device
-from xent.backends.cpu.formats import scratch
+from xent.backends.cpu.formats import as_kernel_array, scratch
 from xent.backends.cpu.primitives import exp, log
+from xent.objective import Objective
+
+Array = NDArray[Any]
 
 WIDTH = 256  # positions of a tile; less if the cells of a tile, width * classes, would be more than CELLS
 CELLS = 2**13
@@ -22,6 +26,11 @@ CELLS_ACROSS = 2**15
 NARROW = 32
 BLOCK = 2048  # classes that a step along the classes works on
 KEPT = 2**19  # classes up to which the exponentials of a row are kept for its gradient
+
+PARALLEL_SIZE = 2**17  # logits below which a call stays on the calling thread
+
+NO_LABELS = np.empty(0, np.int64)
+FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
 
 class Inputs(NamedTuple):
@@ -92,19 +101,38 @@ class Tile(NamedTuple):
     above: Any
 
 
+def computing_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype of losses, and of the arithmetic of the kernels: float64 for float64, float32 for anything narrower."""
+    return FLOAT64 if dtype == FLOAT64 else FLOAT32
+
+
+def flattened(objective: Objective, dtype: np.dtype[Any], classes: int) -> tuple[Array, Array]:
+    """The options of a row's loss as kernels take them: class weights (empty: none) and numbers; `terms_of` reads them.
+
+    `classes` are all classes, also where a shard has some of them only.
+    """
+    weight = (
+        np.empty(0, dtype)
+        if objective.weight is None
+        else as_kernel_array(np.asarray(objective.weight).astype(dtype, copy=False))
+    )
+    numbers = (objective.logit_scale, objective.softcap or 0.0, objective.label_smoothing, objective.z_loss, classes)
+    return weight, np.array(numbers)
+
+
 @device
-def terms_of(options: Any, ignore_index: int, inputs: Any) -> Any:
-    """Unpack `options`: logit_scale, softcap (0: none), label_smoothing, z_loss."""
+def terms_of(options: Any, ignore_index: int, inputs: Any, whole: bool) -> Any:
+    """Unpack the numbers of `flattened`. Not `whole`: a shard, the mass of whose rows is that of its own classes."""
     # With one class smoothing changes nothing; leaving it out keeps the gradient exactly 0.
-    smoothing = options[2] if inputs.classes > 1 else 0.0
+    smoothing = options[2] if options[4] > 1 else 0.0
     soft = len(inputs.soft) > 0
     mean_weight = target_mass(inputs.weight) / inputs.classes if len(inputs.weight) else 1.0
     return Terms(
         soft or smoothing > 0.0,
-        soft,
+        soft or not whole,
         1.0 - smoothing,
-        smoothing / inputs.classes,
-        0.0 if soft else smoothing * mean_weight,
+        smoothing / options[4],
+        0.0 if soft or not whole else smoothing * mean_weight,
         options[0],
         options[1],
         options[3],

@@ -15,17 +15,20 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from xent.backends.gpu.primitives import log
+from xent.backends.gpu.primitives import exp, log
 from xent.backends.gpu.tile import (
     Normal,
     factors,
     from_lse,
     gradients,
+    load,
     load_label,
+    logits_of,
     losses,
     normalise,
     order_and_slope,
     read_labels,
+    store,
     target_masses,
     terms_of,
     transform,
@@ -35,11 +38,7 @@ from xent.backends.gpu.tile import (
 @triton.jit
 def forward(
     inputs,
-    smoothing: tl.float64,
-    scale: tl.float64,
-    softcap: tl.float64,
-    z_loss: tl.float64,
-    ignore_index: tl.int64,
+    options,
     mean_weight,
     loss,
     lse,
@@ -49,7 +48,7 @@ def forward(
     BLOCK: tl.constexpr,
 ):
     """Loss and log-sum-exp."""
-    terms = terms_of(inputs, smoothing, scale, softcap, z_loss, ignore_index, mean_weight)
+    terms = terms_of(inputs, options, mean_weight)
     at = read_labels(inputs, terms, tl.program_id(0), ROWS)
     label_z, _ = transform(load_label(inputs, at, WIDE), terms, SWITCHES)
     normal = normalise(inputs, terms, at, SWITCHES, WIDE, ROWS, BLOCK)
@@ -61,11 +60,7 @@ def forward(
 @triton.jit
 def backward(
     inputs,
-    smoothing: tl.float64,
-    scale: tl.float64,
-    softcap: tl.float64,
-    z_loss: tl.float64,
-    ignore_index: tl.int64,
+    options,
     mean_weight,
     lse,
     row_scale,
@@ -77,7 +72,7 @@ def backward(
     BLOCK: tl.constexpr,
 ):
     """Gradient from the log-sum-exp."""
-    terms = terms_of(inputs, smoothing, scale, softcap, z_loss, ignore_index, mean_weight)
+    terms = terms_of(inputs, options, mean_weight)
     at = read_labels(inputs, terms, tl.program_id(0), ROWS)
     found_lse = tl.load(lse + at.g, mask=at.inside, other=0.0)
     reference, total = from_lse(found_lse, WIDE)
@@ -90,11 +85,7 @@ def backward(
 @triton.jit
 def forward_backward(
     inputs,
-    smoothing: tl.float64,
-    scale: tl.float64,
-    softcap: tl.float64,
-    z_loss: tl.float64,
-    ignore_index: tl.int64,
+    options,
     mean_weight,
     row_scale,
     finished,
@@ -111,7 +102,7 @@ def forward_backward(
     if finished is not None:  # noqa: SIM102
         if tl.load(finished) == 1.0:  # not `and`: without the number there is nothing to compile
             return
-    terms = terms_of(inputs, smoothing, scale, softcap, z_loss, ignore_index, mean_weight)
+    terms = terms_of(inputs, options, mean_weight)
     at = read_labels(inputs, terms, tl.program_id(0), ROWS)
     label_z, _ = transform(load_label(inputs, at, WIDE), terms, SWITCHES)
     normal = normalise(inputs, terms, at, SWITCHES, WIDE, ROWS, BLOCK)
@@ -125,11 +116,7 @@ def forward_backward(
 @triton.jit
 def statistics(
     inputs,
-    smoothing: tl.float64,
-    scale: tl.float64,
-    softcap: tl.float64,
-    z_loss: tl.float64,
-    ignore_index: tl.int64,
+    options,
     mean_weight,
     log_prob,
     entropy,
@@ -142,7 +129,7 @@ def statistics(
     BLOCK: tl.constexpr,
 ):
     """Log-probability and rank of the label, entropy, log-sum-exp and argmax."""
-    terms = terms_of(inputs, smoothing, scale, softcap, z_loss, ignore_index, mean_weight)
+    terms = terms_of(inputs, options, mean_weight)
     at = read_labels(inputs, terms, tl.program_id(0), ROWS)
     label_x = load_label(inputs, at, WIDE)
     label_z, _ = transform(label_x, terms, SWITCHES)
@@ -154,6 +141,53 @@ def statistics(
     tl.store(lse + at.g, reference + log_total, mask=at.inside)
     tl.store(argmax + at.g, order.best_at, mask=at.inside)
     tl.store(rank + at.g, tl.where(at.readable, order.above, -1), mask=at.inside)
+
+
+@triton.jit
+def statistics_gradient(
+    inputs,
+    options,
+    mean_weight,
+    lse,
+    entropy,
+    d_log_prob,
+    d_entropy,
+    d_lse,
+    out,
+    SWITCHES: tl.constexpr,
+    WIDE: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Gradient of the statistics, from the log-sum-exp and the entropy that `statistics` found.
+
+        dx = (d_log_prob * (one_hot - q) - d_entropy * q * (log q + H) + d_lse * q) * dz/dx
+
+    A masked class has gradient 0. A row without a label keeps the shares of entropy and log-sum-exp.
+    """
+    terms = terms_of(inputs, options, mean_weight)
+    at = read_labels(inputs, terms, tl.program_id(0), ROWS)
+    found_lse = tl.load(lse + at.g, mask=at.inside, other=0.0)
+    # In two numbers of the width of the logits, so that no digit of the log-sum-exp is lost.
+    reference = found_lse.to(WIDE)
+    rest = (found_lse - reference.to(tl.float64)).to(WIDE)
+    of_label = tl.load(d_log_prob + at.g, mask=at.readable, other=0.0).to(tl.float64)
+    plain = (tl.load(d_lse + at.g, mask=at.inside, other=0.0).to(tl.float64) - of_label).to(WIDE)
+    sloped = tl.load(d_entropy + at.g, mask=at.inside, other=0.0).to(WIDE)
+    shift = tl.load(entropy + at.g, mask=at.inside, other=0.0).to(WIDE)
+    for start in range(0, inputs.classes, BLOCK):
+        j = start + tl.arange(0, BLOCK)
+        mask = at.inside[:, None] & (j < inputs.classes)[None, :]
+        z, derivative = transform(load(logits_of(inputs), inputs, at.g, j, mask, WIDE), terms, SWITCHES)
+        log_q = (z - reference[:, None]) - rest[:, None]
+        shifted = tl.where(log_q == float("-inf"), 0.0, log_q + shift[:, None])
+        gradient = exp(log_q) * (plain[:, None] - sloped[:, None] * shifted)
+        gradient += tl.where(j[None, :] == at.label[:, None], of_label.to(WIDE)[:, None], 0.0)
+        if SWITCHES.capped:
+            gradient *= derivative
+        elif SWITCHES.scaled:
+            gradient *= terms.scale.to(WIDE)
+        store(out, inputs, at.g, j, gradient, mask)
 
 
 @triton.jit

@@ -68,7 +68,7 @@ def fastest(key: Hashable, tiles: Sequence[Any], launch: Callable[[Any], None], 
 
 
 def _seconds(call: Callable[[], None], device: torch.device, repeats: int = 5) -> float:
-    """The least time of a few calls, after one that compiles. The only place of xent.backends.gpu where the host waits."""
+    """The least time of a few calls, after one that compiles. The only place here where the host waits."""
     call()
     times = []
     for _ in range(repeats):

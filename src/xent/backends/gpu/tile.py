@@ -1,9 +1,9 @@
 """A tile: the positions that one program works on together, and the steps on them, a block of classes at a time.
 
 A position is a row of classes: row r of (rows, classes), or one of the outer * inner of (outer, classes, inner). The
-steps are those of xent.backends.cpu; where the CPU has two orders of loops for the two layouts, here strides and the shape of
-a tile make the difference. Numbers of a position (sums, losses) are float64, those of a class and maxima are WIDE:
-float32, or float64 for float64 logits.
+steps are those of xent.backends.cpu; where the CPU has two orders of loops for the two layouts, here strides and
+the shape of a tile make the difference. Numbers of a position (sums, losses) are float64, those of a class and maxima
+are WIDE: float32, or float64 for float64 logits.
 
 Where a gradient follows, a row is visited twice: for its maximum and sum, then for the gradient. The second visit goes
 backwards, because the classes that were seen last are the likeliest to be in a cache still.
@@ -11,12 +11,16 @@ backwards, because the classes that were seen last are the likeliest to be in a 
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from xent.backends.gpu.primitives import exp, log, raise_maximum, softcap_and_derivative
+from xent.objective import Objective
 
 
 class Strided(NamedTuple):
@@ -34,7 +38,7 @@ ABSENT = Strided(None, 0, 0, 0)
 class Inputs(NamedTuple):
     """The arrays of a call: `labels` is None for soft targets, `soft` for labels, `weight` without weights.
 
-    `logits` is None where they are never in memory. Flat, because Triton 3.6 loses strides of 1 in tuples of tuples.
+    Flat, because Triton 3.6 loses strides of 1 in tuples of tuples.
     """
 
     logits: Any
@@ -118,22 +122,56 @@ def soft_of(inputs):
     return Strided(inputs.soft, inputs.soft_outer, inputs.soft_along, inputs.soft_inner)
 
 
+def flattened(
+    objective: Objective, dtype: torch.dtype, classes: int, device: torch.device, *, soft: bool
+) -> tuple[Tensor | None, Tensor, Tensor | None, Switches]:
+    """The options as kernels take them: class weights, numbers, the mean of the weights, and switches.
+
+    The numbers are a tensor on the device, so that no value compiles anything; `terms_of` reads them. The mean of the
+    weights is there where label smoothing needs it.
+    """
+    # With one class smoothing changes nothing; leaving it out keeps the gradient exactly 0.
+    smoothing = objective.label_smoothing if classes > 1 else 0.0
+    weight = None if objective.weight is None else objective.weight.detach().to(dtype).contiguous()
+    mean_weight = weight.double().mean() if weight is not None and smoothing and not soft else None
+    numbers = (objective.logit_scale, objective.softcap or 0.0, smoothing, objective.z_loss, objective.ignore_index)
+    switches = Switches(
+        dense=soft or smoothing > 0.0,
+        scaled=objective.logit_scale != 1.0,
+        capped=objective.softcap is not None,
+        normalised=objective.z_loss != 0.0,
+    )
+    return weight, _on_device(numbers, device), mean_weight, switches
+
+
+@lru_cache(maxsize=256)
+def _on_device(numbers: tuple[float, ...], device: torch.device) -> Tensor:
+    """The bits of float64 numbers and of an integer, at the end, as int64."""
+    bits = torch.tensor(numbers[:-1], dtype=torch.float64).view(torch.int64)
+    return torch.cat([bits, torch.tensor(numbers[-1:], dtype=torch.int64)]).to(device)
+
+
 @triton.jit
-def terms_of(inputs, smoothing, scale, softcap, z_loss, ignore_index, mean_weight):
-    """Unpack the options. With one class smoothing changes nothing and is switched off: the gradient is exactly 0."""
-    share = tl.full((), smoothing, tl.float64)
-    off = share / inputs.classes
-    label_mass = share
+def number_of(options, place):
+    """One of the float64 numbers of `flattened`."""
+    return tl.load(options + place).to(tl.float64, bitcast=True)
+
+
+@triton.jit
+def terms_of(inputs, options, mean_weight):
+    """Unpack the numbers of `flattened`."""
+    smoothing = number_of(options, 2)
+    label_mass = smoothing
     if mean_weight is not None:
-        label_mass = share * tl.load(mean_weight)
+        label_mass = smoothing * tl.load(mean_weight)
     return Terms(
-        1.0 - share,
-        off,
+        1.0 - smoothing,
+        smoothing / inputs.classes,
         label_mass,
-        tl.full((), scale, tl.float64),
-        tl.full((), softcap, tl.float64),
-        tl.full((), z_loss, tl.float64),
-        ignore_index,
+        number_of(options, 0),
+        number_of(options, 1),
+        number_of(options, 3),
+        tl.load(options + 4),
     )
 
 
@@ -298,17 +336,6 @@ def add_classes(normal, z, inputs, terms, at, j, mask, SWITCHES: tl.constexpr, W
         mass += tl.sum(t, axis=1).to(tl.float64)
     total += tl.sum(exp(z - reference[:, None]), axis=1).to(tl.float64)
     return Normal(highest, total, target, mass)
-
-
-@triton.jit
-def join(one, other):
-    """What is known of the classes of both together."""
-    highest, total = raise_maximum(one.reference, one.total, other.reference)
-    down = exp(other.reference.to(tl.float64) - highest.to(tl.float64))
-    total += tl.where(other.total != 0.0, other.total * down, 0.0)
-    reference = finite(highest)
-    target = moved_terms(one, reference) + moved_terms(other, reference)
-    return Normal(highest, total, target, one.mass + other.mass)
 
 
 @triton.jit

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from xent.errors import ArgumentError, message
+from xent.torch._torch_private import version_of
 
 
 class Step(NamedTuple):
@@ -80,8 +81,8 @@ class Product(NamedTuple):
 
 
 def _versions(*tensors: Tensor | None) -> tuple[int, ...]:
-    """How often each was written to, as torch counts it; tensors of inference mode are not counted."""
-    return tuple(-1 if tensor.is_inference() else tensor._version for tensor in tensors if tensor is not None)
+    """How often each was written to."""
+    return tuple(version_of(tensor) for tensor in tensors if tensor is not None)
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from xent.errors import ArgumentError, message
 from xent.linear.plan import DEFAULT_WORKSPACE, parse_bytes
+from xent.torch._torch_private import PLAIN, is_recorded, is_transformed, outside_of_graphs
 from xent.torch.deferred import rules as rules
 from xent.torch.deferred.tensor import DeferredLogits, defer
-from xent.torch.rows import PLAIN, is_transformed
 
 __all__ = ["DeferredLinear", "DeferredLogits", "defer_logits", "restore_logits"]
 
@@ -127,16 +127,17 @@ class DeferredLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """``input @ weight.T + bias``, not yet made."""
         if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
-            return _outside_the_graph(self, input)
+            logits: Tensor = _outside_the_graph(self, input)
+            return logits
         dtype = _product_dtype(input, self.weight, self.bias)
         if dtype is None:
             return super().forward(input)
         return defer(input, self.weight, self.bias, dtype, self.logits_workspace)
 
 
-@torch._disable_dynamo  # type: ignore[attr-defined]
-def _outside_the_graph(layer: DeferredLinear, input: Tensor) -> Tensor:
-    """A compiled model breaks its graph here. (torch.compiler.disable does the same, and takes seconds to import.)"""
+@outside_of_graphs
+def _outside_the_graph(layer: DeferredLinear, input: Tensor) -> Any:
+    """A compiled model breaks its graph here."""
     return layer.forward(input)
 
 
@@ -151,7 +152,7 @@ def _deferring(layer: Any) -> type[DeferredLinear]:
 def _product_dtype(input: Tensor, weight: Tensor, bias: Tensor | None) -> torch.dtype | None:
     """The dtype in which the layer would multiply; None where it has to be an ordinary layer."""
     tensors = [tensor for tensor in (input, weight, bias) if tensor is not None]
-    if torch._C._get_tracing_state() is not None or torch.compiler.is_exporting() or is_transformed():
+    if is_recorded() or torch.compiler.is_exporting() or is_transformed():
         return None
     if any(type(tensor) not in PLAIN or tensor.device != input.device for tensor in tensors):
         return None

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_iter
 
 from xent.objective import Objective, Options
+from xent.torch._torch_private import share_memory
 from xent.torch.deferred.formula import Formula, Lazy, Step
 from xent.torch.deferred.tensor import RULES, DeferredLogits, Rule, attached, named
 from xent.torch.functional import cross_entropy, layout_of, statistics
@@ -32,8 +33,7 @@ def _only(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Lazy | None:
 
 def _derived(lazy: Lazy, step: Step, formula: Formula, twin: Tensor) -> Tensor:
     """What a step makes of the logits: a view if the twins share memory, else a copy."""
-    is_view = twin.untyped_storage()._cdata == lazy.twin.untyped_storage()._cdata
-    return attached((lazy.viewed if is_view else lazy.copied)(step, formula, twin))
+    return attached((lazy.viewed if share_memory(twin, lazy.twin) else lazy.copied)(step, formula, twin))
 
 
 def _rearranged(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

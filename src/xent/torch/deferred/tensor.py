@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_iter, tree_map_only
 
 from xent.errors import ArgumentError, message
+from xent.torch._torch_private import outside_of_graphs, without_torch_function, wrapper_subclass
 from xent.torch.deferred.formula import Formula, Lazy, Product, Whole
 
 
@@ -32,10 +33,7 @@ class DeferredLogits(Tensor):
 
     @staticmethod
     def __new__(cls, lazy: Lazy) -> DeferredLogits:
-        twin = lazy.twin
-        logits: DeferredLogits = Tensor._make_wrapper_subclass(
-            cls, twin.shape, strides=twin.stride(), dtype=twin.dtype, device=lazy.device
-        )
+        logits: DeferredLogits = wrapper_subclass(cls, lazy.twin, lazy.device)
         logits.lazy = lazy
         return logits
 
@@ -52,11 +50,11 @@ class DeferredLogits(Tensor):
         kwargs = kwargs or {}
         found = [leaf for leaf in tree_iter((args, kwargs)) if isinstance(leaf, DeferredLogits)]
         if any(_has_foreign_gradient(logits) for logits in found):
-            with torch._C.DisableTorchFunctionSubclass():
+            with without_torch_function():
                 return func(*args, **kwargs)
         if not any(logits.lazy.whole.is_made for logits in found):
             if func in METADATA:
-                with torch._C.DisableTorchFunctionSubclass():
+                with without_torch_function():
                     return func(*args, **kwargs)
             result = RULES[func](func, args, kwargs) if func in RULES else NotImplemented
             if result is not NotImplemented:
@@ -126,7 +124,7 @@ def attached(lazy: Lazy) -> Tensor:
     return DeferredLogits(lazy)
 
 
-@torch._disable_dynamo  # type: ignore[attr-defined]
+@outside_of_graphs
 def _outside_the_graph(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
     """Compiled code breaks its graph where it meets deferred logits."""
     return func(*args, **(kwargs or {}))
@@ -136,7 +134,7 @@ def _has_foreign_gradient(logits: DeferredLogits) -> bool:
     """Whether an autograd function returned these logits: their gradient is its business, and hidden from ours."""
     if logits.lazy.graph:
         return False
-    with torch._C.DisableTorchFunctionSubclass():
+    with without_torch_function():
         return logits.requires_grad
 
 

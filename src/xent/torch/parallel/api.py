@@ -1,26 +1,27 @@
 """Classes sharded over the processes of a group: the losses and statistics of xent.torch, with `group=`.
 
 Each rank holds some of the classes of every row: its columns of the logits, or its rows of the last layer's weight. The
-shards follow each other in the order of the ranks and may be of any size, none included; each rank tells how many
-classes it has. What crosses the network are a few numbers per row (`traffic`), and for the linear loss the gradient of
-its input; logits never do. torch.distributed carries them: gloo on the CPU, NCCL on a GPU.
+shards follow each other in the order of the ranks and may be of any size, zero included; each rank reports how many
+classes it has. A few numbers per row cross the network (`traffic`), and for the linear loss the gradient of its input;
+logits never do. torch.distributed carries them: gloo on the CPU, NCCL on a GPU.
 
-    sharded_arguments.py          the arguments of a rank, and agreement about them
-    shards.py, linear_shards.py   the loss from what the shards tell, and its gradients
-    ranks.py                      collectives, and errors for all ranks
+    arguments.py                  the arguments of one rank, opened and checked
+    agreement.py                  what the ranks compare before a call, their collectives, and errors on all ranks
+    combine.py, linear_shards.py  the loss of all classes from the losses of the shards, and its gradients
 
 Who holds what, with R ranks and classes C = C_1 + ... + C_R:
 
 | argument | on rank k | gradient |
 |---|---|---|
 | logits | (rows, C_k) | of this rank's classes |
-| input (linear loss) | (rows, features), the same on every rank | complete on every rank: added up over the group |
+| input (linear loss) | (rows, features), the same on every rank | summed over the group: complete on every rank |
 | linear_weight, linear_bias, weight | (C_k, features), (C_k,), (C_k,) | of this rank's classes |
-| class indices | global, the same on every rank | |
+| class indices | among all classes, the same on every rank | |
 | class probabilities | (rows, C_k) | of this rank's classes |
-| loss, statistics | the same on every rank | the same from above on every rank |
+| loss, statistics | the same on every rank | the upstream gradient is the same on every rank |
 
-Every rank of the group makes the call and its backward. DTensors sharded over the classes bring their group along.
+Every rank of the group makes the call and its backward pass. A DTensor that is sharded over the classes implies its
+group.
 """
 
 from __future__ import annotations
@@ -32,16 +33,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from xent.backends.protocol import Statistics
+from xent.errors import ArgumentError, message
 from xent.linear.plan import DEFAULT_WORKSPACE
 from xent.objective import ParallelOptions
-from xent.torch.functional import Statistics
 from xent.torch.functional import cross_entropy as _whole_cross_entropy
 from xent.torch.functional import statistics as _whole_statistics
 from xent.torch.linear import linear_cross_entropy as _whole_linear_cross_entropy
 from xent.torch.linear import linear_statistics as _whole_linear_statistics
-from xent.torch.parallel.arguments import Arguments, Options, reduced
+from xent.torch.parallel import calls
+from xent.torch.parallel.agreement import REPORT_BYTES
+from xent.torch.parallel.arguments import Arguments, Options
 from xent.torch.parallel.combine import NUMBERS
-from xent.torch.parallel.ranks import HEADER
 
 __all__ = ["Traffic", "cross_entropy", "linear_cross_entropy", "linear_statistics", "statistics", "traffic"]
 
@@ -50,7 +53,7 @@ Call = TypeVar("Call", bound=Callable[..., Any])
 
 
 def _outside_of_compilers(call: Call) -> Call:
-    """A compiler breaks the graph here: what the ranks agree upon is known at run time only."""
+    """Break the graph of a compiler: what the other ranks report is known at run time only."""
     return cast(Call, torch.compiler.disable(call))  # type: ignore[no-untyped-call]
 
 
@@ -75,12 +78,12 @@ def cross_entropy(
         Shard(1) (Shard(0) for a single row).
     target : class indices among all classes, without the axis C_k and the same on every rank; or this rank's columns
         of class probabilities, shaped like `input`.
-    weight : tensor (C_k,), optional: what one row of each class of this rank counts for.
-    group : the ranks over which the classes are sharded. None: that of the DTensors; without any the classes are
-        whole, and only `denominator` asks other ranks.
-    denominator : see `xent.Objective`; or "global": the weighted count of rows that are not ignored, added up over
-        `denominator_group`. Each rank's loss is then its rows' share of the mean over all rows.
-    denominator_group : the ranks among which rows are split (data or sequence parallel); None: all processes.
+    weight : tensor (C_k,), optional: the weights of this rank's classes.
+    group : the process group over which the classes are sharded. None: that of the DTensors; without DTensors all
+        classes are on this rank, and other ranks matter to `denominator` only.
+    denominator : see `xent.Objective`; or "global": the weighted count of valid labels, summed over
+        `denominator_group`. Each rank's loss is then the share of its rows in the mean over all rows.
+    denominator_group : the process group over which rows are split (data or sequence parallel); None: all processes.
     **options : see `xent.Objective`.
 
     Returns
@@ -90,20 +93,22 @@ def cross_entropy(
     Raises
     ------
     LabelError, ShapeError, DTypeError, ObjectiveError
-        On every rank of the group, with the name of the rank whose arguments are wrong or differ.
+        On every rank of the group: the arguments of a rank, which is named, are wrong or differ from the others'.
     RankError
-        Another process failed or ended, or makes another call.
+        Another process failed or ended, or makes another call; or this process is not a member of the group.
+    ArgumentError
+        `group` or `denominator_group` is not a process group.
 
     Notes
     -----
-    *Network*: `traffic` has the bytes. *Memory*: beside the gradient, a few numbers per row. *Numerics*: as the loss
-    of one rank, within rounding; all ranks get the same bits. Differentiable once. A process that neither ends nor
-    calls is noticed when the group's own `timeout` is over (`init_process_group(timeout=...)`).
+    *Network*: `traffic` has the bytes. *Memory*: beside the gradient, a few numbers per row. *Numerics*: equal to the
+    loss of one rank up to rounding; all ranks get the same bits. Differentiable once. A process that neither ends nor
+    makes the call is noticed when the group's `timeout` expires (`init_process_group(timeout=...)`).
 
     Examples
     --------
     >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    >>> logits = torch.tensor([[2.0, 1.0, 0.1], [0.5, 2.5, 0.0]])  # all classes on the one rank that there is
+    >>> logits = torch.tensor([[2.0, 1.0, 0.1], [0.5, 2.5, 0.0]])  # one rank, with all classes
     >>> round(cross_entropy(logits, torch.tensor([0, 1]), group=dist.group.WORLD).item(), 4)
     0.3069
     >>> dist.destroy_process_group()
@@ -112,13 +117,12 @@ def cross_entropy(
     ----------
     Shoeybi et al. (2019), Megatron-LM: Training Multi-Billion Parameter Language Models Using Model Parallelism
     """
-    given = Options("cross_entropy", dict(options), denominator, denominator_group)
-    arguments = Arguments.of_logits(given, group, input, target, weight)
+    passed = Options("cross_entropy", dict(options), denominator, denominator_group)
+    arguments = Arguments.of_logits(passed, group, input, target, weight)
     if arguments.group is None:
-        whole = given.counted(target, weight, soft=target.is_floating_point(), device=input.device)
-        return _whole_cross_entropy(input, target, weight, **whole)
-    call = arguments.agree()
-    return reduced(call, call.losses)
+        rows = arguments.rows
+        return _whole_cross_entropy(rows.input, rows.target, rows.class_weight, **arguments.whole_options())
+    return calls.loss(arguments.agree())
 
 
 @_outside_of_compilers
@@ -135,19 +139,19 @@ def linear_cross_entropy(
     denominator_group: dist.ProcessGroup | None = None,
     **options: Unpack[ParallelOptions],
 ) -> Tensor:
-    """`xent.torch.linear_cross_entropy` of a layer whose classes are sharded over a group, without its logits.
+    """`xent.torch.linear_cross_entropy` of a layer whose classes are sharded over a group; the logits are never stored.
 
     *Definition*: ``cross_entropy(input @ linear_weight.T + linear_bias, target)`` over the classes of all ranks.
 
     Parameters
     ----------
-    input : tensor (..., features), the same on every rank. Its gradient is added up over the group and complete on
+    input : tensor (..., features), the same on every rank. Its gradient is summed over the group, and complete on
         every rank.
     linear_weight : tensor (C_k, features): this rank's rows of the weight; or a DTensor with Shard(0).
     target : class indices (...) among all classes, the same on every rank; or this rank's class probabilities
         (..., C_k).
     linear_bias, weight : tensors (C_k,), optional: this rank's biases and class weights.
-    workspace : see `xent.torch.linear_cross_entropy`; of each rank.
+    workspace : of each rank; see `xent.torch.linear_cross_entropy`.
     group, denominator, denominator_group, options : see `cross_entropy`.
 
     Returns
@@ -161,9 +165,9 @@ def linear_cross_entropy(
 
     Notes
     -----
-    *Speed*: three products with this rank's classes. A chunk's numbers are exchanged while its logits are in the
-    workspace, so that they need not be made again: two small messages for each chunk. *Memory*: the workspace, and a
-    few numbers per row; never (rows, C_k) beyond it. *Network*: `traffic`.
+    *Speed*: three products with this rank's classes. The ranks exchange the numbers of a chunk while its logits are in
+    the workspace, so that the logits are computed once: two small messages per chunk. *Memory*: the workspace, and a
+    few numbers per row. *Network*: `traffic`.
 
     Examples
     --------
@@ -175,15 +179,13 @@ def linear_cross_entropy(
     (1.6094, torch.Size([2, 3]))
     >>> dist.destroy_process_group()
     """
-    given = Options("linear_cross_entropy", dict(options), denominator, denominator_group)
-    arguments = Arguments.of_layer(given, group, input, linear_weight, linear_bias, target, weight, workspace)
+    passed = Options("linear_cross_entropy", dict(options), denominator, denominator_group)
+    arguments = Arguments.of_layer(passed, group, input, linear_weight, linear_bias, target, weight, workspace)
     if arguments.group is None:
-        whole = given.counted(target, weight, soft=target.is_floating_point(), device=input.device)
-        return _whole_linear_cross_entropy(
-            input, linear_weight, target, linear_bias=linear_bias, weight=weight, workspace=workspace, **whole
-        )
-    call = arguments.agree()
-    return reduced(call, call.linear_losses)
+        x, w, b, y, class_weight = arguments.rows
+        whole = arguments.whole_options()
+        return _whole_linear_cross_entropy(x, w, y, linear_bias=b, weight=class_weight, workspace=workspace, **whole)
+    return calls.loss(arguments.agree())
 
 
 @_outside_of_compilers
@@ -206,7 +208,7 @@ def statistics(
     Returns
     -------
     Statistics
-        The same on every rank; argmax and rank count all classes. In a row with a NaN, argmax is not told.
+        The same on every rank; argmax and rank are those among all classes. In a row with a NaN, argmax is undefined.
 
     Raises
     ------
@@ -221,12 +223,11 @@ def statistics(
     ([4.0, 4.0], [0, 0])
     >>> dist.destroy_process_group()
     """
-    options: dict[str, object] = {"ignore_index": ignore_index, "softcap": softcap, "logit_scale": logit_scale}
-    given = Options("statistics", options, None, None)
-    arguments = Arguments.of_logits(given, group, input, target, None)
+    options: dict[str, Any] = {"ignore_index": ignore_index, "softcap": softcap, "logit_scale": logit_scale}
+    arguments = Arguments.of_logits(Options("statistics", options, None, None), group, input, target, None)
     if arguments.group is None:
-        return _whole_statistics(input, target, ignore_index=ignore_index, softcap=softcap, logit_scale=logit_scale)
-    return arguments.agree().statistics()
+        return _whole_statistics(arguments.rows.input, arguments.rows.target, **options)
+    return calls.statistics(arguments.agree())
 
 
 @_outside_of_compilers
@@ -242,7 +243,7 @@ def linear_statistics(
     logit_scale: float = 1.0,
     workspace: int | str = DEFAULT_WORKSPACE,
 ) -> Statistics:
-    """`xent.torch.linear_statistics` of a layer whose classes are sharded over a group, without its logits.
+    """`xent.torch.linear_statistics` of a layer whose classes are sharded over a group; the logits are never stored.
 
     Parameters
     ----------
@@ -268,25 +269,17 @@ def linear_statistics(
     ([4.0, 4.0], [0, 0])
     >>> dist.destroy_process_group()
     """
-    options: dict[str, object] = {"ignore_index": ignore_index, "softcap": softcap, "logit_scale": logit_scale}
-    given = Options("linear_statistics", options, None, None)
-    arguments = Arguments.of_layer(given, group, input, linear_weight, linear_bias, target, None, workspace)
+    options: dict[str, Any] = {"ignore_index": ignore_index, "softcap": softcap, "logit_scale": logit_scale}
+    passed = Options("linear_statistics", options, None, None)
+    arguments = Arguments.of_layer(passed, group, input, linear_weight, linear_bias, target, None, workspace)
     if arguments.group is None:
-        return _whole_linear_statistics(
-            input,
-            linear_weight,
-            target,
-            linear_bias=linear_bias,
-            ignore_index=ignore_index,
-            softcap=softcap,
-            logit_scale=logit_scale,
-            workspace=workspace,
-        )
-    return arguments.agree().linear_statistics()
+        x, w, b, y, _ = arguments.rows
+        return _whole_linear_statistics(x, w, y, linear_bias=b, workspace=workspace, **options)
+    return calls.statistics(arguments.agree())
 
 
 class Traffic(NamedTuple):
-    """What a call hands to collectives on each rank, in bytes; see `traffic`."""
+    """The bytes that one call hands to collectives on each rank; see `traffic`."""
 
     forward_per_row: int
     backward_per_row: int
@@ -295,6 +288,7 @@ class Traffic(NamedTuple):
 
     def sent_per_row(self, ranks: int) -> float:
         """Bytes that each rank sends for a row: a ring sends every number of a sum 2 (R - 1) / R times."""
+        _check_count("Traffic.sent_per_row", "ranks", ranks, 1)
         return 2 * (ranks - 1) / ranks * (self.forward_per_row + self.backward_per_row)
 
 
@@ -305,31 +299,44 @@ def traffic(
     itemsize: int = 4,
     has_mass: bool = False,
 ) -> Traffic:
-    """Bytes that a call hands to collectives on each rank; it does not depend on the number of classes.
+    """The bytes that one call hands to collectives on each rank; they do not depend on the number of classes.
 
     Parameters
     ----------
-    quantity : "loss", or "statistics".
-    features : of the input of a linear loss, whose gradient is added up over the ranks; 0 for logits.
-    itemsize : bytes of one number of that gradient's sum: 8 for float64, 4 for everything else.
+    quantity : "loss" or "statistics".
+    features : of the input of a linear loss, whose gradient is summed over the ranks; 0 for logits.
+    itemsize : bytes of one number of that sum: 8 for float64, 4 for every other dtype.
     has_mass : whether the loss has class weights or class probabilities: one more number per row.
 
     Returns
     -------
     Traffic
-        Bytes per row of forward and backward; bytes of the header (which an all-gather sends to each other rank)
-        and the sign that backward went well, per call; and of the sign that goes with each chunk.
+        Bytes per row of the forward and of the backward pass. *per_call*: an upper bound of the report with which a
+        call begins, a pickled dictionary of about 500 bytes that an all-gather sends to each other rank; and for a
+        linear loss 8 bytes that say whether the backward pass went well. *per_chunk*: the flags that say whether the
+        chunk went well.
 
     Raises
     ------
-    KeyError
-        There is no such quantity.
+    ArgumentError
+        There is no such quantity, or a number is not an integer or too small.
 
     Examples
     --------
     >>> traffic(), traffic(features=4096).sent_per_row(ranks=8)
-    (Traffic(forward_per_row=24, backward_per_row=0, per_call=256, per_chunk=8), 28714.0)
+    (Traffic(forward_per_row=24, backward_per_row=0, per_call=1024, per_chunk=8), 28714.0)
     """
+    if quantity not in ("loss", "statistics"):
+        found = f"found {quantity!r}, expected 'loss' or 'statistics'"
+        raise ArgumentError(message("traffic", "quantity", found, "See help(xent.torch.parallel.traffic)"))
+    _check_count("traffic", "features", features, 0)
+    _check_count("traffic", "itemsize", itemsize, 1)
     numbers = NUMBERS["loss_with_mass" if has_mass and quantity == "loss" else quantity]
-    signs = 2 if quantity == "statistics" else 1
-    return Traffic(8 * numbers, features * itemsize, 8 * HEADER + (8 if features else 0), 8 * signs)
+    flags = 2 if quantity == "statistics" else 1
+    return Traffic(8 * numbers, features * itemsize, REPORT_BYTES + (8 if features else 0), 8 * flags)
+
+
+def _check_count(call: str, argument: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or value < least:
+        found = f"found {value!r}, expected an integer of {least} or more"
+        raise ArgumentError(message(call, argument, found, "See help(xent.torch.parallel.traffic)"))

@@ -1,106 +1,104 @@
-"""The arguments of a call on a shard: DTensors opened, shapes checked, and everything agreed upon with the other ranks.
+"""The arguments of a call on one rank: DTensors opened, shapes and dtypes checked, and compared with the other ranks.
 
-`Arguments` is what a rank was given; `agree` makes an `Agreed` of it, which knows where the rank's classes lie among
-all of them, and computes.
+`Arguments` holds what the call was given on this rank. `Arguments.agree` checks it, exchanges reports with the other
+ranks (agreement.py), and returns an `Agreement`: the checked arguments, and where this rank's classes lie among all.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor import Shard as ShardPlacement
 
-from xent.backends.cpu import shards as cpu
-from xent.backends.cpu.shards import IGNORED
-from xent.backends.formula import compute_dtype
+from xent.backends.formula import FORMULA
+from xent.backends.shard import Shard
 from xent.checks import Layout, label_error, require_labels
-from xent.errors import ObjectiveError, ShapeError, message
-from xent.linear import shards as linear
+from xent.errors import DTypeError, ObjectiveError, ShapeError, XentError, message
+from xent.linear.driver import Wanted
 from xent.linear.plan import parse_bytes
 from xent.objective import Objective
-from xent.reduction import gradient_scale, mean_denominator
+from xent.reduction import mean_denominator
 from xent.torch import functional
 from xent.torch import linear as layers
-from xent.torch.functional import Statistics
-from xent.torch.linear_kernels import Call
-from xent.torch.parallel import combine as shards
-from xent.torch.parallel import linear_shards
-from xent.torch.parallel.combine import Sharded
-from xent.torch.parallel.ranks import Ranks
-from xent.torch.rows import LinearRows
+from xent.torch.parallel.agreement import Ranks, check_group
+from xent.torch.parallel.combine import sizes_of
+from xent.torch.rows import Call, LinearRows
 
-REDUCTIONS = ("none", "sum", "mean")
+Group = dist.ProcessGroup | None
+
+ARGUMENTS = ("input", "linear_weight", "linear_bias", "target", "weight")
+"""What the public calls name the tensors of `LinearRows`."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """The options of a call, before they are checked; the denominator may be "global"."""
+    """The options of a call as they were passed; the denominator may be "global"."""
 
     call: str
     options: dict[str, Any]
     denominator: float | str | None
-    denominator_group: dist.ProcessGroup | None
+    denominator_group: Group
 
     @property
     def is_global(self) -> bool:
-        return self.denominator == "global"
+        return isinstance(self.denominator, str) and self.denominator == "global"
 
     def objective(self) -> Objective:
-        """The options, checked; a denominator that has to be counted is left out."""
+        """The options, checked; a global denominator, which has to be counted, is left out."""
+        if isinstance(self.denominator, str) and not self.is_global:
+            found = f"found {self.denominator!r}, expected None, a finite number above 0, or 'global'"
+            raise ObjectiveError(message(self.call, "denominator", found, "See help(xent.torch.parallel)"))
         options: Any = {**self.options, "denominator": None if self.is_global else self.denominator}
         objective = Objective.of(self.call, options)
         if self.is_global and objective.reduction != "mean":
             found = f"a denominator has no meaning with reduction={objective.reduction!r}"
             raise ObjectiveError(message(self.call, "denominator", found, "Use reduction='mean'"))
+        if self.is_global:
+            check_group(self.call, "denominator_group", self.denominator_group)
         return objective
 
-    def counted(self, target: Tensor, weight: Tensor | None, *, soft: bool, device: torch.device) -> dict[str, Any]:
-        """The options of a call whose classes are whole, with a global denominator counted."""
-        if not self.is_global:
-            return {**self.options, "denominator": self.denominator}
-        rows = target.shape.numel() // (target.shape[1] if soft and target.ndim > 1 else 1)
-        count = mean_denominator(target, weight, soft, rows, self.objective())
-        # Without anything to count the mean is NaN, as without a denominator.
-        return {**self.options, "denominator": self.added_up(count, device) or None}
-
-    def added_up(self, count: Any, device: torch.device) -> float:
-        """The count of all ranks among which rows are split."""
-        ranks = Ranks(self.call, self.denominator_group, device)
+    def total_count(self, count: Any, device: torch.device) -> float:
+        """The sum of the counts of all ranks among which rows are split: the global denominator."""
+        ranks = Ranks(self.call, self.denominator_group, device, "denominator_group")
         return ranks.total(torch.as_tensor(float(count), dtype=torch.float64, device=device)).item()
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """The tensors of this rank: those of `rows` for a layer; for logits `weight` is None and the rest as it is."""
+    """What a call was given on this rank, with DTensors opened. For logits there is neither weight nor bias in `rows`.
 
-    given: Options
-    group: dist.ProcessGroup | None
+    `group` is None if there is neither a group nor a sharded DTensor: then all classes are on this rank.
+    """
+
+    options: Options
+    group: Group
     rows: LinearRows
+    is_layer: bool
     workspace: int | str | None
+    problem: XentError | None
+    """What was wrong with the tensors as they were opened; raised on all ranks when they agree."""
 
     @classmethod
-    def of_logits(
-        cls, given: Options, group: dist.ProcessGroup | None, input: Any, target: Any, weight: Any
-    ) -> Arguments:
-        """Of logits; `group` is None only if there is no sharded tensor either."""
-        axis = 0 if getattr(input, "ndim", 2) == 1 else 1
-        soft = isinstance(target, Tensor) and target.is_floating_point()
-        axes = {"input": axis, "target": axis if soft else None, "weight": 0}
-        opened, group = _opened(given.call, group, axes, {"input": input, "target": target, "weight": weight})
-        return cls(given, group, LinearRows(opened[0], None, None, opened[1], opened[2]), None)  # type: ignore[arg-type]
+    def of_logits(cls, options: Options, group: Group, input: Any, target: Any, weight: Any) -> Arguments:
+        """The arguments of a call on logits."""
+        axis = _class_axis(input)
+        axes = (axis, None, None, axis if _is_soft(target) else None, 0)
+        tensors = (input, None, None, target, weight)
+        rows, group, problem = _opened(options.call, group, tensors, axes)
+        return cls(options, group, rows, False, None, problem)
 
     @classmethod
     def of_layer(
         cls,
-        given: Options,
-        group: dist.ProcessGroup | None,
+        options: Options,
+        group: Group,
         input: Any,
         linear_weight: Any,
         linear_bias: Any,
@@ -108,213 +106,184 @@ class Arguments:
         weight: Any,
         workspace: int | str,
     ) -> Arguments:
-        """Of a linear layer."""
-        soft = isinstance(target, Tensor) and target.is_floating_point()
-        tensors = {
-            "input": input,
-            "linear_weight": linear_weight,
-            "linear_bias": linear_bias,
-            "target": target,
-            "weight": weight,
-        }
-        last = target.ndim - 1 if soft else None
-        axes = {"input": None, "linear_weight": 0, "linear_bias": 0, "target": last, "weight": 0}
-        opened, group = _opened(given.call, group, axes, tensors)
-        return cls(given, group, LinearRows(*opened), workspace)
+        """The arguments of a call on a linear layer."""
+        axes = (None, 0, 0, target.ndim - 1 if _is_soft(target) else None, 0)
+        tensors = (input, linear_weight, linear_bias, target, weight)
+        rows, group, problem = _opened(options.call, group, tensors, axes)
+        return cls(options, group, rows, True, workspace, problem)
 
-    def agree(self) -> Agreed:
-        """Check, and agree with the other ranks; raises on all of them what is wrong with one."""
-        device = self.rows.input.device if isinstance(self.rows.input, Tensor) else torch.device("cpu")
-        ranks = Ranks(self.given.call, self.group, device)
-        prepared, own = ranks.agree(self._prepared, _equal, _own)
-        counts = [numbers[0] for numbers in own]
-        shard = cpu.Shard(sum(counts[: ranks.rank]), counts[ranks.rank], sum(counts))
-        _check(prepared, ranks, shard.total, own)
-        soft = prepared.how.soft
-        sharded = Sharded(prepared.objective, shard, ranks, soft or prepared.rows.class_weight is not None)
-        if prepared.layer is None or prepared.method is None:
-            return Agreed(self.given, prepared, sharded, None)
-        sizes = [numbers[5:11] for numbers in own]
-        plan = linear.common_plan(self.given.call, sizes, shard.classes, prepared.layer.workspace)
-        layer = linear_shards.LinearSharded(prepared.layer, sharded, prepared.method, plan)
-        return Agreed(self.given, prepared, sharded, layer)
+    def whole_options(self) -> dict[str, Any]:
+        """The options for the call of xent.torch where all classes are on this rank: a global denominator is counted.
+
+        The mean over nothing is NaN, as without a denominator.
+        """
+        objective, denominator = self.options.objective(), self.options.denominator
+        if self.options.is_global:
+            layout = self._layout(objective)
+            labels = None if layout.soft else self.rows.target.long()
+            count = mean_denominator(labels, self.rows.class_weight, layout.rows, objective)
+            denominator = self.options.total_count(count, self.rows.input.device) or None
+        return {**self.options.options, "denominator": denominator}
+
+    def agree(self) -> Agreement:
+        """Check the arguments of all ranks; what is wrong with one, or differs, is raised on every rank."""
+        x = self.rows.input
+        ranks = Ranks(self.options.call, self.group, x.device if isinstance(x, Tensor) else torch.device("cpu"))
+
+        def prepare() -> tuple[Prepared, dict[str, Any], dict[str, Any]]:
+            if self.problem is not None:
+                raise self.problem
+            prepared = self._prepared()
+            return prepared, _common_facts(prepared), _own_facts(prepared)
+
+        prepared, own = ranks.agree(prepare)
+        counts = [facts["classes"] for facts in own]
+        shard = Shard(sum(counts[: ranks.rank]), counts[ranks.rank], sum(counts))
+        _check_labels(prepared, ranks, shard.total, own)
+        return Agreement(prepared, ranks, shard, [] if prepared.sizes is None else [facts["sizes"] for facts in own])
 
     def _prepared(self) -> Prepared:
-        """What this rank can find out by itself."""
-        objective, call = self.given.objective(), self.given.call
-        x, w, b, y, class_weight = self.rows
-        if self.workspace is None:
-            axis = 0 if getattr(x, "ndim", 2) == 1 else 1
-            soft = isinstance(y, Tensor) and y.is_floating_point()
-            how = functional.layout_of(
-                call, _one(x, axis), _one(y, axis) if soft else y, _one(class_weight, 0), objective
-            )
-            how = replace(how, logits_shape=tuple(x.shape))
-            by_rows = [tensor.movedim(axis, -1).reshape(how.rows, how.classes) for tensor in ((x, y) if soft else (x,))]
-            rows = self.rows._replace(input=by_rows[0], target=by_rows[1] if soft else y.reshape(-1))
-            layer, method, sizes = None, None, [0] * 6
-        else:
-            soft = isinstance(y, Tensor) and y.is_floating_point()
-            how = layers.layout_of(
-                call, x, _one(w, 0), _one(b, 0), _one(y, -1) if soft else y, _one(class_weight, 0), objective
-            )
-            how = replace(how, logits_shape=(*x.shape[:-1], w.shape[0]))
-            target = y.reshape(how.rows, how.classes) if how.soft else y.reshape(-1)
-            rows = self.rows._replace(input=x.reshape(how.rows, x.shape[-1]), target=target)
-            layer = Call(call, objective, parse_bytes(call, self.workspace), layers.product_dtype(call, x, w, b))
-            method, sizes = None, [0] * 6
-            if shards.has_kernels(x):
-                method, sizes = linear_shards.method_and_sizes(layer, rows, _wanted(rows)[:3])
+        """What this rank can check and find out without the others."""
+        call, objective = self.options.call, self.options.objective()
+        layout = self._layout(objective)
         if call.endswith("statistics"):
-            require_labels(call, how, "cross_entropy")
-        return Prepared(self.given, objective, how, rows, layer, method, sizes)
+            require_labels(call, layout, "cross_entropy")
+        x, w, b, target, _ = self.rows
+        axis = x.ndim - 1 if self.is_layer else layout.class_axis
+        if layout.soft:
+            target = target.movedim(axis, -1).reshape(layout.rows, layout.classes)
+        # For a layer the last axis of the input has the features.
+        rows = self.rows._replace(
+            input=x.movedim(axis, -1).reshape(layout.rows, x.shape[axis]),
+            target=target if layout.soft else target.reshape(-1).long(),
+        )
+        if not self.is_layer:
+            return Prepared(self.options, objective, layout, rows, None, x.dtype, None)
+        workspace: Any = self.workspace
+        room, dtype = parse_bytes(call, workspace), layers.product_dtype(call, x, w, b)
+        sizes = sizes_of(rows.layer(Call(call, objective, FORMULA, None, room, dtype)), Wanted(*_wanted(rows)[:3]))
+        return Prepared(self.options, objective, layout, rows, room, dtype, sizes)
+
+    def _layout(self, objective: Objective) -> Layout:
+        """How the logits lie as rows; shapes and dtypes are checked as in xent.torch, but a shard may have no class."""
+        call, (x, w, b, target, class_weight) = self.options.call, self.rows
+        axis = -1 if self.is_layer else _class_axis(x)
+        target = _with_a_class(target, axis) if _is_soft(target) else target
+        class_weight = _with_a_class(class_weight, 0)
+        if not self.is_layer:
+            layout = functional.layout_of(call, _with_a_class(x, axis), target, class_weight, objective)
+            return replace(layout, logits_shape=tuple(x.shape))
+        layout = layers.layout_of(call, x, _with_a_class(w, 0), _with_a_class(b, 0), target, class_weight, objective)
+        return replace(layout, logits_shape=(*x.shape[:-1], w.shape[0]))
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A rank's arguments, checked by themselves."""
+    """The arguments of this rank, checked by themselves."""
 
-    given: Options
+    options: Options
     objective: Objective
-    how: Layout
+    layout: Layout
+    """Of this rank's columns of the logits."""
     rows: LinearRows
-    layer: Call | None
-    method: Any
-    sizes: list[int]
+    workspace: int | None
+    """In bytes; None for logits."""
+    dtype: torch.dtype
+    """Of the logits."""
+    sizes: list[int] | None
+    """The sizes for which the ranks make their common plan of chunks; None for logits."""
 
 
 @dataclass(frozen=True)
-class Agreed:
-    """A call that all ranks of the group make together."""
+class Agreement:
+    """A call that all ranks of the group make together: nothing is wrong with the arguments of any."""
 
-    given: Options
     prepared: Prepared
-    sharded: Sharded
-    layer: linear_shards.LinearSharded | None
-
-    def losses(self, scale: float | None) -> Tensor:
-        """The losses of logits."""
-        rows = self.prepared.rows
-        found: Tensor = shards.CrossEntropy.apply(rows.input, rows.target, rows.class_weight, self.sharded)  # type: ignore[no-untyped-call]
-        return found
-
-    def linear_losses(self, scale: float | None) -> Tensor:
-        """The losses of a layer, with gradients at once if the scale of the rows is given."""
-        if self.layer is None:
-            return self._by_logits().losses(scale)
-        at_once = scale if torch.is_grad_enabled() else None
-        found: Tensor = linear_shards.CrossEntropy.apply(*self.prepared.rows, self.layer, at_once)  # type: ignore[no-untyped-call]
-        return found
-
-    def statistics(self) -> Statistics:
-        """The statistics of logits."""
-        rows = self.prepared.rows
-        found = shards.Statistics.apply(rows.input, rows.target, self.sharded)  # type: ignore[no-untyped-call]
-        return self._shaped(found, rows.input.dtype)
-
-    def linear_statistics(self) -> Statistics:
-        """The statistics of a layer."""
-        rows, layer = self.prepared.rows, self.layer
-        if layer is None:
-            return self._by_logits().statistics()
-        found = linear_shards.Statistics.apply(*rows[:4], layer)  # type: ignore[no-untyped-call]
-        return self._shaped(found, layer.call.dtype)
-
-    def _by_logits(self) -> Agreed:
-        """A layer as its logits, on devices whose steps are not written: torch makes them and their gradients."""
-        prepared = self.prepared
-        assert prepared.layer is not None
-        rows = prepared.rows.to(prepared.layer.dtype)
-        x: Tensor = shards.Shared.apply(rows.input, self.sharded.ranks)  # type: ignore[no-untyped-call]
-        logits = torch.nn.functional.linear(x, rows.weight, rows.bias)
-        return replace(self, prepared=replace(prepared, rows=rows._replace(input=logits, weight=None, bias=None)))  # type: ignore[arg-type]
-
-    def _shaped(self, values: tuple[Tensor, ...], dtype: torch.dtype) -> Statistics:
-        wide, shape = compute_dtype(dtype), self.prepared.how.loss_shape
-        return Statistics(*(v.reshape(shape).to(wide) for v in values[:3]), *(v.reshape(shape) for v in values[3:]))
-
-    def denominator(self) -> float:
-        """What a mean divides by."""
-        prepared, objective, shard = self.prepared, self.prepared.objective, self.sharded.shard
-        target, weight, soft = prepared.rows.target, prepared.rows.class_weight, prepared.how.soft
-        is_known = soft or objective.reduction != "mean" or objective.denominator is not None
-        if weight is None or is_known:
-            count = float(mean_denominator(target, None, soft, prepared.how.rows, objective))
-        else:
-            # Each label's weight lies with the label.
-            here = (target != objective.ignore_index) & (target >= shard.first)
-            here &= target < shard.first + shard.classes
-            labels = torch.where(here, target - shard.first, IGNORED)
-            local = replace(objective, ignore_index=IGNORED)
-            part = mean_denominator(labels, weight.detach().double(), False, len(labels), local) if shard.classes else 0
-            ranks = self.sharded.ranks
-            count = ranks.total(torch.as_tensor(float(part), dtype=torch.float64, device=ranks.device)).item()
-        return self.given.added_up(count, self.sharded.ranks.device) if self.given.is_global else count
+    ranks: Ranks
+    shard: Shard
+    """Which classes are on this rank."""
+    sizes: list[list[int]]
+    """`Prepared.sizes` of all ranks; empty where they are None."""
 
 
-def reduced(call: Agreed, losses_of: Callable[[float | None], Tensor]) -> Tensor:
-    """The losses of a call, reduced as its objective says, in the dtype of its losses."""
-    prepared, objective = call.prepared, call.prepared.objective
-    dtype = compute_dtype(prepared.rows.input.dtype if prepared.layer is None else prepared.layer.dtype)
-    if objective.reduction == "none":
-        return losses_of(None).reshape(prepared.how.loss_shape).to(dtype)
-    denominator = call.denominator()
-    scale = gradient_scale(denominator, objective)
-    total = losses_of(scale).sum() * scale
-    # A mean over nothing is NaN, with gradient 0.
-    return (total if denominator else total + math.nan).to(dtype)
+# ----------------------------------------------------------------------------------------------- what a rank reports
 
 
-def _equal(prepared: Prepared) -> dict[str, float]:
-    """What has to be the same on all ranks."""
-    objective, rows, layer = prepared.objective, prepared.rows, prepared.layer
-    options = objective.to_numbers()
-    dtype = rows.input.dtype if layer is None else layer.dtype
-    return {
-        "rows": prepared.how.rows,
-        "features": 0 if layer is None else rows.input.shape[-1],
-        "dtype": _number(str(dtype)),
-        "gradients": sum(2**i for i, wanted in enumerate(_wanted(rows)) if wanted),
-        "class probabilities": prepared.how.soft,
+def _common_facts(prepared: Prepared) -> dict[str, Any]:
+    """What has to be the same on all ranks; the names are those of agreement.DIFFERENCES, or of options."""
+    rows, layout, workspace = prepared.rows, prepared.layout, prepared.workspace
+    facts: dict[str, Any] = {
+        "device": rows.input.device.type,
+        "rows": layout.rows,
+        "loss shape": layout.loss_shape,
+        "features": None if workspace is None else rows.input.shape[-1],
+        "dtype": str(rows.input.dtype),
+        "product dtype": None if workspace is None else str(prepared.dtype),
+        "target": "class probabilities" if layout.soft else "class indices",
         "class weights": rows.class_weight is not None,
         "linear_bias": rows.bias is not None,
-        "workspace": 0 if layer is None else layer.workspace,
-        "ignore_index": options[0],
-        "label_smoothing": options[1],
-        "z_loss": options[2],
-        "softcap": options[3],
-        "logit_scale": options[4],
-        "reduction": REDUCTIONS.index(objective.reduction),
-        "denominator": math.inf if prepared.given.is_global else objective.denominator or 0.0,
+        "workspace": workspace,
+    }
+    # Class weights lie where their classes lie; every other option is about all classes.
+    options = {field.name: _plain(getattr(prepared.objective, field.name)) for field in fields(Objective)}
+    del options["weight"]
+    if prepared.options.is_global:
+        options["denominator"] = "global"
+    gradients = [name for name, wanted in zip(ARGUMENTS, _wanted(rows), strict=False) if wanted]
+    return {**facts, **options, "gradients": ", ".join(gradients) or "no argument"}
+
+
+def _own_facts(prepared: Prepared) -> dict[str, Any]:
+    """The number of classes, labels, and sizes on this rank."""
+    extremes, checksum = None, None
+    if not prepared.layout.soft and prepared.layout.rows:
+        *extremes, checksum = _summary(prepared.rows.target.long(), prepared.objective.ignore_index)
+    return {
+        "classes": prepared.layout.classes,
+        "extremes": extremes,
+        "checksum": checksum,
+        "sizes": prepared.sizes,
     }
 
 
-def _own(prepared: Prepared) -> list[int]:
-    """The number of classes, the least and the greatest label and their rows, sizes, and a number for all labels."""
-    how, target = prepared.how, prepared.rows.target
-    if how.soft or not how.rows:
-        return [how.classes, 0, 0, 0, 0, *prepared.sizes, 0]
-    labels = target.long().masked_fill(target == prepared.objective.ignore_index, 0)
-    low, high = labels.min(0), labels.max(0)
-    places = torch.arange(len(labels), device=labels.device)
-    extremes = [int(low.values), int(low.indices), int(high.values), int(high.indices)]
-    # Very likely another number for other labels, or for the same in another order.
-    mixed = int(((target.long() + 1) * (2 * places + 1)).sum())
-    return [how.classes, *extremes, *prepared.sizes, mixed]
+def _summary(labels: Tensor, ignore_index: int) -> list[int]:
+    """The least label and its row, the greatest and its row, and a checksum of all, which one copy brings to the host.
+
+    Ignored labels are left out of the extremes: 0 is a class as long as there are any.
+    """
+    valid = labels.masked_fill(labels == ignore_index, 0)
+    least, greatest = valid.min(0), valid.max(0)
+    # Each label is mixed with its row (splitmix64): other labels, or the same in another order, have another sum.
+    mixed = labels + torch.arange(1, len(labels) + 1, device=labels.device) * -0x61C8864680B583EB
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
+        mixed = (mixed ^ (mixed >> shift)) * factor
+    numbers = torch.stack([*least, *greatest, mixed.sum()])
+    return numbers.tolist()
 
 
-def _check(prepared: Prepared, ranks: Ranks, total: int, own: list[list[int]]) -> None:
-    """Raise on all ranks if a label of one of them is out of range, or if their labels differ."""
-    call, shape = prepared.given.call, prepared.how.loss_shape
-    if not total:
+def _check_labels(prepared: Prepared, ranks: Ranks, classes: int, own: list[dict[str, Any]]) -> None:
+    """Raise on all ranks if a label of one of them is not a class, or if their labels differ."""
+    call, shape = prepared.options.call, prepared.layout.loss_shape
+    if not classes:
         raise ShapeError(message(call, "input", "found no classes on any rank", "Pass at least one class"))
-    for rank, (_, low, low_row, high, high_row, *_) in enumerate(own):
-        for label, row in ((low, low_row), (high, high_row)):
-            if not 0 <= label < total:
-                index = tuple(int(place) for place in np.unravel_index(row, shape)) if shape else ()
-                where = str(index[0]) if len(index) == 1 else str(index)
-                raise label_error(call, f"{where} of {ranks.name(rank)}", label, total)
-    ranks.compare("labels", [numbers[11] for numbers in own])
+    for rank, facts in enumerate(own):
+        if facts["extremes"] is None:
+            continue
+        least, least_row, greatest, greatest_row = facts["extremes"]
+        for label, row in ((least, least_row), (greatest, greatest_row)):
+            if not 0 <= label < classes:
+                raise label_error(call, f"{_index(row, shape)} of {ranks.name(rank)}", label, classes)
+    if len({facts["checksum"] for facts in own}) > 1:
+        # Only now do the labels themselves travel, to name a row and what it has on the ranks.
+        labels = np.stack(ranks.exchanged(prepared.rows.target.long().cpu().numpy()))
+        row = int((labels != labels[0]).any(axis=0).argmax())
+        ranks.compare("label", [f"{label} at row {_index(row, shape)}" for label in labels[:, row]])
+
+
+def _index(row: int, shape: tuple[int, ...]) -> str:
+    """The index of a row in losses of this shape, as an error names it."""
+    index = tuple(int(place) for place in np.unravel_index(row, shape)) if shape else ()
+    return str(index[0]) if len(index) == 1 else str(index)
 
 
 def _wanted(rows: LinearRows) -> tuple[bool, ...]:
@@ -322,44 +291,75 @@ def _wanted(rows: LinearRows) -> tuple[bool, ...]:
     return tuple(torch.is_grad_enabled() and t is not None and t.requires_grad for t in rows[:4])
 
 
-def _one(tensor: Any, axis: int) -> Any:
-    """A tensor of one class in place of an empty one, whose other axes are to be checked."""
-    if not isinstance(tensor, Tensor) or not tensor.ndim or tensor.shape[axis]:
+def _plain(value: Any) -> Any:
+    """The Python value of an option that may be a NumPy number or a tensor of one number."""
+    return value.item() if isinstance(value, Tensor | np.generic | np.ndarray) else value
+
+
+# ------------------------------------------------------------------------------------------------------------ tensors
+
+
+def _is_soft(target: Any) -> bool:
+    return isinstance(target, Tensor) and target.is_floating_point()
+
+
+def _class_axis(logits: Any) -> int:
+    """The axis of the classes, by torch's convention."""
+    return 0 if getattr(logits, "ndim", 2) == 1 else 1
+
+
+def _with_a_class(tensor: Any, axis: int) -> Any:
+    """A tensor of one class in place of one without any, whose other axes are to be checked."""
+    if not isinstance(tensor, Tensor) or not -tensor.ndim <= axis < tensor.ndim or tensor.shape[axis]:
         return tensor
     shape = list(tensor.shape)
     shape[axis] = 1
     return tensor.new_empty(shape)
 
 
-def _number(text: str) -> float:
-    """A short text as a number."""
-    return float(int.from_bytes(text.encode()[-6:], "big"))
-
-
 def _opened(
-    call: str, group: dist.ProcessGroup | None, axes: dict[str, int | None], tensors: dict[str, Any]
-) -> tuple[list[Any], dist.ProcessGroup | None]:
-    """The local tensors, and the group over which the classes lie; each is a plain tensor already, or a DTensor."""
-    groups = {} if group is None else {"group": group}
-    for name, tensor in tensors.items():
+    call: str, group: Group, tensors: Sequence[Any], axes: Sequence[int | None]
+) -> tuple[LinearRows, Group, XentError | None]:
+    """The local tensors of DTensors, the group over which the classes are sharded, and what is wrong with an argument.
+
+    With a group the error is for all of its ranks, and raised when they agree; without one it is raised at once.
+    `axes` says which axis of each argument has the classes.
+    """
+    if group is not None:
+        check_group(call, "group", group)
+    groups: dict[str, dist.ProcessGroup] = {} if group is None else {"group": group}
+    problem: XentError | None = None
+    weight = tensors[-1]
+    if weight is not None and not isinstance(weight, Tensor):
+        found = f"found a {type(weight).__name__}, expected a tensor or None"
+        problem = DTypeError(message(call, "weight", found, "Pass one number for each class, as a tensor"))
+    for name, tensor, axis in zip(ARGUMENTS, tensors, axes, strict=True):
         if isinstance(tensor, DTensor):
-            found = _group_of(call, name, tensor, axes[name])
-            groups |= {} if found is None else {name: found}
-    members = {name: tuple(dist.get_process_group_ranks(found)) for name, found in groups.items()}
-    if len(set(members.values())) > 1:
-        listed = ", ".join(f"{name} by ranks {list(ranks)}" for name, ranks in members.items())
-        raise ShapeError(message(call, "group", f"the classes are sharded differently: {listed}", "Use one group"))
-    local = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors.values()]
-    return local, next(iter(groups.values()), None)
+            try:
+                implied = _class_group(call, name, tensor, axis)
+            except ShapeError as error:
+                problem = problem or error
+            else:
+                groups |= {} if implied is None else {name: implied}
+    group = next(iter(groups.values()), None)
+    members = {name: dist.get_process_group_ranks(sharded) for name, sharded in groups.items()}
+    if any(ranks != next(iter(members.values())) for ranks in members.values()):
+        listed = ", ".join(f"{name} over ranks {ranks}" for name, ranks in members.items())
+        found = f"the classes are sharded over different groups: {listed}"
+        problem = problem or ShapeError(message(call, "group", found, "Shard all of them over the same ranks"))
+    if problem is not None and group is None:
+        raise problem
+    local = (tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors)
+    return LinearRows(*local), group, problem
 
 
-def _group_of(call: str, name: str, tensor: DTensor, axis: int | None) -> dist.ProcessGroup | None:
-    """The group over which a DTensor has its classes; None if each rank has all of it."""
-    cut = [place for place, placement in enumerate(tensor.placements) if not isinstance(placement, Replicate)]
-    if axis is None and not cut:
+def _class_group(call: str, name: str, tensor: DTensor, axis: int | None) -> Group:
+    """The group over which the classes of a DTensor are sharded; None if the argument is to be whole and is."""
+    split = [place for place, placement in enumerate(tensor.placements) if not isinstance(placement, Replicate)]
+    if axis is None and not split:
         return None
-    if axis is not None and len(cut) == 1 and tensor.placements[cut[0]] == Shard(axis):
-        return tensor.device_mesh.get_group(cut[0])
+    if axis is not None and len(split) == 1 and tensor.placements[split[0]] == ShardPlacement(axis):
+        return tensor.device_mesh.get_group(split[0])
     wanted = "Replicate() everywhere" if axis is None else f"Shard({axis}) along one dimension of the mesh"
     found = f"found placements {tensor.placements}, expected {wanted}"
     remedy = "Redistribute it; for rows split over ranks pass to_local() and denominator='global'"

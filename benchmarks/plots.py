@@ -1,0 +1,111 @@
+"""The plots: time against elements from the record of scaling.py, errors against chunks from that of linear.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.record_tables import digest
+from xent.bench.peers import EAGER, OURS, REUSED
+from xent.errors import MissingDependencyError, message
+
+NAMES = {OURS: OURS, EAGER: EAGER, REUSED: "a copy of the logits"}
+COLORS = {OURS: "#0b6e99", EAGER: "#c2571a", REUSED: "#808080"}
+
+
+def scaling_svg(record: Mapping[str, Any]) -> str:
+    """Two log-log panels as SVG: the rows grow, the classes grow."""
+    alt, _ = _libraries()
+    values = [
+        {
+            "elements": point["elements"],
+            "milliseconds": 1e3 * point["median"],
+            "implementation": NAMES[point["contestant"]],
+            "panel": _panel(point["grows"]),
+        }
+        for point in record["points"]
+    ]
+    present = {value["implementation"] for value in values}
+    scale = alt.Scale(
+        domain=[NAMES[name] for name in COLORS if NAMES[name] in present],
+        range=[color for name, color in COLORS.items() if NAMES[name] in present],
+    )
+    chart = (
+        alt.Chart(alt.InlineData(values=values))
+        .mark_line(point=alt.OverlayMarkDef(size=36))
+        .encode(
+            x=alt.X("elements:Q", title="logits (rows times classes)", scale=alt.Scale(type="log"), axis=_axis("~s")),
+            y=alt.Y("milliseconds:Q", title="milliseconds", scale=alt.Scale(type="log"), axis=_axis(",~g")),
+            color=alt.Color(
+                "implementation:N", title=None, scale=scale, legend=alt.Legend(orient="bottom", symbolType="stroke")
+            ),
+        )
+        .properties(width=330, height=280)
+        .facet(column=alt.Column("panel:N", title=None, sort=[_panel("rows"), _panel("classes")]))
+    )
+    return _drawn(record, chart)
+
+
+def linear_error_svg(record: Mapping[str, Any]) -> str:
+    """Relative errors in bfloat16 against the number of chunks: the loss, and both gradients."""
+    alt, _ = _libraries()
+    names = {"loss": "loss", "input": "gradient of the input", "weight": "gradient of the weight"}
+    values = [
+        {"chunks": point["chunks"], "error": point[quantity], "implementation": point["contestant"], "panel": panel}
+        for point in record["errors"]
+        for quantity, panel in names.items()
+    ]
+    scale = alt.Scale(
+        domain=list(dict.fromkeys(value["implementation"] for value in values)), range=list(COLORS.values())
+    )
+    chart = (
+        alt.Chart(alt.InlineData(values=values))
+        .mark_line(point=alt.OverlayMarkDef(size=36))
+        .encode(
+            x=alt.X("chunks:Q", title="chunks", scale=alt.Scale(type="log", base=2)),
+            y=alt.Y("error:Q", title="relative error", scale=alt.Scale(type="log"), axis=alt.Axis(format="~g")),
+            color=alt.Color(
+                "implementation:N", title=None, scale=scale, legend=alt.Legend(orient="bottom", symbolType="stroke")
+            ),
+        )
+        .properties(width=240, height=240)
+        .facet(column=alt.Column("panel:N", title=None, sort=list(names.values())))
+    )
+    return _drawn(record, chart)
+
+
+def _libraries() -> tuple[Any, Any]:
+    try:
+        import altair
+        import vl_convert
+    except ImportError:
+        problem = "the plot needs altair and vl-convert-python"
+        raise MissingDependencyError(message("bench", "", problem, "pip install 'xent[cli]'")) from None
+    return altair, vl_convert
+
+
+def _drawn(record: Mapping[str, Any], chart: Any) -> str:
+    chart = (
+        chart.configure(background="white", font="Helvetica, Arial, sans-serif", padding=12)
+        .configure_view(stroke=None)
+        .configure_axis(gridColor="#e8e8e8", domainColor="#999999", tickColor="#999999", titleFontWeight="normal")
+        .configure_header(labelFontSize=13, labelFontWeight="bold")
+        .configure_legend(labelFontSize=12, labelLimit=260)
+    )
+    return f"{made_from(record)}\n{_libraries()[1].vegalite_to_svg(chart.to_dict())}\n"
+
+
+def made_from(record: Mapping[str, Any]) -> str:
+    """The first line of a plot, which names its record: a stale plot names another one."""
+    return f"<!-- made from the record {digest(record)} -->"
+
+
+def _panel(grows: str) -> str:
+    fixed = {"rows": "1000 classes, more and more rows", "classes": "1000 rows, more and more classes"}
+    return fixed[grows]
+
+
+def _axis(number_format: str) -> Any:
+    import altair as alt
+
+    return alt.Axis(values=[10.0**power for power in range(-4, 10)], format=number_format)

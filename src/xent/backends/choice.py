@@ -1,0 +1,75 @@
+"""Which backend computes for a tensor: the only place that asks where a tensor is.
+
+| device | backend |
+|---|---|
+| CPU | xent.backends.cpu |
+| CUDA, ROCm, XPU | xent.backends.gpu, where Triton is installed and supports the device |
+| any other | xent.backends.formula |
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import cache
+from typing import Any
+
+import torch
+
+from xent.backends.cpu import tensors
+from xent.backends.formula import FORMULA
+from xent.backends.protocol import Backend
+from xent.backends.tensor_steps import TensorSteps
+from xent.linear.backend import LinearBackend
+
+TRITON_DEVICES = ("cuda", "xpu")
+LEAST_CAPABILITY = (8, 0)
+"""The oldest NVIDIA devices that Triton compiles for."""
+
+_interpreted = False
+
+
+def choose(device: torch.device) -> Backend:
+    """Return the backend for logits on this device."""
+    if device.type == "cpu" and not _interpreted:
+        return tensors.CPU
+    return _gpu() if device.type == "cpu" or not why_no_triton(device) else FORMULA
+
+
+def choose_linear(device: torch.device) -> Any:
+    """Return the backend for a linear layer on this device, or None where formulas have to hold the logits."""
+    if device.type == "cpu" and not _interpreted:
+        return tensors.LINEAR_CPU
+    backend = choose(device)
+    return None if backend is FORMULA else LinearBackend(backend, TensorSteps)
+
+
+@cache
+def _gpu() -> Backend:
+    from xent.backends.gpu.backend import GpuBackend  # loads Triton
+
+    return GpuBackend()
+
+
+@cache
+def why_no_triton(device: torch.device) -> str:
+    """Why the Triton kernels do not run on this device; empty if they do."""
+    if device.type not in TRITON_DEVICES:
+        return f"there are no kernels for {device.type}"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if device.type == "xpu":
+        return "" if torch.xpu.get_device_properties(device).has_fp64 else "the device has no float64"
+    if torch.version.hip is None and torch.cuda.get_device_capability(device) < LEAST_CAPABILITY:
+        return "Triton needs compute capability 8.0 or later"
+    return ""
+
+
+def interpret(on: bool) -> None:
+    """Send CPU tensors to the Triton kernels too, for tests: under TRITON_INTERPRET=1 they run in NumPy."""
+    global _interpreted
+    if on:
+        import triton
+
+        if not triton.knobs.runtime.interpret:
+            raise RuntimeError("set TRITON_INTERPRET=1 before Triton is imported")
+    _interpreted = on

@@ -1,0 +1,122 @@
+"""`xent compare`: options and tables; xent.scoring has the figures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from xent.cli.app import (
+    column_names,
+    escaped,
+    interval,
+    new_table,
+    number,
+    percent,
+    print_written,
+    reported_errors,
+    require_writable,
+    write_json,
+)
+from xent.cli.score import (
+    By,
+    Classes,
+    Clip,
+    Data,
+    Json,
+    Label,
+    Logits,
+    LogProb,
+    Proba,
+    Tolerance,
+    Weight,
+    class_names,
+)
+
+if TYPE_CHECKING:
+    from xent.scoring import Comparison
+
+
+def compare(
+    a: Data,
+    b: Data,
+    id_: Annotated[str, typer.Option("--id", help="Column that names the rows in both.")],
+    label: Label = None,
+    proba: Proba = None,
+    logits: Logits = None,
+    log_prob: LogProb = None,
+    proba_b: Annotated[list[str] | None, typer.Option(help="The probabilities of B, if named otherwise.")] = None,
+    weight: Weight = None,
+    by: By = None,
+    cluster: Annotated[str | None, typer.Option(help="Column of A: rows of one value depend on each other.")] = None,
+    classes: Classes = None,
+    clip: Clip = None,
+    tolerance: Tolerance = None,
+    as_json: Json = None,
+) -> None:
+    """Say which of two sets of predictions of the same rows is better, by how much, and where.
+
+    - `xent compare old.parquet new.parquet --id row --label y --proba 'p_*' --by country`
+    - `xent compare a.csv b.csv --id question --log-prob logp --cluster document`
+    """
+    with reported_errors():
+        from xent.scoring import compare as compare_predictions
+
+        require_writable(as_json)
+        comparison = compare_predictions(
+            a,
+            b,
+            id=id_,
+            label=label,
+            proba=column_names(proba),
+            logits=column_names(logits),
+            log_prob=log_prob,
+            proba_b=column_names(proba_b),
+            weight=weight,
+            by=tuple(by or ()),
+            cluster=cluster,
+            classes=class_names(classes),
+            clip=clip,
+            tolerance=tolerance,
+        )
+        written = write_json(comparison.to_record(), as_json)
+        if as_json != "-":
+            _print_comparison(comparison, a, b)
+            print_written(written)
+
+
+def _print_comparison(comparison: Comparison, a: str, b: str) -> None:
+    console = Console()
+    d = comparison.difference
+    console.print(f"[bold]a[/] {escaped(a)}\n[bold]b[/] {escaped(b)}", soft_wrap=True)
+    table = new_table("", "quantity", "value", "unit")
+    clusters = "" if comparison.clusters is None else f", {comparison.clusters:,} clusters"
+    rows = [
+        ("a minus b", f"[bold]{number(d.nats)}[/]", f"nats per row, {comparison.rows:,} paired rows{clusters}"),
+        ("", interval(d), "95% interval; below 0, a is better"),
+        ("p-value", number(comparison.p_value), "of no difference, paired t-test"),
+        ("cross-entropy of a", number(comparison.cross_entropy_a), "nats per row"),
+        ("cross-entropy of b", number(comparison.cross_entropy_b), "nats per row"),
+        ("accuracy of a, b", f"{percent(comparison.accuracy_a)}, {percent(comparison.accuracy_b)}", "of rows"),
+        ("a better, b better", f"{comparison.better_a:,}, {comparison.better_b:,}", "rows"),
+        ("only in a, only in b", f"{comparison.only_in_a:,}, {comparison.only_in_b:,}", "rows, not compared"),
+        ("impossible in a, in b", f"{comparison.impossible_a:,}, {comparison.impossible_b:,}", "rows"),
+    ]
+    for name, value, unit in rows:
+        if value not in ("", ", "):
+            table.add_row(name, value, f"[dim]{unit}[/]")
+    console.print(table)
+    if comparison.segments:
+        table = new_table("segments that drive it", "column", "value", "rows", "nats", "95% interval", "share")
+        for s in comparison.segments[:15]:
+            e = s.difference
+            names = (escaped(s.column), escaped(s.value))
+            table.add_row(*names, f"{s.rows:,}", number(e.nats), interval(e), percent(s.share))
+        console.print(table)
+    table = new_table("rows that drive it", "id", "loss of a", "loss of b", "difference")
+    for row in comparison.drivers[:8]:
+        table.add_row(escaped(row.id), number(row.loss_a), number(row.loss_b), number(row.difference))
+    console.print(table)
+    verdict = {"a": "a is better.", "b": "b is better.", "neither": "The interval includes 0: neither is better."}
+    console.print(verdict[comparison.winner])

@@ -1,0 +1,52 @@
+"""A call that all ranks of a group make together: autograd.py over the backend of a shard."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from xent.backends.protocol import Statistics
+from xent.reduction import mean_denominator
+from xent.torch import autograd
+from xent.torch.parallel.arguments import Agreement
+from xent.torch.parallel.combine import common_plan, sharded, sharded_linear
+from xent.torch.rows import Call
+
+
+def loss(agreement: Agreement) -> Tensor:
+    """The reduced loss, or the losses in the shape of the target."""
+    call, prepared = _call(agreement), agreement.prepared
+    rows = prepared.rows
+    if call.linear is None:
+        value = autograd.cross_entropy(call, rows.input, rows.target, rows.class_weight)
+    else:
+        value = autograd.linear_cross_entropy(call, rows)
+    return value.reshape(prepared.layout.loss_shape) if call.objective.reduction == "none" else value
+
+
+def statistics(agreement: Agreement) -> Statistics:
+    """The statistics in the shape of the target."""
+    call, prepared = _call(agreement), agreement.prepared
+    rows = prepared.rows
+    if call.linear is None:
+        values = autograd.Statistics.apply(rows.input, rows.target, call)  # type: ignore[no-untyped-call]
+    else:
+        values = autograd.LinearStatistics.apply(*rows[:4], call)  # type: ignore[no-untyped-call]
+    return Statistics(*(tensor.reshape(prepared.layout.loss_shape) for tensor in values))
+
+
+def _call(agreement: Agreement) -> Call:
+    prepared, ranks, shard = agreement.prepared, agreement.ranks, agreement.shard
+    options, rows, objective, soft = prepared.options, prepared.rows, prepared.objective, prepared.layout.soft
+    backend = sharded(rows.input, shard, ranks, sums_mass=soft or rows.class_weight is not None)
+    if options.is_global:
+        labels = None if soft else rows.target
+        count = mean_denominator(labels, rows.class_weight, prepared.layout.rows, objective, backend.count)
+        # Without anything to count the mean is NaN, as without a denominator.
+        objective = replace(objective, denominator=options.total_count(count, ranks.device) or None)
+    if prepared.workspace is None:
+        return Call(options.call, objective, backend, labels_are_checked=True)
+    plan = common_plan(options.call, agreement.sizes, shard.classes, prepared.workspace)
+    linear = sharded_linear(backend, plan)
+    return Call(options.call, objective, backend, linear, prepared.workspace, prepared.dtype, labels_are_checked=True)
