@@ -29,6 +29,7 @@ MODULES = {
     "instructions": ["llvmlite.ir", "numba.core.cgutils", "numba.np.arrayobj"],
     "openmp": ["llvmlite.ir", "numba.core.cgutils", "numba.np.arrayobj", "numba.core.base", "numba.core.codegen"],
     "cache": ["numba.core.caching", "numba.core.dispatcher"],
+    "processor": ["llvmlite.binding"],
 }
 ATTRIBUTES = {
     "pipeline": [

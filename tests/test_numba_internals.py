@@ -47,10 +47,8 @@ def internals_in(text: str) -> set[str]:
 def test_no_other_file_imports_internals():
     fence = SOURCE / "backends" / "cpu" / "_numba"
     imports = {path: internals_in(path.read_text()) for path in SOURCE.rglob("*.py")}
-    # products.py: until the choice between matrix libraries is a rule, and needs no name of the processor.
-    outside = {path for path, names in imports.items() if names and fence not in path.parents}
-    assert {str(path) for path in outside if path.name != "products.py"} == set()
-    assert sum(bool(names) for path, names in imports.items() if fence in path.parents) == 4
+    assert {str(path): names for path, names in imports.items() if names and fence not in path.parents} == {}
+    assert sum(bool(names) for path, names in imports.items() if fence in path.parents) == len(MODULES)
 
 
 INTERNAL_IMPORTS = """

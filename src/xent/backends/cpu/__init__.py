@@ -1,21 +1,23 @@
-"""Kernels of the CPU, written in Python and compiled by Numba when they are first called.
+"""The CPU kernels, written in Python and compiled by Numba when they are first called.
 
     cross_entropy.py       the calls: forward, backward, forward_backward, statistics
     statistics_gradient.py the gradient of the statistics
-    shards.py              the calls for some of the classes of a row, while the others lie elsewhere
+    shards.py              the calls for one shard of the classes
     accumulation.py        sums of partial results that are rounded once
     kernels.py             what a thread does with its rows, tile by tile
     along_classes.py       the loops when the classes of a row are enough to fill the vector registers
     across_positions.py    the loops when they are not, and when the class axis is not the last
-    tile.py                what both keep for the rows they are working on
-    blocks.py              the steps that both share: one pass over a block that lies in the first-level cache
-    primitives.py          exp, log, tanh, softcap and its derivative, in one register
+    tile.py                the data of the rows that are processed together, for both
+    blocks.py              the steps that both share: one pass over a block in the first-level cache
+    primitives.py          exp, log, tanh, softcap and its derivative, of one number
     formats.py             bfloat16 and float16 in memory
-    streaming.py           reading ahead of the work, and stores past the caches
+    streaming.py           prefetching, and stores that bypass the caches
     transposition.py       matrices of a few columns, transposed in registers
-    threads.py             row ranges over the cores: whose threads, and how many
+    threads.py             which threads share the rows of a call, and how many
     team.py                `row_kernel`, the decorator of kernels whose rows threads share
-    compilation.py         `kernel`, of other kernels: what is compiled how, and where it is kept on disk
+    compilation.py         `kernel` and `device`, the decorators of all other functions
+    disk_cache.py          compiled kernels on disk
+    _numba/                every use of the internals of Numba and llvmlite
 
 Kernels neither validate nor reduce (targets.py and reduction.py do).
 """

@@ -1,6 +1,6 @@
-"""Sums of many partial results that are rounded once, and the changes of format around a matrix product.
+"""Sums of many partial results that are rounded once, and conversions of format around a matrix product.
 
-A 16-bit gradient that is added up over chunks in 16 bits loses a digit every few chunks. Here the sum is a float32
+A 16-bit gradient that is summed over chunks in 16 bits loses a digit every few chunks. Here the sum is a float32
 whose upper 16 bits lie in the memory of the gradient itself and whose lower 16 bits in a second array of that size:
 
     sum    = float32(upper << 16 | lower)
@@ -42,7 +42,7 @@ def _join(upper: Any, lower: Any, z: Any) -> None:
 
 @device
 def _split(z: Any, upper: Any, lower: Any) -> None:
-    """The halves of z."""
+    """upper, lower = the halves of z."""
     for i in range(len(z)):
         bits = np.uint32(float_bits(z[i]))
         upper[i] = np.uint16(bits >> HALF)
@@ -63,14 +63,14 @@ def _get(z: Any, stored: Any) -> None:
 
 @device
 def put(target: Any, z: Any) -> None:
-    """Target = z, rounded to target's type."""
+    """target = z, rounded to target's type."""
     for i in range(len(z)):
         target[i] = encode(z[i], target)
 
 
 @row_kernel
 def add_to_halves(partial: Any, upper: Any, lower: Any, fresh: bool, first: int, last: int) -> None:
-    """Sum += partial, or sum = partial if it is `fresh`; all of one dimension."""
+    """sum += partial, or sum = partial if the sum is `fresh`; all arrays are one-dimensional."""
     z = _block()
     for start in range(first, last, BLOCK):
         stop = min(start + BLOCK, last)
@@ -85,7 +85,7 @@ def add_to_halves(partial: Any, upper: Any, lower: Any, fresh: bool, first: int,
 
 @row_kernel
 def round_halves(upper: Any, lower: Any, result: Any, first: int, last: int) -> None:
-    """Result = the sum in its own format. `result` and `upper` are the same memory under two types."""
+    """result = the sum in its own format. `result` and `upper` are the same memory under two types."""
     z = _block()
     for start in range(first, last, BLOCK):
         stop = min(start + BLOCK, last)
@@ -96,7 +96,7 @@ def round_halves(upper: Any, lower: Any, result: Any, first: int, last: int) -> 
 
 @row_kernel
 def add(partial: Any, total: Any, fresh: bool, first: int, last: int) -> None:
-    """Total += partial in the format of the total, float32 or float64; total = partial if it is `fresh`."""
+    """total += partial in the format of the total, float32 or float64; total = partial if it is `fresh`."""
     if fresh:
         for i in range(first, last):
             total[i] = decode(partial[i])
@@ -106,7 +106,7 @@ def add(partial: Any, total: Any, fresh: bool, first: int, last: int) -> None:
 
 @row_kernel
 def convert(stored: Any, target: Any, first: int, last: int) -> None:
-    """Target = stored: 16 bits to float32 exactly, float32 to 16 bits rounded to nearest even."""
+    """target = stored: 16 bits to float32 exactly, float32 to 16 bits rounded to nearest even."""
     z = scratch(stored, BLOCK)
     for start in range(first, last, BLOCK):
         stop = min(start + BLOCK, last)
@@ -127,7 +127,7 @@ def add_bias(logits: Any, bias: Any, first: int, last: int) -> None:
 
 @row_kernel
 def add_column_sums(values: Any, classes: int, sums: Any, fresh: bool, first: int, last: int) -> None:
-    """Sums (classes, float64) += the sums over rows of values (rows * classes), for the classes from first to last."""
+    """sums (classes, float64) += the sums over rows of values (rows * classes), for the classes from first to last."""
     if fresh:
         sums[first:last] = 0.0
     for start in range(first, last, BLOCK):

@@ -1,7 +1,7 @@
 """Loops across positions, for few classes with many rows and for a class axis that is not the last.
 
 z is a (classes, width) scratch in the first- or second-level cache. Each step runs over the positions of one class;
-maxima and sums are kept for each position. Logits (N, C, S) lie like that already and are loaded a class at a time.
+maxima and sums are kept for each position. Logits (N, C, S) already have this layout and are loaded a class at a time.
 Rows (N, C) are transposed on the way into and out of the scratch: in registers (transposition.py), or number by number
 if there are so few classes that most of a register would be empty.
 """
@@ -20,9 +20,9 @@ from xent.backends.cpu.streaming import store_large
 from xent.backends.cpu.tile import NARROW, without_label
 from xent.backends.cpu.transposition import transpose
 
-GROUP = 16  # classes whose exponentials are added up before they go to float64
+GROUP = 16  # classes whose exponentials are summed before the sum is added in float64
 GATHERED = 4  # classes up to which rows are transposed number by number
-NEAR_ZERO = 40.0  # a maximum below it can be replaced by 0 as the reference: exponentials and sums stay normal numbers
+NEAR_ZERO = 40.0  # below it, 0 can replace the maximum as the reference: exponentials and sums stay normal numbers
 
 
 @device
@@ -89,7 +89,7 @@ def raise_to(highest: Any, z: Any) -> None:
 
 @device
 def prefer_zero(reference: Any) -> None:
-    """reference = 0 where the maximum is not far from it: z - 0 needs no rounding."""
+    """reference = 0 where the maximum is near 0: z - 0 needs no rounding."""
     for p in range(len(reference)):
         reference[p] = 0 if abs(reference[p]) < NEAR_ZERO else reference[p]
 
@@ -106,9 +106,9 @@ def exponentials_into(partial: Any, z: Any, reference: Any) -> None:
 def slope_into(slope: Any, z: Any, reference: Any) -> None:
     """slope = slope + exp(z - reference) * (z - reference); a masked class adds 0."""
     for p in range(len(z)):
-        below = z[p] - reference[p]
-        below = z.dtype.type(-1000) if below < -1000 else below
-        slope[p] = slope[p] + exp(below) * below
+        shifted = z[p] - reference[p]
+        shifted = z.dtype.type(-1000) if shifted < -1000 else shifted
+        slope[p] = slope[p] + exp(shifted) * shifted
 
 
 @device
@@ -121,7 +121,7 @@ def flush(total: Any, partial: Any) -> None:
 
 @device
 def target_terms_into(terms: Any, z: Any, t: Any, reference: Any) -> None:
-    """terms = terms + t * (reference - z); without target 0 is added even if z is -inf."""
+    """terms = terms + t * (reference - z); where t is 0, 0 is added even if z is -inf."""
     for p in range(len(z)):
         term = np.float64(t[p]) * np.float64(reference[p] - z[p])
         terms[p] = terms[p] + (term if t[p] != 0 else 0.0)
@@ -170,7 +170,7 @@ def clear(array: Any, value: float) -> None:
 
 @device
 def prepare(inputs: Any, terms: Any, g: int, size: int, tile: Any) -> None:
-    """Set z and, where there is more to it than the shares of labels, t."""
+    """Set z, and t if the target is more than one label for each position."""
     load_tile(inputs.logits, inputs.outer_stride, inputs, g, size, tile, tile.z)
     transform_tile(inputs, terms, size, tile)
     if not terms.dense:
@@ -195,7 +195,7 @@ def transform_tile(inputs: Any, terms: Any, size: int, tile: Any) -> None:
 
 @device
 def pick_labels(size: int, tile: Any) -> None:
-    """Set label_z, what z is at the label."""
+    """Set label_z, the z of the label."""
     for p in range(size):
         if tile.label[p] >= 0:
             tile.label_z[p] = tile.z[tile.label[p] * tile.width + p]
@@ -231,7 +231,7 @@ def normalise(inputs: Any, terms: Any, size: int, tile: Any) -> None:
 
 @device
 def exponentials_and_masses(inputs: Any, terms: Any, size: int, tile: Any) -> None:
-    """z = exp(z - reference) for a given reference, and mass of each position."""
+    """z = exp(z - reference) with the reference that is set already; set mass of each position."""
     clear(tile.mass, terms.label_mass)
     for j in range(inputs.classes):
         cells = slice(j * tile.width, j * tile.width + size)
@@ -269,7 +269,7 @@ def gradients(inputs: Any, terms: Any, all_known: bool, g: int, size: int, tile:
 
 @device
 def order_and_slope(inputs: Any, terms: Any, g: int, size: int, tile: Any) -> None:
-    """Set reference, total and slope; of the logits as they are, the first maximum and the number above the label's."""
+    """Set reference, total and slope, and of the untransformed logits the first maximum and the rank of the label."""
     load_tile(inputs.logits, inputs.outer_stride, inputs, g, size, tile, tile.z)
     pick_labels(size, tile)
     clear(tile.best, -np.inf)

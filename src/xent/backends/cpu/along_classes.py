@@ -1,9 +1,9 @@
 """Loops along the classes of a row, for rows (N, C) with enough classes to fill the vector registers.
 
-Rows of up to 2048 classes are taken several at a time, step by step: while the maximum of one is reduced to a single
-number, the next is being loaded.
+Rows of up to 2048 classes are processed several at a time, step by step: while the maximum of one is reduced to a
+single number, the next is being loaded.
 
-Longer rows are visited in blocks of 2048 classes, which stay in the first-level cache while each step runs over them.
+Longer rows are processed in blocks of 2048 classes, which stay in the first-level cache while each step runs over them.
 The log-sum-exp is then a running maximum and the sum of the exponentials relative to it. A block is summed in float32
 over the lanes of the vector registers (a few dozen additions each), the blocks in float64.
 
@@ -42,7 +42,7 @@ from xent.backends.cpu.primitives import exp, raise_maximum
 from xent.backends.cpu.streaming import PIECE, is_large, read_ahead, store_large
 from xent.backends.cpu.tile import BLOCK, in_float32, without_label
 
-# Between these the sum of the exponentials is taken as it is: its terms are normal numbers, or too small to matter.
+# Between these the sum of exp(z) is used without a reference: its terms are normal numbers, or too small to matter.
 LOWEST_TOTAL, HIGHEST_TOTAL = 1e-10, 1e20
 
 
@@ -71,7 +71,7 @@ def target_block(t: Any, inputs: Any, g: int, start: int, stop: int, terms: Any)
 
 @device
 def skipped(inputs: Any, tile: Any, p: int) -> bool:
-    """Whether row p has a label that is no class; its logits are not read."""
+    """Whether row p has no valid label; its logits are then not read."""
     return len(inputs.labels) > 0 and tile.label[p] < 0
 
 
@@ -121,7 +121,7 @@ def normalise_at_maximum(inputs: Any, terms: Any, g: int, p: int, tile: Any) -> 
         highest, total = raise_maximum(highest, total, load_transformed(logits, z, derivative, terms))
         if start <= tile.label[p] < stop:
             tile.label_z[p] = z[tile.label[p] - start]
-        # Nothing but masked classes so far: any finite reference makes their exponentials 0.
+        # Only masked classes so far: any finite reference makes their exponentials 0.
         reference = highest if highest != -np.inf else tile.z.dtype.type(0)
         if terms.dense:
             if mass != 0.0 and highest != before:
@@ -137,7 +137,7 @@ def normalise_at_maximum(inputs: Any, terms: Any, g: int, p: int, tile: Any) -> 
 
 @device
 def target_masses(inputs: Any, terms: Any, g: int, size: int, tile: Any) -> None:
-    """Set mass of each row: what the gradient from a given log-sum-exp needs to know beforehand."""
+    """Set mass of each row, which a gradient from a saved log-sum-exp needs first."""
     for p in range(size):
         tile.mass[p] = terms.label_mass
         if terms.soft:
@@ -149,8 +149,8 @@ def target_masses(inputs: Any, terms: Any, g: int, size: int, tile: Any) -> None
 
 
 @device
-def gradients(inputs: Any, terms: Any, g: int, size: int, tile: Any, known: bool, out: Any, staging: Any) -> None:
-    """out = (factor * exp(z - reference) - target_factor * t) * dz/dx; `known`: `normalise` left the exponentials."""
+def gradients(inputs: Any, terms: Any, g: int, size: int, tile: Any, kept: bool, out: Any, staging: Any) -> None:
+    """out = (factor * exp(z - reference) - target_factor * t) * dz/dx; `kept`: `normalise` left the exponentials."""
     classes = inputs.classes
     for p in range(size):
         row_out = out[(g + p) * classes : (g + p + 1) * classes]
@@ -160,10 +160,10 @@ def gradients(inputs: Any, terms: Any, g: int, size: int, tile: Any, known: bool
         label_share = tile.z.dtype.type(tile.share[p] * np.float64(tile.target_factor[p]))
         for start in range(0, classes, BLOCK):
             stop = min(start + BLOCK, classes)
-            # Scratch of its own for each row only if it holds something: less of it, less to push out of the cache.
-            z, derivative, t = block_of(inputs, tile, p if known else 0, start, stop)
+            # Scratch of its own for each row only if the exponentials were kept: less of it evicts less from the cache.
+            z, derivative, t = block_of(inputs, tile, p if kept else 0, start, stop)
             factor = tile.factor[p]
-            if not known:
+            if not kept:
                 (logits,) = logits_of(inputs, g + p, start, stop)
                 load_transformed(logits, z, derivative, terms)
                 exponentials(z, tile.reference[p])
@@ -194,7 +194,7 @@ def fill(out: Any, value: Any) -> None:
 
 @device
 def order_and_slope(inputs: Any, terms: Any, g: int, size: int, tile: Any) -> None:
-    """Set reference, total and slope; of the logits as they are, the first maximum and the number above the label's."""
+    """Set reference, total and slope, and of the untransformed logits the first maximum and the rank of the label."""
     for p in range(size):
         highest = best = tile.z.dtype.type(-np.inf)
         total, slope, above, best_at = 0.0, 0.0, 0, 0
@@ -216,8 +216,8 @@ def order_and_slope(inputs: Any, terms: Any, g: int, size: int, tile: Any) -> No
             before = highest
             highest, total = raise_maximum(highest, total, m)
             if total != 0.0:
-                down = np.float64(before) - np.float64(highest)
-                slope = slope * exp(down) + total * down
+                shift = np.float64(before) - np.float64(highest)
+                slope = slope * exp(shift) + total * shift
             block_total, block_slope = exponentials_and_slope(z, highest if highest != -np.inf else z.dtype.type(0))
             total += block_total
             slope += block_slope

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from xent import memory
 from xent.backends.cpu import kernels
-from xent.backends.cpu.formats import bits, flat, given
+from xent.backends.cpu.formats import as_kernel_array, bits, flat
 from xent.backends.cpu.statistics_gradient import statistics_gradient
 from xent.backends.cpu.threads import get_num_threads, over_rows
 from xent.backends.cpu.tile import NO_LABELS, PARALLEL_SIZE, computing_dtype, flattened
@@ -86,7 +86,7 @@ class CpuBackend:
         if call.dtype == np.float64:
             return self.forward_backward(logits, target, row_scale, objective, out=out)[2]
         out = memory.empty(logits.shape, logits.dtype) if out is None else out
-        results = (given(saved), call.scales(row_scale), bits(out.reshape(-1)))
+        results = (as_kernel_array(saved), call.scales(row_scale), bits(out.reshape(-1)))
         call.run(kernels.backward, results, self.threads)
         return out
 
@@ -136,7 +136,7 @@ class CpuBackend:
 
     def count(self, labels: Array, weight: Array | None, ignore_index: int) -> float:
         """Return the weighted count of the labels that are not `ignore_index`."""
-        labels = given(labels.reshape(-1))
+        labels = as_kernel_array(labels.reshape(-1))
         return float(
             kernels.count_other(labels, ignore_index)
             if weight is None
@@ -161,7 +161,7 @@ class _Call:
         along = inner == 1 and classes >= ROW_CLASSES
         stored, outer_stride = flat(logits)
         soft = target.dtype.kind == "f"
-        rows = given(target.reshape(-1))
+        rows = as_kernel_array(target.reshape(-1))
         labels, soft_target = (NO_LABELS, rows) if soft else (rows, np.empty(0, self.dtype))
         weight, options = flattened(objective, self.dtype, classes)
         layout = (along, stored, outer_stride, classes, inner)
@@ -173,4 +173,4 @@ class _Call:
 
     def scales(self, row_scale: Array | float) -> Array:
         """Row scales as a kernel takes them: one, or one for each row."""
-        return given(row_scale) if isinstance(row_scale, np.ndarray) else np.array((row_scale,), self.dtype)
+        return as_kernel_array(row_scale) if isinstance(row_scale, np.ndarray) else np.array((row_scale,), self.dtype)

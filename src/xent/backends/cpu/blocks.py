@@ -1,8 +1,8 @@
-"""The steps of the cross-entropy on one block of numbers that lies in the first-level cache.
+"""The steps of the cross-entropy on one block of numbers in the first-level cache.
 
 A block is a piece of one row (along_classes.py), or one class at many positions (across_positions.py). Each step is
-one loop that becomes vector code; options that are off cost one branch per block, so that no kernel is compiled once
-per option. Blocks are scratch of the computing type: a step reads and writes one array in place, because Numba cannot
+one loop that becomes vector code; an option that is off costs one branch per block, so kernels are not compiled for
+each option. Blocks are scratch of the computing type: a step reads and writes one array in place, because Numba cannot
 tell the compiler that two arrays do not overlap, and the check for it at run time fails for the same array twice.
 
 `z` are the transformed logits, then their exponentials, then the gradient; `t` the target distribution;
@@ -49,7 +49,7 @@ def transform(z: Any, derivative: Any, terms: Any) -> Any:
 
 @device
 def load_transformed(logits: Any, z: Any, derivative: Any, terms: Any) -> Any:
-    """Load and, where an option asks for it, transform; returns the maximum of z."""
+    """Load, and transform if an option needs it; returns the maximum of z."""
     highest = load(logits, z)
     if terms.scale != 1.0 or terms.softcap != 0.0:
         highest = transform(z, derivative, terms)
@@ -90,17 +90,17 @@ def exponentials_and_slope(z: Any, reference: Any) -> Any:
     """z = exp(z - reference); returns their sum, and sum(exp(z - reference) * (z - reference)) for the entropy."""
     total, slope = z.dtype.type(0), z.dtype.type(0)
     for i in range(len(z)):
-        below = z[i] - reference
-        z[i] = exp(below)
+        shifted = z[i] - reference
+        z[i] = exp(shifted)
         total = add_in_any_order(total, z[i])
         # A masked class adds 0, not 0 * -inf; the comparison is false for NaN.
-        slope = add_in_any_order(slope, z[i] * (z.dtype.type(-1000) if below < -1000 else below))
+        slope = add_in_any_order(slope, z[i] * (z.dtype.type(-1000) if shifted < -1000 else shifted))
     return np.float64(total), np.float64(slope)
 
 
 @device
 def target_distribution(t: Any, soft: Any, on: float, off: float) -> Any:
-    """T = on * p + off for the given distribution p (empty: 0)."""
+    """t = on * p + off, with class probabilities p in `soft` (empty: p is 0)."""
     on_, off_ = t.dtype.type(on), t.dtype.type(off)
     if len(soft):
         for i in range(len(t)):
@@ -112,14 +112,14 @@ def target_distribution(t: Any, soft: Any, on: float, off: float) -> Any:
 
 @device
 def weighted(t: Any, weight: Any) -> None:
-    """T = t * weight."""
+    """t = t * weight."""
     for i in range(len(t)):
         t[i] = t[i] * weight[i]
 
 
 @device
 def target_terms(z: Any, t: Any, reference: Any) -> float:
-    """Return sum(t * (reference - z)); a class without target adds 0 even if it is masked (0 * inf)."""
+    """Return sum(t * (reference - z)); where t is 0, 0 is added even if the class is masked (0 * inf)."""
     terms = 0.0
     for i in range(len(z)):
         term = np.float64(t[i]) * np.float64(reference - z[i])

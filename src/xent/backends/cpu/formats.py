@@ -1,7 +1,7 @@
-"""Numbers as they lie in memory: bfloat16 and float16 to float32 and back.
+"""Formats of numbers in memory: bfloat16 and float16 to float32 and back.
 
-Neither NumPy's bfloat16 (there is none) nor Numba's float16 (none on a CPU) can be computed with, so 16-bit logits come
-as the integers of their bits, and the integer's type says which format it is: `uint16` bfloat16, `int16` float16.
+NumPy has no bfloat16 and Numba no float16 on a CPU, so 16-bit logits are passed to kernels as the integers of their
+bits, and the integer's type says which format it is: `uint16` bfloat16, `int16` float16.
 
 | in memory | computed in |
 |---|---|
@@ -34,28 +34,28 @@ ONE = np.uint32(1)
 
 
 def bits(stored: Array) -> Array:
-    """float16 as the integers of its bits; anything else as it is."""
+    """Return float16 as the integers of its bits, and any other array unchanged."""
     return stored.view(np.int16) if stored.dtype == np.float16 else stored
 
 
 def flat(logits: Array) -> tuple[Array, int]:
     """View logits (rows, ...) as the bits of one dimension, with the distance from one row to the next."""
     shape = logits.shape
-    apart = math.prod(shape[1:])
+    row_stride = math.prod(shape[1:])
     if not logits.flags.c_contiguous:
         stride, item = logits.strides[0], logits.itemsize
         # Rows of a slice of the classes: no copy.
         if len(shape) == 2 and logits.strides[1] == item and stride >= 0 and stride % item == 0 and shape[0]:
-            apart = stride // item
-            size = (shape[0] - 1) * apart + shape[1]
-            return given(bits(as_strided(logits, (size,), (item,)))), apart
-    return given(bits(logits.reshape(-1))), apart
+            row_stride = stride // item
+            size = (shape[0] - 1) * row_stride + shape[1]
+            return as_kernel_array(bits(as_strided(logits, (size,), (item,)))), row_stride
+    return as_kernel_array(bits(logits.reshape(-1))), row_stride
 
 
-def given(array: Array) -> Array:
-    """A given array of one dimension as kernels expect it: without gaps, and writable, though they never write to it.
+def as_kernel_array(array: Array) -> Array:
+    """Return a one-dimensional input as kernels expect it: contiguous, and writable though they never write to it.
 
-    Numba would compile a kernel once more for an array with gaps or for one that may not be written to.
+    Numba would compile a kernel once more for a strided array or for a read-only one.
     """
     if not array.flags.c_contiguous:
         array = np.ascontiguousarray(array)
@@ -79,7 +79,7 @@ def _float_to_bfloat16(x: Any) -> Any:
 
 
 def decode(stored: Any) -> Any:
-    """Return a stored number in the type that it is computed in."""
+    """Return a stored number in the type that kernels compute in."""
     raise NotImplementedError("for compiled code")
 
 
@@ -107,7 +107,7 @@ def _(number: Any, like: Any) -> Any:
 
 
 def scratch(stored: Any, size: int) -> Any:
-    """Return an empty array of the type that numbers of the array `stored` are computed in."""
+    """Return an uninitialised array of the type in which kernels compute with the numbers of `stored`."""
     raise NotImplementedError("for compiled code")
 
 

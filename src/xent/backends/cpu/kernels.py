@@ -33,12 +33,12 @@ from xent.backends.cpu.tile import (
     without_label,
 )
 
-SUMMED = 128  # losses that are added up without noting what is lost
+SUMMED = 128  # losses that are added without compensation
 
 
 @device
 def forward_tile(inputs: Any, terms: Any, g: int, size: int, tile: Any, loss: Any, lse: Any, gradient: bool) -> bool:
-    """Loss and log-sum-exp of a tile; leaves what its gradient needs. Returns whether all labels are classes."""
+    """Loss and log-sum-exp of a tile; leaves what its gradient needs. Returns whether all labels are valid."""
     all_known = read_labels(inputs, terms, g, size, tile)
     if tile.along:
         along_classes.normalise(inputs, terms, g, size, tile, gradient)
@@ -242,19 +242,19 @@ def statistics(
 
 @kernel
 def total(losses: Any) -> float:
-    """Return the sum of the losses in float64; what is lost in adding up the sums of pieces is added at the end."""
-    found, lost = 0.0, 0.0
+    """Return the sum of the losses in float64, with compensation for the rounding errors of adding sums of pieces."""
+    result, lost = 0.0, 0.0
     for start in range(0, len(losses), SUMMED):
         part = target_mass(losses[start : start + SUMMED])
-        before, found = found, found + part
-        added = found - before
-        lost += (before - (found - added)) + (part - added)
-    return found + lost if lost == lost else found  # inf - inf is NaN
+        before, result = result, result + part
+        added = result - before
+        lost += (before - (result - added)) + (part - added)
+    return result + lost if lost == lost else result  # inf - inf is NaN
 
 
 @kernel
 def count_other(labels: Any, ignore_index: int) -> int:
-    """Count the labels that are not to be ignored."""
+    """Count the labels that are not `ignore_index`."""
     count = 0
     for i in range(len(labels)):
         count += labels[i] != ignore_index

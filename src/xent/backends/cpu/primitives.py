@@ -1,10 +1,10 @@
 """The functions of one number that every kernel is built from: exp, log, softcap and its derivative.
 
-Each stands here once, in float32 and float64, and turns into vector instructions inside a loop: no branches, no calls,
-no tables. The argument's type picks the precision. -inf and NaN are legal arguments, and no flag tells the compiler
-otherwise.
+Each is defined once, for float32 and float64, and becomes vector instructions inside a loop: no branches, no calls, no
+tables. The argument's type selects the precision. -inf and NaN are legal arguments, and no flag lets the compiler
+assume otherwise.
 
-| primitive | domain | below it |
+| primitive | domain | results too small to represent |
 |---|---|---|
 | exp, float32 | x <= 88.3 | from -87.6 down the result is 0 |
 | exp, float64 | x <= 709.4 | from -708.7 down the result is 0 |
@@ -45,7 +45,7 @@ __all__ = [
 def add_in_any_order(x: Any, y: Any) -> Any:
     """x + y as a step of a sum over a loop: the only addition whose order the compiler may choose.
 
-    It stands apart because the same freedom elsewhere (`reassoc`) cancels the rounding constants of `exp`.
+    It is a function of its own because the same freedom elsewhere (`reassoc`) cancels the rounding constants of `exp`.
     """
     return x + y
 
@@ -56,8 +56,8 @@ def add_in_any_order(x: Any, y: Any) -> Any:
 #     exp(r) = 1 + r P(r)         P: minimax for (exp(r) - 1) / r; relative error 1.1e-8 (degree 5), 1.8e-17 (degree 10)
 #
 # Adding 1.5 * 2**23 (2**52 in float64) rounds x / log 2 to an integer in the low bits of the sum; the exponent's bias
-# rides along, so that a shift of the bits makes 2**n. At n = -127 (-1023) the bits are those of 0: what is clamped
-# there, -inf with it, comes out as exactly 0.
+# is added with it, so that a shift of the bits makes 2**n. At n = -127 (-1023) the bits are those of 0: an x that is
+# clamped there, such as -inf, gives exactly 0.
 
 F32_LOWEST, F32_HIGHEST = np.float32(-88.0), np.float32(88.3)
 F32_PER_LOG2 = np.float32(1 / math.log(2))
@@ -140,7 +140,7 @@ def _(x: Any) -> Any:
 
 @device
 def exp(x: Any) -> Any:
-    """e**x; exactly 0 at -inf, and for x above 88.3 (float32) or 709.4 (float64) what it is there."""
+    """e**x; exactly 0 at -inf, and the value at 88.3 (float32) or 709.4 (float64) for any larger x."""
     s, y = _split_exp(x)
     return fused_multiply_add(s, y, s)
 
@@ -150,7 +150,7 @@ def exp(x: Any) -> Any:
 #     log(x) = k log 2 + log(1 + f),   x = 2**k (1 + f),  sqrt(1/2) < 1 + f < sqrt(2)
 #     log(1 + f) = f - h + s (h + R),  h = f**2 / 2,  s = f / (2 + f),  R a polynomial in s**2
 #
-# Coefficients: FreeBSD msun, e_log.c. Only sums of exponentials go through it, of every row in float64.
+# Coefficients: FreeBSD msun, e_log.c. It is used for sums of exponentials only, one for each row, in float64.
 
 LOG_SQRT_HALF = np.int64(0x3FE6A09E00000000)
 LOG_ONE = np.int64(0x3FF0000000000000)
@@ -191,18 +191,18 @@ def tanh_and_derivative(u: Any) -> Any:
     one = type(u)(1)
     s, y = _split_exp(-abs(u + u))
     e = fused_multiply_add(s, y, s)
-    below = fused_multiply_add(s, y, s - one)  # E - 1, accurate for small u
+    e_less_one = fused_multiply_add(s, y, s - one)  # accurate for small u
     inverse = one / (one + e)
-    t = -below * inverse
+    t = -e_less_one * inverse
     return (-t if u < 0 else t), type(u)(4) * e * inverse * inverse
 
 
 @device
 def softcap_and_derivative(x: Any, scale: Any, cap: Any) -> Any:
-    """Bend scale * x smoothly into (-cap, cap), and the derivative of that.
+    """Return the softcapped logit cap * tanh(scale * x / cap), within (-cap, cap), and its derivative by x.
 
-    Infinite logits stay as they are: -inf is a masked class and may not come back as -cap, +inf is an error that has to
-    show as NaN in the loss. Their derivative is 0.
+    Infinite logits are returned unchanged, with derivative 0: -inf is a masked class and must not become -cap; +inf is
+    an invalid logit and must make the loss NaN.
     """
     t, derivative = tanh_and_derivative(scale * x / cap)
     return (x if abs(x) == np.inf else cap * t), scale * derivative
@@ -216,9 +216,9 @@ def softcap_and_derivative(x: Any, scale: Any, cap: Any) -> Any:
 
 @device
 def raise_maximum(highest: Any, total: float, m: Any) -> Any:
-    """Return the maximum after a block with maximum m, and the sum of the exponentials so far relative to it.
+    """Return the running maximum after a block with maximum m, and the sum of the exponentials so far relative to it.
 
-    A NaN changes nothing here; it enters through the sum.
+    A NaN changes nothing here; it reaches the result through the sum.
     """
     if m > highest:
         return m, (total * exp(np.float64(highest) - np.float64(m)) if total != 0.0 else 0.0)

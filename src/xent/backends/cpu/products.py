@@ -15,9 +15,10 @@ import sys
 from functools import cache
 from typing import Any, Literal
 
-import llvmlite.binding
 import numpy as np
 from numpy.typing import NDArray
+
+from xent.backends.cpu._numba import has_any_instruction_set
 
 Array = NDArray[Any]
 Library = Literal["numpy", "torch"]
@@ -63,8 +64,7 @@ def multiplies_bfloat16(library: Library) -> bool:
 
 @cache
 def _has_bfloat16_instructions() -> bool:
-    features = llvmlite.binding.get_host_cpu_features()
-    return any(features.get(name, False) for name in ("avx512bf16", "amx-bf16", "bf16"))
+    return has_any_instruction_set("avx512bf16", "amx-bf16", "bf16")
 
 
 def multiply_and_add(a: Array, b: Array, bias: Array, out: Array) -> None:

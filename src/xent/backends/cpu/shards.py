@@ -1,7 +1,7 @@
 """The kernels of a shard of the classes (xent/backends/shard.py has the equations), on NumPy arrays.
 
-The loops are those of along_classes.py, with each row a tile of its own, since one number per row has to be known
-before a gradient.
+The loops are those of along_classes.py, with each row a tile of its own, since a gradient needs a number of each row
+that comes from all shards.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from xent import memory
 from xent.backends.cpu import along_classes
 from xent.backends.cpu.blocks import count_above, load
 from xent.backends.cpu.compilation import device
-from xent.backends.cpu.formats import bits, encode, flat, given
+from xent.backends.cpu.formats import as_kernel_array, bits, encode, flat
 from xent.backends.cpu.primitives import log
 from xent.backends.cpu.statistics_gradient import statistics_gradient
 from xent.backends.cpu.streaming import staging_for, streams_done
@@ -72,12 +72,12 @@ class CpuShards:
         """Return the gradient of sum(row_scale * loss) from log-sum-exps and masses of all shards."""
         out = memory.empty(logits.shape, logits.dtype) if out is None else out
         pull = whole.mass + 2 * objective.z_loss * whole.lse if objective.z_loss else whole.mass
-        results = (given(whole.lse), pull * row_scale, row_scale, bits(out.reshape(-1)))
+        results = (as_kernel_array(whole.lse), pull * row_scale, row_scale, bits(out.reshape(-1)))
         self._run(_backward, logits, target, objective, shard.total, results)
         return out
 
     def statistics(self, logits: Array, labels: Array, objective: Objective, shard: Shard) -> LocalStatistics:
-        """Return what the shard knows of each row; an ignored label is nowhere."""
+        """Return the shard's part of the statistics of each row; an ignored label is in no shard."""
         rows = len(logits)
         low = [np.full(rows, -np.inf) for _ in range(4)]
         local = LocalStatistics(low[0], np.zeros(rows), low[1], np.zeros(rows, np.int64), low[2], low[3])
@@ -124,7 +124,7 @@ class CpuShards:
 
 @device
 def _set_label(inputs: Any, terms: Any, labels: Any, g: int, tile: Any) -> None:
-    """Set label (-1 if it is elsewhere) and its share of t."""
+    """Set label (-1 if it belongs to another shard) and its share of t."""
     tile.label[0], tile.share[0] = -1, 0.0
     if len(labels) and 0 <= labels[g] < inputs.classes:
         tile.label[0] = labels[g]
@@ -162,7 +162,7 @@ def _forward(
     lse: Any, loss: Any, mass: Any, first: int, last: int,
 ) -> None:  # fmt: skip
     """Log-sum-exp, loss and mass."""
-    # To the loops every row is without labels: those that are skipped are skipped here.
+    # The loops see rows without labels; ignored rows are skipped here.
     inputs = Inputs(logits, stride, classes, 1, NO_LABELS, soft, weight)
     terms = terms_of(options, IGNORED, inputs, False)
     tile = tile_for(inputs, terms, True, False)
@@ -175,7 +175,7 @@ def _forward(
         reference, share = np.float64(tile.reference[0]), tile.share[0]
         mass[g] = tile.mass[0] + share
         if reference == -np.inf and tile.total[0] != tile.total[0]:
-            # All masked, or a NaN among masked classes.
+            # All classes are masked, or the others are NaN.
             lse[g] = -np.inf
             loss[g] = np.inf if mass[g] != 0.0 else 0.0
             if has_nan(inputs, g, tile):

@@ -1,13 +1,14 @@
 """The gradient of the statistics of each row (`statistics` of a backend), without validation.
 
-With q = softmax(z), H its entropy and z the bent logits, the derivatives by z of the log-probability of the label, of
-the entropy and of the log-sum-exp are one_hot - q, -q * (log q + H) and q. Their sum, each times what arrives for it,
+With q = softmax(z), H its entropy and z the transformed logits, the derivatives by z of the log-probability of the
+label, of the entropy and of the log-sum-exp are one_hot - q, -q * (log q + H) and q. Their sum, each times its upstream
+gradient,
 
     dx = (d_log_prob * (one_hot - q) - d_entropy * q * (log q + H) + d_lse * q) * dz/dx
 
-is made in one visit. A masked class has q = 0 and gradient 0. A row with `ignore_index` keeps the shares of entropy and
-log-sum-exp; d_log_prob counts only where there is a label. `out` may be the logits themselves: a block is read before
-it is written.
+is computed in one visit. A masked class has q = 0 and gradient 0. A row with `ignore_index` keeps the shares of entropy
+and log-sum-exp; d_log_prob counts only where there is a valid label. `out` may be the logits themselves: a block is
+read before it is written.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from xent.backends.cpu.accumulation import put
 from xent.backends.cpu.blocks import multiply
 from xent.backends.cpu.compilation import allocator, device
-from xent.backends.cpu.formats import bits, decode, given, scratch
+from xent.backends.cpu.formats import as_kernel_array, bits, decode, scratch
 from xent.backends.cpu.primitives import exp, softcap_and_derivative
 from xent.backends.cpu.team import row_kernel
 from xent.backends.cpu.threads import over_rows
@@ -49,9 +50,11 @@ def statistics_gradient(
     """
     rows, classes = logits.shape
     flat, into = bits(logits.reshape(-1)), bits(out.reshape(-1))
-    numbers = (given(np.asarray(x, np.float64).reshape(-1)) for x in (statistics.lse, statistics.entropy, *upstream))
+    numbers = (
+        as_kernel_array(np.asarray(x, np.float64).reshape(-1)) for x in (statistics.lse, statistics.entropy, *upstream)
+    )
     _, options = flattened(objective, computing_dtype(logits.dtype), classes)
-    arguments = (flat, classes, given(labels), objective.ignore_index, options, *numbers, into)
+    arguments = (flat, classes, as_kernel_array(labels), objective.ignore_index, options, *numbers, into)
     over_rows(_kernel, arguments, rows, threads() if logits.size >= PARALLEL_SIZE else 1)
 
 
@@ -62,7 +65,7 @@ def _room(logits: Any) -> Any:
 
 @device
 def _load(logits: Any, z: Any, derivative: Any, scale: Any, cap: Any) -> None:
-    """Bent logits and dz/dx."""
+    """Transformed logits and dz/dx."""
     for i in range(len(z)):
         z[i] = decode(logits[i])
     if cap != 0:

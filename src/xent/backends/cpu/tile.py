@@ -1,7 +1,7 @@
-"""A tile: the positions that are worked on together, and what is kept for each of them.
+"""A tile: the positions that are processed together, and the scratch for each of them.
 
 A position is a row of classes: row r of (rows, classes), or one of the outer * inner of (outer, classes, inner). A tile
-holds up to 256 of them. The steps that take one number per position are here; those over the classes of a tile are in
+holds up to 256 of them. The steps on one number per position are here; those over the classes of a tile are in
 along_classes.py and across_positions.py, which differ in the order of their loops.
 """
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from xent.backends.cpu.blocks import target_mass
 from xent.backends.cpu.compilation import allocator, device
-from xent.backends.cpu.formats import given, scratch
+from xent.backends.cpu.formats import as_kernel_array, scratch
 from xent.backends.cpu.primitives import exp, log
 from xent.objective import Objective
 
@@ -24,7 +24,7 @@ WIDTH = 256  # positions of a tile; less if the cells of a tile, width * classes
 CELLS = 2**13
 CELLS_ACROSS = 2**15
 NARROW = 32
-BLOCK = 2048  # classes that a step along the classes works on
+BLOCK = 2048  # classes that a step along the classes processes
 KEPT = 2**19  # classes up to which the exponentials of a row are kept for its gradient
 
 PARALLEL_SIZE = 2**17  # logits below which a call stays on the calling thread
@@ -36,9 +36,9 @@ FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 class Inputs(NamedTuple):
     """The arrays of a call, each of one dimension.
 
-    `soft` is empty for labels, `labels` for soft targets, `weight` without weights. Position g and class j lie at
-    (g // inner) * outer_stride + j * inner + g % inner; `inner` is 1 for rows and the number of positions behind the
-    class axis otherwise. Soft targets and gradients lie the same way, without gaps.
+    `soft` is empty for labels, `labels` for soft targets, `weight` without weights. The logit of position g and class j
+    has the index (g // inner) * outer_stride + j * inner + g % inner; `inner` is 1 for rows, and otherwise the number
+    of positions after the class axis. Soft targets and gradients have the same layout, contiguous.
     """
 
     logits: Any
@@ -53,8 +53,8 @@ class Inputs(NamedTuple):
 class Terms(NamedTuple):
     """What the options mean for every row: t[j] = weight[j] * (on * p[j] + off).
 
-    For labels the share `on` goes to one class and is handled there; `dense` says whether there is more to t than that,
-    and `label_mass` is the sum of that, the same for all rows. `soft`: the target is given as distributions.
+    For a label, the share `on` goes to one class and is added separately; `dense` says whether t has other terms, and
+    `label_mass` is their sum, the same for all rows. `soft`: the targets are distributions.
     """
 
     dense: bool
@@ -114,7 +114,7 @@ def flattened(objective: Objective, dtype: np.dtype[Any], classes: int) -> tuple
     weight = (
         np.empty(0, dtype)
         if objective.weight is None
-        else given(np.asarray(objective.weight).astype(dtype, copy=False))
+        else as_kernel_array(np.asarray(objective.weight).astype(dtype, copy=False))
     )
     numbers = (objective.logit_scale, objective.softcap or 0.0, objective.label_smoothing, objective.z_loss, classes)
     return weight, np.array(numbers)
@@ -188,7 +188,7 @@ def tile_size(inputs: Any, tile: Any, g: int, last: int) -> int:
 
 @device
 def without_label(label: int, terms: Any) -> float:
-    """Loss and gradient of a row whose label is no class: 0 if it is to be ignored, else NaN (nothing is read)."""
+    """Loss and gradient of a row without a valid label: 0 if it is `ignore_index`, else NaN (no logit is read)."""
     return 0.0 if label == terms.ignore_index else np.nan
 
 
@@ -204,8 +204,7 @@ def in_float32(tile: Any) -> bool:
 
 @device
 def read_labels(inputs: Any, terms: Any, g: int, size: int, tile: Any) -> bool:
-    """Set label (-1: none, or to be ignored) and its share of t; return whether every position that should have a
-    label has one."""
+    """Set label (-1: not valid) and its share of t; return whether every position that has a label has a valid one."""
     unknown = 0
     if len(inputs.labels):
         labels = inputs.labels[g : g + size]
@@ -234,7 +233,7 @@ def losses(inputs: Any, terms: Any, all_known: bool, g: int, size: int, tile: An
         tile.log_total[p] = log(tile.total[p])
     for p in range(size):
         reference, log_total, share = np.float64(tile.reference[p]), tile.log_total[p], tile.share[p]
-        # In this order an offset that all logits have in common cancels. Without a share, 0 * inf is 0.
+        # In this order an offset common to all logits cancels. Where the share is 0, 0 * inf counts as 0.
         of_label = share * (log_total + (reference - np.float64(tile.label_z[p])))
         found = reference + log_total
         value = tile.terms[p] + tile.mass[p] * log_total + (of_label if share != 0.0 else 0.0)

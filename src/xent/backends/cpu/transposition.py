@@ -1,7 +1,7 @@
-"""Transposing a matrix of a few columns in registers, a square of one vector's length after the other.
+"""Transposing a matrix of a few columns in registers, one square of a vector's length after the other.
 
-Gathering one number from each of 16 rows takes the processor as many accesses as there are numbers: 0.5 ns per logit of
-10 classes. Here 16 rows are loaded as they lie and exchange halves, quarters, eighths and sixteenths with each other.
+Gathering one number from each of 16 rows takes as many memory accesses as there are numbers: 0.5 ns per logit of 10
+classes. Here 16 rows are loaded as they are and exchange halves, quarters, eighths and sixteenths with each other.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def transpose(source: Any, rows: int, columns: int, source_stride: int, target: 
 
 
 def _lanes(array: Any) -> int:
-    """How many of its numbers a vector holds."""
+    """How many numbers of the array's type a vector register holds."""
     raise NotImplementedError("for compiled code")
 
 

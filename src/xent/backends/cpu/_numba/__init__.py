@@ -9,6 +9,7 @@ imported on its own. Where one is gone, what takes its place needs only Numba's 
     plain.py         the same functions in Python, for when those are gone
     openmp.py        entering the OpenMP runtime from compiled code
     cache.py         the machine code of a kernel on disk
+    processor.py     which instructions the processor has
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ CONSEQUENCES = {
     "instructions": "single instructions are replaced by Python functions, several times as slow",
     "openmp": "rows are shared by a pool of xent's own threads, also in programs with torch",
     "cache": "every process compiles its kernels anew",
+    "processor": "16-bit matrix products are made in float32, even on processors with instructions for them",
 }
 
 # What fails when an internal is gone or has another shape.
@@ -87,6 +89,12 @@ try:
 except _GONE as error:
     _gone("cache", error)
 
+try:
+    from xent.backends.cpu._numba.processor import has_any_instruction_set
+except _GONE as error:
+    _gone("processor", error)
+    from xent.backends.cpu._numba.plain import has_any_instruction_set
+
 
 def missing_internals() -> list[str]:
     """Return what this version of Numba lacks, and what follows from it; empty if everything is there."""
@@ -109,6 +117,7 @@ __all__ = [
     "float_to_half",
     "fused_multiply_add",
     "half_to_float",
+    "has_any_instruction_set",
     "maximum",
     "missing_internals",
     "prefetch",

@@ -1,4 +1,4 @@
-"""Numba's compiler, for functions that are entered from Python and for those that only compiled code calls.
+"""Numba's compiler, for functions that Python calls and for those that only compiled code calls.
 
 `EntryCompiler` makes machine code as Numba does, with the widest vector registers.
 
@@ -47,10 +47,10 @@ _ = (
 
 
 class WidestLowering(Lower):  # type: ignore[misc]
-    """Functions whose loops use the widest vector registers.
+    """Lowering of functions whose loops use the widest vector registers.
 
-    For Intel's processors the compiler keeps to 256 of the 512 bits, because early ones lowered their clock. On a
-    recent one (Emerald Rapids) 512 make forward and backward of rows of 50257 logits 1.6 times as fast (two threads).
+    For Intel's processors LLVM uses only 256 of the 512 bits, because early ones lowered their clock. On a recent one
+    (Emerald Rapids) forward and backward of rows of 50257 logits are 1.6 times as fast with 512 bits (two threads).
     """
 
     def setup_function(self, description: Any) -> None:
@@ -87,7 +87,7 @@ class LinkedLowering(EntryLowering):
 
 
 class LinkedLibrary(JITCodeLibrary):  # type: ignore[misc]
-    """Code that is only linked into other code, and translated there."""
+    """Code that is linked into other code and translated to machine code there."""
 
     def _finalize_final_module(self) -> None:
         self._finalize_dynamic_globals()
@@ -95,14 +95,14 @@ class LinkedLibrary(JITCodeLibrary):  # type: ignore[misc]
 
 
 class PartLibrary(LinkedLibrary):
-    """The same, and optimised there too."""
+    """The same, and also optimised only there."""
 
     def _optimize_final_module(self) -> None:
         pass
 
 
 class EntryCompiler(CompilerBase):  # type: ignore[misc]
-    """Of functions that are entered from Python."""
+    """Compiler of functions that Python calls."""
 
     lowering: type[NativeLowering] = EntryLowering
 
@@ -116,7 +116,7 @@ class EntryCompiler(CompilerBase):  # type: ignore[misc]
 
 
 class LinkedCompiler(EntryCompiler):
-    """Of functions that compiled code calls."""
+    """Compiler of functions that only compiled code calls."""
 
     lowering = LinkedLowering
     library: type[LinkedLibrary] = LinkedLibrary
@@ -127,7 +127,7 @@ class LinkedCompiler(EntryCompiler):
 
 
 class PartCompiler(LinkedCompiler):
-    """Of functions that hold a kernel which one function calls."""
+    """Compiler of functions that are a whole kernel, with one caller."""
 
     library = PartLibrary
 

@@ -1,4 +1,4 @@
-"""The functions of instructions.py in Python, for a Numba whose internals are not those that instructions.py uses.
+"""The functions of instructions.py and processor.py in Python, for a Numba with other internals than theirs.
 
 They give the same numbers, apart from the payload of a NaN and, in float64, from the last digit of
 `fused_multiply_add`. Numba compiles them by its public `njit` and `overload`.
@@ -141,3 +141,8 @@ def transpose_square(source: Any, source_stride: int, rows: int, columns: int, t
     for c in range(columns):
         for r in range(rows):
             target[c * target_stride + r] = source[r * source_stride + c]
+
+
+def has_any_instruction_set(*names: str) -> bool:
+    """Return False: it is not known."""
+    return False
