@@ -17,7 +17,7 @@ import pytest
 import xent
 from xent import information
 from xent.errors import ArgumentError, DataError, DistributionError, DTypeError, LabelError
-from xent.scoring import batches, frames
+from xent.scoring import api, readers
 
 ROWS, CLASSES = 400, ("bee", "ant", "cow")
 
@@ -202,7 +202,7 @@ def test_array_files_score_as_arrays(tmp_path, expected):
 
 @pytest.mark.parametrize("chunks", [1, 7, 200])
 def test_the_size_of_batches_does_not_matter(chunks, monkeypatch, tmp_path, expected):
-    monkeypatch.setattr(batches, "batch_rows", lambda columns: math.ceil(ROWS / chunks))
+    monkeypatch.setattr(readers, "batch_rows", lambda columns: math.ceil(ROWS / chunks))
     PLAIN.write_parquet(tmp_path / "a.parquet", row_group_size=50)
     same(xent.score(tmp_path / "a.parquet", **ROLES), expected)
     same(xent.score(PLAIN, **ROLES), expected)
@@ -342,7 +342,7 @@ def test_sums_of_rounded_numbers_need_a_tolerance_that_is_asked_for():
 
 
 def test_too_many_ids_to_remember_are_said_to_be_unchecked(monkeypatch):
-    monkeypatch.setattr(frames, "MOST_CHECKED_IDS", 100)
+    monkeypatch.setattr(api, "MOST_CHECKED_IDS", 100)
     assert any("checked" in warning for warning in xent.score(PLAIN, **ROLES).warnings)
     # The sample still finds a repetition.
     with pytest.raises(DataError, match="several rows"):

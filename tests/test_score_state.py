@@ -14,9 +14,9 @@ from sklearn.metrics import brier_score_loss, d2_log_loss_score
 
 from xent import information, likelihood
 from xent.errors import ArgumentError, DataError, DTypeError, LabelError, ShapeError
-from xent.scoring import ScoreState, kernels
+from xent.scoring import ScoreState, loops
+from xent.scoring.score import UNITS
 from xent.scoring.sums import exactly, merged, values, zeros
-from xent.scoring.text import UNITS
 
 CLASSES = 4
 
@@ -80,7 +80,7 @@ def test_the_kernels_sums_are_exact_where_a_plain_sum_is_not():
     losses = np.tile([1e8, 1e-8, 3.0], 20_000)
     found = ScoreState.from_batch(None, log_prob=-losses)
     exact = math.fsum(losses)
-    assert float(values(found.totals)[kernels.LOSS]) == exact
+    assert float(values(found.totals)[loops.LOSS]) == exact
     assert float(np.add.accumulate(losses)[-1]) != exact, "otherwise this test shows nothing"
 
 
@@ -285,7 +285,7 @@ def test_rows_that_are_no_distribution_are_counted_and_named_and_in_no_sum():
     assert close(score.cross_entropy.nats, rest.cross_entropy.nats)
     assert score.rows == rest.rows
     reasons = {row["row"]: row["reason"] for row in score.to_record()["invalid"]}
-    assert reasons == {2: kernels.REASONS[2], 4: kernels.REASONS[1], 6: kernels.REASONS[1]}
+    assert reasons == {2: loops.REASONS[2], 4: loops.REASONS[1], 6: loops.REASONS[1]}
 
 
 def test_the_worst_rows_and_what_they_carry():

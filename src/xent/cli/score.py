@@ -203,14 +203,14 @@ def _source(data: str) -> dict[str, Any]:
     import polars
 
     from xent import __version__
-    from xent.scoring import files
+    from xent.scoring import readers
 
-    found = files.find(data)
+    found = readers.find_files(data)
     return {
         "name": data,
         "files": len(found),
         "bytes": sum(path.stat().st_size for path in found),
-        "sha256": files.digest(found),
+        "sha256": readers.digest(found),
         "versions": {"xent": __version__, "polars": polars.__version__, "numpy": numpy.__version__},
     }
 
@@ -241,13 +241,13 @@ def _known_rows(data: str) -> int | None:
     """The rows that the metadata of Parquet files count."""
     import polars as pl
 
-    from xent.scoring import files
+    from xent.scoring import readers
 
-    found = files.find(data)
+    found = readers.find_files(data)
     if found[0].suffix.lower() != ".parquet":
         return None
-    with files.reading(data):
-        return int(files.scan(found).select(pl.len()).collect(engine="streaming").item())
+    with readers.reading(data):
+        return int(readers.scan_files(found).select(pl.len()).collect(engine="streaming").item())
 
 
 def _print_score(score: Score, data: str) -> None:
