@@ -16,7 +16,7 @@ import pytest
 
 import xent
 from xent import information
-from xent.errors import ArgumentError, DataError, DistributionError, DTypeError, LabelError
+from xent.errors import ArgumentError, DataError, DistributionError, DTypeError, LabelError, ShapeError
 from xent.scoring import api, readers
 
 ROWS, CLASSES = 400, ("bee", "ant", "cow")
@@ -323,6 +323,105 @@ def test_bad_input_is_named(case, lazily):
         xent.score(frame.lazy() if lazily else frame, **{**ROLES, **changed})
     for word in words:
         assert word in str(caught.value)
+
+
+OPTIONS = {
+    "label": [5, [], ["animal", 5], b"animal"],
+    "proba": [5, [], ["p_bee", None]],
+    "weight": [5, ["weight"]],
+    "id": [5, ["name"]],
+    "by": [5, None, "nothing"],
+    "classes": [5, "bee", ["bee", "bee", "cow"]],
+    "clip": ["x", 0, 2, math.nan, [1]],
+    "tolerance": ["x", -1, math.nan],
+    "worst": ["x", -1, 1.5, None],
+    "invalid": [5, "x"],
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_options_that_no_call_can_use_are_named(option):
+    for value in OPTIONS[option]:
+        with pytest.raises(ArgumentError, match=option):
+            xent.score(PLAIN, **{**ROLES, option: value})
+
+
+P = np.array([[0.5, 0.5], [0.25, 0.75]])
+BAD_ARRAYS = {
+    "no classes": (np.ones((2, 0)), [0, 1], {}, ShapeError, ["proba", "(2, 0)"]),
+    "three axes": (np.ones((2, 2, 2)), [0, 1], {}, ShapeError, ["proba", "(2, 2, 2)"]),
+    "ragged": ([[0.5, 0.5], [1.0]], [0, 1], {}, DTypeError, ["proba"]),
+    "text": (np.array([["a", "b"]] * 2), [0, 1], {}, DTypeError, ["proba", "<U1"]),
+    "complex": (P * 1j, [0, 1], {}, DTypeError, ["proba", "complex128"]),
+    "ragged labels": (P, [[0, 1], [1]], {}, DTypeError, ["label"]),
+    "labels of no kind": (P, [object(), object()], {}, DTypeError, ["label"]),
+    "labels that are NaN": (P, [math.nan, 1.0], {}, LabelError, ["NaN", "row 0"]),
+    "one label": (P, 5, {}, ShapeError, ["label", "()", "2 rows"]),
+    "one weight": (P, [0, 1], {"weight": 5}, ShapeError, ["weight", "()", "2 rows"]),
+    "weights as a column": (P, [0, 1], {"weight": [[1], [1]]}, ShapeError, ["weight", "(2, 1)"]),
+    "weights of text": (P, [0, 1], {"weight": ["a", "b"]}, DTypeError, ["weight", "<U1"]),
+    "ragged ids": (P, [0, 1], {"id": [[1], [2, 3]]}, DTypeError, ["id"]),
+    "ids as a table": (P, [0, 1], {"id": [[1, 2], [3, 4]]}, ShapeError, ["ids", "(2, 2)"]),
+    "segments without a name": (P, [0, 1], {"by": 5}, ArgumentError, ["by", "mapping"]),
+    "a class twice": (P, ["a", "a"], {"classes": ["a", "a"]}, ArgumentError, ["classes", "twice"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ARRAYS)
+def test_bad_arrays_are_named(case):
+    data, label, options, error, words = BAD_ARRAYS[case]
+    with pytest.raises(error) as caught:
+        xent.score(data, label, **options)
+    assert isinstance(caught.value, xent.XentError)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_tensor_of_a_kind_that_numpy_lacks_is_refused():
+    torch = pytest.importorskip("torch")
+    with pytest.raises(DTypeError, match="BFloat16"):
+        xent.score(torch.tensor(P).bfloat16(), [0, 1])
+
+
+def renamed(names):
+    frame = PLAIN.to_pandas()
+    frame.columns = names
+    return frame
+
+
+BAD_FRAMES = {
+    "numbers as names": lambda: renamed(range(PLAIN.width)),
+    "a name twice": lambda: renamed(["animal"] * PLAIN.width),
+    "names of two levels": lambda: renamed(pd.MultiIndex.from_product([["a"], PLAIN.columns])),
+    "text among the numbers": lambda: PLAIN.to_pandas().assign(p_bee=[0.5, "x"] * (ROWS // 2)),
+    "text among the numbers, in Dask": lambda: in_dask(PLAIN.with_columns(p_bee=pl.lit("x"))),
+    "numbers as names, in Dask": lambda: dask.dataframe.from_pandas(renamed(range(PLAIN.width)), npartitions=2),
+    "an iterator of numbers": lambda: iter([5]),
+    "an iterator of frames and numbers": lambda: iter([PLAIN, 5]),
+    "an iterator of other tables": lambda: iter([PLAIN, PLAIN.drop("p_bee")]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FRAMES)
+def test_frames_that_other_libraries_stumble_over_are_refused(case):
+    with pytest.raises((DataError, DTypeError)):
+        xent.score(BAD_FRAMES[case](), **ROLES)
+
+
+def test_broken_files_of_arrays_are_named(tmp_path):
+    good = tmp_path / "good.npz"
+    np.savez(good, proba=P, y=np.array([0, 1]))
+    written = good.read_bytes()
+    np.savez(tmp_path / "objects.npz", proba=np.array([None, 1]), y=np.array([0, 1]))
+    (tmp_path / "text.npz").write_bytes(b"no array")
+    (tmp_path / "short.npz").write_bytes(written[:-30])
+    (tmp_path / "inside.npz").write_bytes(written[:100] + bytes(40) + written[140:])
+    os.symlink("nowhere", tmp_path / "link.csv")
+    for name in ("objects.npz", "text.npz", "short.npz", "inside.npz", "link.csv", "x" * 300):
+        with pytest.raises(DataError, match=name[:9]):
+            xent.score(tmp_path / name, "y")
+    with pytest.raises(ArgumentError, match="no array 5"):
+        xent.score(good, 5)
 
 
 def test_rows_that_cannot_be_scored_are_left_out_and_named_when_asked():

@@ -23,7 +23,7 @@ def dask_state(frame: Any, request: Request) -> ScoreState:
     from dask.base import compute
     from dask.delayed import delayed
 
-    plan = request.plan(list(map(str, frame.columns)), _dtypes_of_pandas(frame._meta))
+    plan = request.plan(list(frame.columns), _dtypes_of_pandas(frame._meta))
     tasks = [delayed(_of_pandas)(part, plan, number) for number, part in enumerate(frame[plan.needed].to_delayed())]
     if request.id is not None:
         _refuse_repeated(int((frame[request.id].value_counts() > 1).sum().compute()))

@@ -172,9 +172,9 @@ class _Planner:
     def plan(self) -> Plan:
         r = self.request
         wrong = [name for name in self.columns if not isinstance(name, str)]
-        if wrong:
-            found = f"found a column named {wrong[0]!r}"
-            raise DataError(message(CALL, "data", found, "Name the columns by text: frame.columns.map(str) in pandas"))
+        if wrong or len(set(self.columns)) < len(self.columns):
+            found = f"found a column named {wrong[0]!r}" if wrong else "found columns of equal names"
+            raise DataError(message(CALL, "data", found, "Give each column a name of its own, as text"))
         kinds = {name: getattr(r, name) for name in ("proba", "logits", "log_prob") if getattr(r, name) is not None}
         if len(kinds) != 1:
             found = f"found {' and '.join(kinds) or 'none of them'}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -53,7 +54,7 @@ def reading(name: Any) -> Iterator[None]:
             raise
         lines = [line for line in str(error).strip().splitlines() if line.strip()] or [type(error).__name__]
         remedy = "Check that the file is whole and that each column holds one type"
-        raise DataError(message(CALL, str(name), f"it cannot be read ({lines[0]})", remedy)) from None
+        raise DataError(message(CALL, "data", f"{name} cannot be read ({lines[0]})", remedy)) from None
 
 
 # Files.
@@ -74,17 +75,18 @@ def find_files(data: str | Path) -> list[Path]:
     else:
         files = sorted(Path(name) for name in glob.glob(str(data), recursive=True))
     if not files:
-        found = "there is no such file, and no file that matches" if not path.is_dir() else "the folder has no table"
-        raise DataError(message(CALL, str(data), found, f"Pass a file, a folder or a pattern of {KINDS} files"))
+        found = f"there is no table in the folder {data}" if path.is_dir() else f"no such file, and no match: {data}"
+        raise DataError(message(CALL, "data", found, f"Pass a file, a folder or a pattern of {KINDS} files"))
     suffixes = {p.suffix.lower() for p in files}
     if len(suffixes) > 1:
-        found = f"found files of different kinds: {', '.join(sorted(suffixes))}"
-        raise DataError(message(CALL, str(data), found, "Pass a pattern that matches one kind"))
+        found = f"{data} has files of different kinds: {', '.join(sorted(suffixes))}"
+        raise DataError(message(CALL, "data", found, "Pass a pattern that matches one kind"))
     if not suffixes <= {*SCANNERS, *ARRAY_FILES}:
-        raise DataError(message(CALL, str(data), f"expected one of {KINDS}", "Convert the file, or rename it"))
+        found = f"found {data}, expected one of {KINDS}"
+        raise DataError(message(CALL, "data", found, "Convert the file, or rename it"))
     for p in files:
         if p.stat().st_size == 0:
-            raise DataError(message(CALL, str(p), "the file is empty", "Check that it was written to its end"))
+            raise DataError(message(CALL, "data", f"{p} is empty", "Check that the file was written to its end"))
     return files
 
 
@@ -96,10 +98,8 @@ def scan_files(files: list[Path]) -> pl.LazyFrame:
     """Return the files as one lazy table."""
     suffix = files[0].suffix.lower()
     if suffix in ARRAY_FILES:
-        found = "found a file of arrays, expected a table"
-        raise DataError(
-            message(CALL, str(files[0]), found, "Write the predictions to Parquet, with an id for each row")
-        )
+        found = f"{files[0]} is a file of arrays, expected a table"
+        raise DataError(message(CALL, "data", found, "Write the predictions to Parquet, with an id for each row"))
     return SCANNERS[suffix](files)
 
 
@@ -225,8 +225,8 @@ def is_array(data: Any) -> bool:
 def arrays_of_files(files: list[Path], roles: dict[str, Any]) -> dict[str, Array | None]:
     """Return the arrays that the roles name, from an npz file or from npy files."""
     if len(files) > 1:
-        found = f"found {len(files)} files of arrays"
-        raise DataError(message(CALL, str(files[0].parent), found, "Pass one npz file, or one npy file"))
+        found = f"found {len(files)} files of arrays in {files[0].parent}"
+        raise DataError(message(CALL, "data", found, "Pass one npz file, or one npy file"))
     arrays = _load(files[0])
 
     def array_of(role: str, name: Any) -> Array | None:
@@ -247,10 +247,13 @@ def arrays_of_files(files: list[Path], roles: dict[str, Any]) -> dict[str, Array
 
 def _load(file: Path) -> Mapping[str, Array]:
     """Return the arrays of an npz file by name, or that of an npy file as 'proba'; read when they are used."""
+    is_npy = file.suffix.lower() == ".npy"
     try:
-        loaded = np.load(file, mmap_mode="r" if file.suffix.lower() == ".npy" else None, allow_pickle=False)
+        if not is_npy and not zipfile.is_zipfile(file):
+            raise ValueError("it is no archive of arrays, or it is truncated")
+        loaded = np.load(file, mmap_mode="r" if is_npy else None, allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise DataError(message(CALL, str(file), f"this is no array file ({error})", "Write it again")) from None
+        raise DataError(message(CALL, "data", f"{file} is no array file ({error})", "Write it again")) from None
     return {"proba": loaded} if isinstance(loaded, np.ndarray) else loaded
 
 
@@ -258,8 +261,8 @@ def _read(arrays: Mapping[str, Array], name: str, file: Path) -> Array:
     try:
         return arrays[name]
     except (ValueError, EOFError, MemoryError) as error:
-        found = f"array {name!r} cannot be read ({error})"
-        raise DataError(message(CALL, str(file), found, "Write it again, as numbers or text")) from None
+        found = f"array {name!r} of {file} cannot be read ({error})"
+        raise DataError(message(CALL, "data", found, "Write it again, as numbers or text")) from None
 
 
 def array_pieces(
@@ -287,6 +290,9 @@ def array_pieces(
     whole: dict[str, Any] = {name: _column(name, column, rows) for name, column in columns.items()}
     segments: dict[str, Any] = {name: _column(f"by[{name!r}]", c, rows) for name, c in dict(by or {}).items()}
     number = 2 if predictions.ndim == 1 else predictions.shape[1]
+    if predictions.ndim > 2 or not number:
+        found = f"found shape {predictions.shape}, expected (rows, classes) or (rows,)"
+        raise ShapeError(message(CALL, kind, found, "Pass one row per prediction"))
     names = classes or tuple(map(str, range(number)))
 
     def arguments(first: int, last: int) -> dict[str, Any]:
@@ -307,7 +313,7 @@ def array_pieces(
             **options,
         }
 
-    size = max(1024, BATCH_NUMBERS // max(number, 1))
+    size = max(1024, BATCH_NUMBERS // number)
     for first in range(0, rows, size):
         last = min(first + size, rows)
         keys = None if whole["id"] is None else keys_of_ids(whole["id"][first:last])
@@ -326,7 +332,10 @@ def _column(name: str, values: Any, rows: int) -> Array | None:
 
 def _series(argument: str, values: Array) -> pl.Series:
     try:
-        return pl.Series(values)
+        series = pl.Series(values)
+        if series.dtype == pl.Object:
+            raise TypeError("objects of other kinds")
+        return series
     except (TypeError, ValueError, pl.exceptions.PolarsError) as error:
         found = f"found values that make no column ({error})"
         raise DTypeError(message(CALL, argument, found, "Pass integers, booleans or text, all of one kind")) from None

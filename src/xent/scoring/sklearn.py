@@ -67,7 +67,8 @@ def log_loss(
     """
     proba, codes = _coded("log_loss", y_true, y_proba, labels)
     weight = None if sample_weight is None else as_array("log_loss", "sample_weight", sample_weight)
-    totals = _totals(proba, codes, weight) if len(proba) and proba.shape[:1] == codes.shape else None
+    sizes = {proba.shape[:1], codes.shape, codes.shape if weight is None else weight.shape}
+    totals = _totals(proba, codes, weight) if len(proba) and len(sizes) == 1 else None
     if totals is None:  # the complete score names the row and the reason
         return score(proba, codes, weight=weight).cross_entropy.nats
     if values(totals)[loops.IMPOSSIBLE_WEIGHT] > 0:
