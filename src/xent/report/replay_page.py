@@ -1,4 +1,4 @@
-"""The report of `xent why --predictions`: both gradients on the user's own rows."""
+"""The report of `xent why --predictions`: both gradients on the rows of a table of predictions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ KEYS = {"cross-entropy": 1, "squared error": 2}
 
 
 def charts(record: Mapping[str, Any]) -> dict[str, Layers]:
-    """The lengths of both gradients against the probability of the label."""
+    """Return the chart of both gradients' lengths against the probability of the label."""
     points = record["points"]
     x = alt.X("q:Q", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(title="probability given to the label", format="%"))
     y = alt.Y("length:Q", axis=alt.Axis(title="length of the gradient", tickCount=5))
@@ -29,7 +29,7 @@ def charts(record: Mapping[str, Any]) -> dict[str, Layers]:
 
 
 def texts(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Words, and the bands as a table."""
+    """Return the texts, and the bands as a table."""
     worst = record["bands"][0]
     sampled = record["rows"] != record["rows_in_source"]
     of_source = f" of {count(record['rows_in_source'])}, sampled" if sampled else ""
@@ -46,7 +46,7 @@ def texts(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def bands(record: Mapping[str, Any]) -> list[list[str]]:
-    """The table, as texts."""
+    """Return the table as text."""
     return [
         [
             f"{percent(b['low'], 0)} to {percent(b['high'], 0)}",
