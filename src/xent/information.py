@@ -233,22 +233,7 @@ def js_divergence(p: Array, q: Array, *, axis: int = -1, base: float = math.e, c
     """Jensen-Shannon divergence of p and q: a symmetric and always finite variant of the KL divergence.
 
     *Definition*: ``JS(p, q) = KL(p || m) / 2 + KL(q || m) / 2`` with ``m = (p + q) / 2``; between 0 and log 2.
-
-    Parameters
-    ----------
-    p, q : arrays (..., C, ...) that broadcast, distributions along `axis`
-    axis, base, check : see the module docstring.
-
-    Returns
-    -------
-    array of the broadcast shape without `axis`, in nats (bits for ``base=2``).
-
-    Raises
-    ------
-    DistributionError
-        A distribution has a negative or NaN entry, or does not sum to 1.
-    ShapeError
-        The shapes do not broadcast, or differ along `axis`.
+    Parameters, shapes and errors are those of `kl_divergence`.
 
     Notes
     -----
@@ -356,23 +341,8 @@ def softmax(logits: Array, *, axis: int = -1) -> Array:
 def log_softmax(logits: Array, *, axis: int = -1) -> Array:
     """Logarithm of the softmax, accurate also where the softmax itself underflows or rounds to 1.
 
-    *Definition*: ``log_softmax(x)[j] = x[j] - log(sum(exp(x)))``.
-
-    Parameters
-    ----------
-    logits : array (..., C, ...), real numbers along `axis`; minus infinity masks a class.
-    axis : the axis of the classes.
-
-    Returns
-    -------
-    array of the same shape and dtype, 0 or less, in nats. A row that has NaN or +inf, or only -inf, is NaN.
-
-    Raises
-    ------
-    DTypeError
-        The array does not hold real numbers.
-    ShapeError
-        The array has no such axis, or no classes along it.
+    *Definition*: ``log_softmax(x)[j] = x[j] - log(sum(exp(x)))``, 0 or less, in nats. Parameters, shapes and errors are
+    those of `softmax`.
 
     Notes
     -----

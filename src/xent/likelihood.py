@@ -25,7 +25,7 @@ __all__ = ["Likelihood", "likelihood", "log_likelihood", "negative_log_likelihoo
 
 @dataclass(frozen=True)
 class Likelihood:
-    """A likelihood that a float cannot hold: ``mantissa * 10**exponent``, with its natural logarithm ``log``.
+    """A likelihood outside the range of a float: ``mantissa * 10**exponent``, with its natural logarithm ``log``.
 
     Examples
     --------

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import altair as alt
-
 from xent.report.numbers import count, percent, rounded, significant
-from xent.report.theme import COLOR_OF, Layers, finished, layered, rows
+from xent.report.theme import COLOR_OF, Layers, finished, layered, rows, x_axis, y_axis
 
 KEYS = {"cross-entropy": 1, "squared error": 2}
 
@@ -16,8 +14,8 @@ KEYS = {"cross-entropy": 1, "squared error": 2}
 def charts(record: Mapping[str, Any]) -> dict[str, Layers]:
     """Return the chart of both gradients' lengths against the probability of the label."""
     points = record["points"]
-    x = alt.X("q:Q", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(title="probability given to the label", format="%"))
-    y = alt.Y("length:Q", axis=alt.Axis(title="length of the gradient", tickCount=5))
+    x = x_axis("q:Q", "probability of the label", [0, 1], format="%")
+    y = y_axis("length:Q", "length of the gradient", tickCount=5)
     layers = []
     for loss, column in KEYS.items():
         data = rows(q=rounded(p[0] for p in points), length=rounded(p[column] for p in points))

@@ -91,6 +91,25 @@ def ticks(labels: Mapping[float, str], **axis: Any) -> alt.Axis:
     return alt.Axis(values=list(labels), labelExpr=text, **axis)
 
 
+def x_axis(field: str, title: str | None, domain: list[float] | None = None, **axis: Any) -> alt.X:
+    """Return an x channel with an axis and, if it is not to follow the data, a domain."""
+    return alt.X(field, scale=_scale(domain), axis=alt.Axis(title=title, **axis))
+
+
+def y_axis(field: str, title: str | None, domain: list[float] | None = None, **axis: Any) -> alt.Y:
+    """Return a y channel, as `x_axis` does."""
+    return alt.Y(field, scale=_scale(domain), axis=alt.Axis(title=title, **axis))
+
+
+def _scale(domain: list[float] | None) -> Any:
+    return alt.Undefined if domain is None else alt.Scale(domain=domain)
+
+
+def tooltips(**columns: tuple[str, str]) -> list[alt.Tooltip]:
+    """Return tooltips of quantities: the title and the format of each column."""
+    return [alt.Tooltip(f"{name}:Q", title=title, format=form) for name, (title, form) in columns.items()]
+
+
 def control(name: str, element: str, value: str) -> alt.Parameter:
     """Return a parameter with the value, as text, of the page's control with this id; `value` is the initial one."""
     return alt.param(name=name, value=value, bind=alt.BindDirect(element=f"#{element}"))

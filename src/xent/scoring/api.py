@@ -134,9 +134,9 @@ def score(
             pieces = array_pieces(arrays, columns, by, names, options)
         elif not files and is_array(data):
             if any(columns is not None for columns in predictions.values()):
-                found = "found it beside an array of probabilities"
+                problem = "found it beside an array of probabilities"
                 raise ArgumentError(
-                    message(CALL, "proba, logits, log_prob", found, "Pass columns with a frame or file")
+                    message(CALL, "proba, logits, log_prob", problem, "Pass columns with a frame or file")
                 )
             pieces = array_pieces({"proba": data}, roles, by, names, options)
         else:
@@ -216,7 +216,7 @@ def _finished(state: ScoreState, notes: list[str]) -> Score:
 
 
 class _RepeatedIds:
-    """Finds repeated ids by 64-bit keys. With too many ids to remember it gives up and says so."""
+    """Finds repeated ids by 64-bit keys; with too many ids to remember, it reports that not all were checked."""
 
     def __init__(self) -> None:
         self.keys: list[Array] = []
@@ -248,9 +248,9 @@ def _invalid_message(state: ScoreState) -> str:
         f"row {row}" + ("" if name is None else f" (id {name})") + f": {_reason(reason, total)}"
         for row, name, reason, total in first
     ]
-    found = f"{state.invalid_rows:,} of the first rows cannot be scored; {'; '.join(named)}"
+    problem = f"{state.invalid_rows:,} of the first rows cannot be scored; {'; '.join(named)}"
     remedy = "Correct them; invalid='skip' (--skip-invalid) leaves them out; tolerance= allows sums of rounded numbers"
-    return message(CALL, "data", found, remedy)
+    return message(CALL, "data", problem, remedy)
 
 
 def _reason(reason: int, total: float) -> str:

@@ -50,8 +50,8 @@ def row_scores(
     predictions = {"proba": proba, "logits": logits, "log_prob": log_prob}
     kinds = [kind for kind, values in predictions.items() if values is not None]
     if len(kinds) != 1:
-        found = f"found {' and '.join(kinds) or 'none of them'}"
-        raise ArgumentError(message(CALL, "proba, logits, log_prob", found, "Pass exactly one of the three"))
+        problem = f"found {' and '.join(kinds) or 'none of them'}"
+        raise ArgumentError(message(CALL, "proba, logits, log_prob", problem, "Pass exactly one of the three"))
     if log_prob is not None:
         rows = _rows_of_log_probabilities(log_prob, entropy)
     elif entropy is not None:
@@ -68,8 +68,8 @@ def _rows_of_log_probabilities(log_prob: Any, entropy: Any) -> Rows:
     """Score rows of which only the log-probability of the label is known."""
     loss = 0.0 - _numbers("log_prob", log_prob).astype(np.float64)
     if loss.ndim != 1:
-        found = f"found shape {loss.shape}, expected (rows,)"
-        raise ShapeError(message(CALL, "log_prob", found, "Pass the log-probability of each row's label"))
+        problem = f"found shape {loss.shape}, expected (rows,)"
+        raise ShapeError(message(CALL, "log_prob", problem, "Pass the log-probability of each row's label"))
     # A log-probability that rounding left just above 0 counts as 0.
     status = np.where(loss >= -1e-6, loops.VALID, loops.NOT_A_PROBABILITY).astype(np.int8)
     rows = Rows(np.maximum(loss, 0.0), status)
@@ -86,8 +86,8 @@ def _rows_of_classes(labels: Any, kind: str, predictions: Any, tolerance: float 
     label = as_array(CALL, "labels", labels)
     soft = label.ndim == 2
     if label.shape not in ((count,), (count, classes)):
-        found = f"found shape {label.shape} for {kind} of shape {p.shape}"
-        raise ShapeError(message(CALL, "labels", found, f"Pass ({count},) class indices or ({count}, {classes})"))
+        problem = f"found shape {label.shape} for {kind} of shape {p.shape}"
+        raise ShapeError(message(CALL, "labels", problem, f"Pass ({count},) class indices or ({count}, {classes})"))
     if soft:
         target = np.ascontiguousarray(_numbers("labels", label).astype(np.float64))
     else:
@@ -131,31 +131,31 @@ def _matrix(kind: str, predictions: Any, tolerance: float | None) -> tuple[Array
     if tolerance is None:
         tolerance = sum_tolerance(float(np.finfo(p.dtype).eps) if p.dtype.kind == "f" else 0.0)
     elif not (isinstance(tolerance, Real) and tolerance >= 0):
-        found = f"found {tolerance!r}, expected a number of 0 or more"
-        raise ArgumentError(message(CALL, "tolerance", found, "Omit it for the tolerance of the dtype"))
+        problem = f"found {tolerance!r}, expected a number of 0 or more"
+        raise ArgumentError(message(CALL, "tolerance", problem, "Omit it for the tolerance of the dtype"))
     if p.dtype != np.float32:
         p = p.astype(np.float64, copy=False)
     if p.ndim == 1:
         second = p.astype(np.float64, copy=False)
         p = np.stack([1.0 - second, second] if kind == "proba" else [np.zeros_like(second), second], axis=1)
     if p.ndim != 2 or p.shape[1] == 0:
-        found = f"found shape {p.shape}, expected (rows, classes) or (rows,)"
-        raise ShapeError(message(CALL, kind, found, "Pass one row per prediction"))
+        problem = f"found shape {p.shape}, expected (rows, classes) or (rows,)"
+        raise ShapeError(message(CALL, kind, problem, "Pass one row per prediction"))
     return np.ascontiguousarray(p), float(tolerance)
 
 
 def _checked_labels(label: Array, classes: int) -> Array:
     if label.dtype.kind not in "iub":
-        found = f"found dtype {label.dtype}, expected integers"
+        problem = f"found dtype {label.dtype}, expected integers"
         raise DTypeError(
-            message(CALL, "labels", found, "Pass class indices; xent.score also takes names, with classes=")
+            message(CALL, "labels", problem, "Pass class indices; xent.score also takes names, with classes=")
         )
     label = label.astype(np.int64, copy=False)
     outside = (label < 0) | (label >= classes)
     if outside.any():
         row = int(outside.argmax())
-        found = f"class index {label[row]} at row {row} is outside [0, {classes})"
-        raise LabelError(message(CALL, "labels", found, f"Labels of {classes} classes end at {classes - 1}"))
+        problem = f"class index {label[row]} at row {row} is outside [0, {classes})"
+        raise LabelError(message(CALL, "labels", problem, f"Labels of {classes} classes end at {classes - 1}"))
     return np.ascontiguousarray(label)
 
 
@@ -164,23 +164,23 @@ def as_array(call: str, argument: str, values: Any) -> Array:
     try:
         return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
     except (TypeError, ValueError, RuntimeError) as error:
-        found = f"found a {type(values).__name__} that NumPy cannot read ({error})"
-        raise DTypeError(message(call, argument, found, "Pass an array, or nested lists of equal length")) from None
+        problem = f"found a {type(values).__name__} that NumPy cannot read ({error})"
+        raise DTypeError(message(call, argument, problem, "Pass an array, or nested lists of equal length")) from None
 
 
 def _numbers(argument: str, values: Any) -> Array:
     array = as_array(CALL, argument, values)
     if array.dtype.kind not in "fiub":
-        found = f"found dtype {array.dtype}, expected numbers"
-        raise DTypeError(message(CALL, argument, found, "Convert it to numbers first"))
+        problem = f"found dtype {array.dtype}, expected numbers"
+        raise DTypeError(message(CALL, argument, problem, "Convert it to numbers first"))
     return array
 
 
 def one_per_row(argument: str, array: Array, count: int) -> Array:
     """Return the array; ShapeError unless it has one value per row."""
     if array.shape != (count,):
-        found = f"found shape {array.shape}, expected ({count},)"
-        raise ShapeError(message(CALL, argument, found, "Pass one value per row"))
+        problem = f"found shape {array.shape}, expected ({count},)"
+        raise ShapeError(message(CALL, argument, problem, "Pass one value per row"))
     return array
 
 
@@ -189,14 +189,14 @@ def checked_clip(call: str, clip: float | None) -> float | None:
     if clip is None:
         return None
     if not (isinstance(clip, Real) and 0 < clip < 1):
-        found = f"found {clip!r}, expected a probability between 0 and 1"
-        raise ArgumentError(message(call, "clip", found, "Omit it to score probabilities as they are"))
+        problem = f"found {clip!r}, expected a probability between 0 and 1"
+        raise ArgumentError(message(call, "clip", problem, "Omit it to score probabilities as they are"))
     return float(clip)
 
 
 def checked_count(call: str, argument: str, count: Any) -> int:
     """Return a number of rows as an int; ArgumentError unless it is a whole number of 0 or more."""
     if not (isinstance(count, Integral) and count >= 0):
-        found = f"found {count!r}, expected a whole number of 0 or more"
-        raise ArgumentError(message(call, argument, found, "Pass an int"))
+        problem = f"found {count!r}, expected a whole number of 0 or more"
+        raise ArgumentError(message(call, argument, problem, "Pass an int"))
     return int(count)

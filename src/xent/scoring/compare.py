@@ -182,12 +182,12 @@ def compare(
     left, right = row_table("a", a, replace(of_both, weight=weight, also=extra)), row_table("b", b, of_b)
     both = left.join(right, on="id", how="inner", suffix="_b", maintain_order="left")
     if not both.height:
-        found = f"no id of {left.height} rows in a is among the {right.height} in b"
-        raise DataError(message(CALL, "id", found, "Choose the column that names the same rows on both sides"))
+        problem = f"no id of {left.height} rows in a is among the {right.height} in b"
+        raise DataError(message(CALL, "id", problem, "Choose the column that names the same rows on both sides"))
     if "label" in both.columns and not (both["label"] == both["label_b"]).all():
         wrong = both.filter(pl.col("label") != pl.col("label_b"))
-        found = f"{wrong.height} rows have other labels in b than in a, the first with id {wrong['id'][0]}"
-        raise DataError(message(CALL, "label", found, "Both have to predict the same"))
+        problem = f"{wrong.height} rows have other labels in b than in a, the first with id {wrong['id'][0]}"
+        raise DataError(message(CALL, "label", problem, "Both have to predict the same"))
     return _compared(left, right, both, segments, cluster, worst, clip)
 
 
@@ -204,8 +204,8 @@ def row_table(side: str, data: Any, request: Request) -> pl.DataFrame:
     table = pl.concat(parts)
     if table["id"].n_unique() < table.height:
         repeated = table.filter(pl.col("id").is_duplicated())
-        found = f"{repeated.height} rows share an id, such as {repeated['id'][0]!r}"
-        raise DataError(message(CALL, side, found, ONE_ROW_PER_ID))
+        problem = f"{repeated.height} rows share an id, such as {repeated['id'][0]!r}"
+        raise DataError(message(CALL, side, problem, ONE_ROW_PER_ID))
     return table
 
 
@@ -214,8 +214,8 @@ def _rows_of(side: str, plan: Plan, batch: pl.DataFrame, first: int) -> pl.DataF
     ids = batch[plan.request.id or ""]
     if (rows.status != loops.VALID).any():
         row = int((rows.status != loops.VALID).argmax())
-        found = f"row {first + row} (id {ids[row]}) cannot be scored: {loops.REASONS[int(rows.status[row])]}"
-        raise DistributionError(message(CALL, side, found, "Correct it, or leave it out"))
+        problem = f"row {first + row} (id {ids[row]}) cannot be scored: {loops.REASONS[int(rows.status[row])]}"
+        raise DistributionError(message(CALL, side, problem, "Correct it, or leave it out"))
     columns: dict[str, Any] = {"id": ids.cast(pl.String), "loss": rows.loss}
     if columns["id"].null_count():
         raise DataError(message(CALL, side, "a row has no id", "Choose a column that names every row"))

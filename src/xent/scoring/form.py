@@ -75,8 +75,8 @@ class Request:
             names = getattr(self, option)
             several = option in ("label", "proba", "logits") and isinstance(names, Collection) and len(names)
             if names is not None and not all(isinstance(n, str) for n in (names if several else [names])):
-                found = f"found {names!r}, expected {'one or more column names' if several else 'a column name'}"
-                raise ArgumentError(message(CALL, option, found, "Pass text, such as 'p', or ['p_cat', 'p_dog']"))
+                problem = f"found {names!r}, expected {'one or more column names' if several else 'a column name'}"
+                raise ArgumentError(message(CALL, option, problem, "Pass text, such as 'p', or ['p_cat', 'p_dog']"))
 
     def plan(self, columns: Sequence[str], dtypes: Mapping[str, Any]) -> Plan:
         """Find the columns in a table that has these columns."""
@@ -88,8 +88,8 @@ def names_of(option: str, names: Any) -> tuple[str, ...]:
     if isinstance(names, str):
         return (names,)
     if not isinstance(names, Iterable):
-        found = f"found a {type(names).__name__}, expected a list of names"
-        raise ArgumentError(message(CALL, option, found, "Pass a list, such as ['a', 'b']"))
+        problem = f"found a {type(names).__name__}, expected a list of names"
+        raise ArgumentError(message(CALL, option, problem, "Pass a list, such as ['a', 'b']"))
     return tuple(map(str, names))
 
 
@@ -145,8 +145,8 @@ class Plan:
         number = first.shape[1] if first.ndim == 2 else 2
         classes = tuple(map(str, range(number))) if self.classes is None else self.classes
         if len(classes) != number:
-            found = f"found {len(classes)} names for {number} classes"
-            raise ArgumentError(message(CALL, "classes", found, "Name each class once"))
+            problem = f"found {len(classes)} names for {number} classes"
+            raise ArgumentError(message(CALL, "classes", problem, "Name each class once"))
         return classes
 
     def _predictions(self, frame: pl.DataFrame) -> Array:
@@ -173,13 +173,13 @@ class _Planner:
         r = self.request
         wrong = [name for name in self.columns if not isinstance(name, str)]
         if wrong or len(set(self.columns)) < len(self.columns):
-            found = f"found a column named {wrong[0]!r}" if wrong else "found columns of equal names"
-            raise DataError(message(CALL, "data", found, "Give each column a name of its own, as text"))
+            problem = f"found a column named {wrong[0]!r}" if wrong else "found columns of equal names"
+            raise DataError(message(CALL, "data", problem, "Give each column a name of its own, as text"))
         kinds = {name: getattr(r, name) for name in ("proba", "logits", "log_prob") if getattr(r, name) is not None}
         if len(kinds) != 1:
-            found = f"found {' and '.join(kinds) or 'none of them'}"
+            problem = f"found {' and '.join(kinds) or 'none of them'}"
             remedy = f"Name the columns by exactly one of the three; there are {listed(self.columns)}"
-            raise ArgumentError(message(CALL, "proba, logits, log_prob", found, remedy))
+            raise ArgumentError(message(CALL, "proba, logits, log_prob", problem, remedy))
         ((kind, names),) = kinds.items()
         others = {"entropy": r.entropy, "weight": r.weight, "id": r.id}
         for option, name in (*others.items(), *(("by", name) for name in r.by), *(("by", name) for name in r.also)):
@@ -201,8 +201,8 @@ class _Planner:
             self._check(kind, name)
         if len(columns) > 1:
             if classes is not None and len(classes) != len(columns):
-                found = f"found {len(classes)} names for {len(columns)} columns"
-                raise ArgumentError(message(CALL, "classes", found, "Name the classes in the order of the columns"))
+                problem = f"found {len(classes)} names for {len(columns)} columns"
+                raise ArgumentError(message(CALL, "classes", problem, "Name the classes in the order of the columns"))
             return columns, columns if classes is None else classes
         is_list = isinstance(self.dtypes.get(columns[0]), pl.List | pl.Array)
         return columns, classes if classes is not None or is_list else ("0", "1")
@@ -211,8 +211,8 @@ class _Planner:
         """Return the columns that match a pattern, by the part that the star stands for."""
         names = [name for name in self.columns if fnmatch.fnmatchcase(name, pattern)]
         if not names:
-            found = f"no column matches {pattern!r}"
-            raise ArgumentError(message(CALL, option, found, f"The columns are {listed(self.columns)}"))
+            problem = f"no column matches {pattern!r}"
+            raise ArgumentError(message(CALL, option, problem, f"The columns are {listed(self.columns)}"))
         if pattern.count("*") != 1 or any(sign in pattern for sign in "?["):
             return {name: name for name in names}
         before, after = pattern.split("*")
@@ -225,8 +225,8 @@ class _Planner:
         if classes is None:
             return tuple(columns.values()), tuple(columns)
         if set(classes) != set(columns) or len(classes) != len(columns):
-            found = f"the columns are of {listed(columns)}, the classes {listed(classes)}"
-            raise ArgumentError(message(CALL, f"{option}, classes", found, "Name the classes as the columns do"))
+            problem = f"the columns are of {listed(columns)}, the classes {listed(classes)}"
+            raise ArgumentError(message(CALL, f"{option}, classes", problem, "Name the classes as the columns do"))
         return tuple(columns[name] for name in classes), classes
 
     def _labels(self, classes: tuple[str, ...] | None, taken: tuple[str | None, ...]) -> tuple[str, ...]:
@@ -234,22 +234,22 @@ class _Planner:
         label = self.request.label
         if label is None:
             others = [name for name in self.columns if name not in taken]
-            found = "which column holds the labels?"
-            raise ArgumentError(message(CALL, "label", found, f"Name it; the other columns are {listed(others)}"))
+            problem = "which column holds the labels?"
+            raise ArgumentError(message(CALL, "label", problem, f"Name it; the other columns are {listed(others)}"))
         if isinstance(label, str) and "*" in label:
             return self._in_order("label", self._matching("label", label), classes)[0]
         names = (label,) if isinstance(label, str) else tuple(label)
         for name in names:
             self._check("label", name)
         if not isinstance(label, str) and len(names) != len(classes or names):
-            found = f"found {len(names)} columns for {len(classes or ())} classes"
-            raise ArgumentError(message(CALL, "label", found, "Soft labels need one column for each class"))
+            problem = f"found {len(names)} columns for {len(classes or ())} classes"
+            raise ArgumentError(message(CALL, "label", problem, "Soft labels need one column for each class"))
         return names
 
     def _check(self, option: str, name: Any) -> None:
         if name not in self.columns:
-            found = f"there is no column {name!r}"
-            raise ArgumentError(message(CALL, option, found, f"There are {listed(self.columns)}"))
+            problem = f"there is no column {name!r}"
+            raise ArgumentError(message(CALL, option, problem, f"There are {listed(self.columns)}"))
 
 
 def class_indices(labels: pl.Series, classes: tuple[str, ...], first_row: int) -> Array:
@@ -277,9 +277,9 @@ def class_indices(labels: pl.Series, classes: tuple[str, ...], first_row: int) -
         indices = index.fill_null(0).cast(pl.Int64).to_numpy()
     if unseen.any():
         names_found = listed(labels.filter(pl.Series(unseen)).unique(maintain_order=True).cast(pl.String).to_list())
-        found = f"the label {names_found} (first in row {first_row + int(unseen.argmax())}) is none of the classes"
+        problem = f"the label {names_found} (first in row {first_row + int(unseen.argmax())}) is none of the classes"
         remedy = f"The classes are {listed(classes)}; classes= names them in the order of the columns"
-        raise LabelError(message(CALL, "label", found, remedy))
+        raise LabelError(message(CALL, "label", problem, remedy))
     return np.asarray(indices)
 
 
@@ -311,8 +311,8 @@ def _numbers(frame: pl.DataFrame, columns: list[str]) -> Array:
     chosen = frame.select(columns)
     for name, dtype in chosen.schema.items():
         if not (dtype.is_numeric() or dtype == pl.Boolean):
-            found = f"column {name!r} holds {dtype}, not numbers"
-            raise DataError(message(CALL, "data", found, "Convert the column, or leave it out of the pattern"))
+            problem = f"column {name!r} holds {dtype}, not numbers"
+            raise DataError(message(CALL, "data", problem, "Convert the column, or leave it out of the pattern"))
     if set(chosen.dtypes) != {pl.Float32}:
         chosen = chosen.cast(pl.Float64)
     return chosen.to_numpy(order="c").reshape(frame.height, len(columns))
@@ -329,8 +329,8 @@ def _lists(column: pl.Series) -> Array:
     if isinstance(column.dtype, pl.List):
         lengths = column.list.len().unique().to_list()
         if len(lengths) > 1:
-            found = f"column {column.name!r} holds lists of {min(lengths)} to {max(lengths)} numbers"
-            raise DataError(message(CALL, "data", found, "Each row needs a number for each class"))
+            problem = f"column {column.name!r} holds lists of {min(lengths)} to {max(lengths)} numbers"
+            raise DataError(message(CALL, "data", problem, "Each row needs a number for each class"))
         width = lengths[0] if lengths else 0
     else:
         width = column.dtype.shape[0]  # type: ignore[attr-defined]

@@ -28,9 +28,9 @@ Array = NDArray[Any]
 VALID, NOT_A_PROBABILITY, WRONG_SUM, WRONG_LABEL, WRONG_WEIGHT = range(5)
 REASONS = (
     "",
-    "a value that is no probability",
+    "a value that is not a probability",
     "a sum other than 1",
-    "a label that is no distribution",
+    "a label that is not a distribution",
     "a bad weight",
 )
 

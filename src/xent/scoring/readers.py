@@ -75,15 +75,15 @@ def find_files(data: str | Path) -> list[Path]:
     else:
         files = sorted(Path(name) for name in glob.glob(str(data), recursive=True))
     if not files:
-        found = f"there is no table in the folder {data}" if path.is_dir() else f"no such file, and no match: {data}"
-        raise DataError(message(CALL, "data", found, f"Pass a file, a folder or a pattern of {KINDS} files"))
+        problem = f"there is no table in the folder {data}" if path.is_dir() else f"no such file, and no match: {data}"
+        raise DataError(message(CALL, "data", problem, f"Pass a file, a folder or a pattern of {KINDS} files"))
     suffixes = {p.suffix.lower() for p in files}
     if len(suffixes) > 1:
-        found = f"{data} has files of different kinds: {', '.join(sorted(suffixes))}"
-        raise DataError(message(CALL, "data", found, "Pass a pattern that matches one kind"))
+        problem = f"{data} has files of different kinds: {', '.join(sorted(suffixes))}"
+        raise DataError(message(CALL, "data", problem, "Pass a pattern that matches one kind"))
     if not suffixes <= {*SCANNERS, *ARRAY_FILES}:
-        found = f"found {data}, expected one of {KINDS}"
-        raise DataError(message(CALL, "data", found, "Convert the file, or rename it"))
+        problem = f"found {data}, expected one of {KINDS}"
+        raise DataError(message(CALL, "data", problem, "Convert the file, or rename it"))
     for p in files:
         if p.stat().st_size == 0:
             raise DataError(message(CALL, "data", f"{p} is empty", "Check that the file was written to its end"))
@@ -98,8 +98,8 @@ def scan_files(files: list[Path]) -> pl.LazyFrame:
     """Return the files as one lazy table."""
     suffix = files[0].suffix.lower()
     if suffix in ARRAY_FILES:
-        found = f"{files[0]} is a file of arrays, expected a table"
-        raise DataError(message(CALL, "data", found, "Write the predictions to Parquet, with an id for each row"))
+        problem = f"{files[0]} is a file of arrays, expected a table"
+        raise DataError(message(CALL, "data", problem, "Write the predictions to Parquet, with an id for each row"))
     return SCANNERS[suffix](files)
 
 
@@ -132,8 +132,8 @@ def batches_of(data: Any, request: Request) -> tuple[Plan, Iterable[pl.DataFrame
         data = scan_files(find_files(data))
     engine = engine_of(data)
     if engine in ("dask", "pyspark"):
-        found = f"found a frame of {engine}"
-        raise DTypeError(message("compare", "a, b", found, "Write the predictions to Parquet and pass the path"))
+        problem = f"found a frame of {engine}"
+        raise DTypeError(message("compare", "a, b", problem, "Write the predictions to Parquet and pass the path"))
     if engine == "polars lazy":
         schema = data.collect_schema()
         plan = request.plan(schema.names(), schema)
@@ -180,7 +180,7 @@ def _local_batches(data: Any, engine: str) -> tuple[list[str], Callable[[list[st
             raise DataError(message(CALL, "data", "there are no batches", "The iterator may have been used before"))
 
         def of_iterator(columns: list[str], rows: int) -> Iterator[pl.DataFrame]:
-            # The first call, for the types, asks for one row; it must not advance the iterator.
+            # The first call, for the types, requests one row; it must not advance the iterator.
             yield from (batch.select(columns) for batch in ([head] if rows == 1 else chain([head], every)))
 
         return head.columns, of_iterator
@@ -198,9 +198,9 @@ def _narwhals(data: Any) -> nw.DataFrame[Any]:
     try:
         return nw.from_native(data, eager_only=True)
     except TypeError:
-        found = f"found a {type(data).__module__}.{type(data).__name__}"
+        problem = f"found a {type(data).__module__}.{type(data).__name__}"
         remedy = "Pass a path, an array, or a frame of pandas, Polars, PyArrow, DuckDB, Dask or PySpark"
-        raise DTypeError(message(CALL, "data", found, remedy)) from None
+        raise DTypeError(message(CALL, "data", problem, remedy)) from None
 
 
 def to_polars(batch: Any) -> pl.DataFrame:
@@ -225,8 +225,8 @@ def is_array(data: Any) -> bool:
 def arrays_of_files(files: list[Path], roles: dict[str, Any]) -> dict[str, Array | None]:
     """Return the arrays that the roles name, from an npz file or from npy files."""
     if len(files) > 1:
-        found = f"found {len(files)} files of arrays in {files[0].parent}"
-        raise DataError(message(CALL, "data", found, "Pass one npz file, or one npy file"))
+        problem = f"found {len(files)} files of arrays in {files[0].parent}"
+        raise DataError(message(CALL, "data", problem, "Pass one npz file, or one npy file"))
     arrays = _load(files[0])
 
     def array_of(role: str, name: Any) -> Array | None:
@@ -236,8 +236,8 @@ def arrays_of_files(files: list[Path], roles: dict[str, Any]) -> dict[str, Array
             return _read(arrays, name, files[0])
         if isinstance(name, str) and name.endswith(".npy"):
             return _load(find_files(name)[0])["proba"]
-        found = f"there is no array {name!r} in {files[0].name}"
-        raise ArgumentError(message(CALL, role, found, f"It has {', '.join(arrays)}; other files are named *.npy"))
+        problem = f"there is no array {name!r} in {files[0].name}"
+        raise ArgumentError(message(CALL, role, problem, f"It has {', '.join(arrays)}; other files are named *.npy"))
 
     named = {role: array_of(role, name) for role, name in roles.items()}
     if all(named[kind] is None for kind in ("proba", "logits", "log_prob")) and "proba" in arrays:
@@ -261,8 +261,8 @@ def _read(arrays: Mapping[str, Array], name: str, file: Path) -> Array:
     try:
         return arrays[name]
     except (ValueError, EOFError, MemoryError) as error:
-        found = f"array {name!r} of {file} cannot be read ({error})"
-        raise DataError(message(CALL, "data", found, "Write it again, as numbers or text")) from None
+        problem = f"array {name!r} of {file} cannot be read ({error})"
+        raise DataError(message(CALL, "data", problem, "Write it again, as numbers or text")) from None
 
 
 def array_pieces(
@@ -275,8 +275,8 @@ def array_pieces(
     """Slice arrays of predictions (by their kind), of labels, weights, ids, entropies and segments into pieces."""
     present = {kind: array for kind, array in arrays.items() if array is not None}
     if len(present) != 1:
-        found = f"found {' and '.join(present) or 'none of them'}"
-        raise ArgumentError(message(CALL, "proba, logits, log_prob", found, "Name exactly one array of predictions"))
+        problem = f"found {' and '.join(present) or 'none of them'}"
+        raise ArgumentError(message(CALL, "proba, logits, log_prob", problem, "Name exactly one array of predictions"))
     ((kind, array),) = present.items()
     predictions = as_array(CALL, kind, array)
     rows = predictions.shape[0] if predictions.ndim else 0
@@ -285,14 +285,14 @@ def array_pieces(
     if kind != "log_prob" and columns["label"] is None:
         raise ArgumentError(message(CALL, "label", "there are no labels", "Pass an array of class indices or names"))
     if by is not None and not isinstance(by, Mapping) and (not hasattr(by, "__len__") or len(by)):
-        found = f"found a {type(by).__name__}"
-        raise ArgumentError(message(CALL, "by", found, "With arrays, pass a mapping from a name to an array"))
+        problem = f"found a {type(by).__name__}"
+        raise ArgumentError(message(CALL, "by", problem, "With arrays, pass a mapping from a name to an array"))
     whole: dict[str, Any] = {name: _column(name, column, rows) for name, column in columns.items()}
     segments: dict[str, Any] = {name: _column(f"by[{name!r}]", c, rows) for name, c in dict(by or {}).items()}
     number = 2 if predictions.ndim == 1 else predictions.shape[1]
     if predictions.ndim > 2 or not number:
-        found = f"found shape {predictions.shape}, expected (rows, classes) or (rows,)"
-        raise ShapeError(message(CALL, kind, found, "Pass one row per prediction"))
+        problem = f"found shape {predictions.shape}, expected (rows, classes) or (rows,)"
+        raise ShapeError(message(CALL, kind, problem, "Pass one row per prediction"))
     names = classes or tuple(map(str, range(number)))
 
     def arguments(first: int, last: int) -> dict[str, Any]:
@@ -325,8 +325,8 @@ def _column(name: str, values: Any, rows: int) -> Array | None:
         return None
     column = as_array(CALL, name, values)
     if column.shape[:1] != (rows,):
-        found = f"found shape {column.shape} for {rows} rows"
-        raise ShapeError(message(CALL, name, found, "Pass one value per row"))
+        problem = f"found shape {column.shape} for {rows} rows"
+        raise ShapeError(message(CALL, name, problem, "Pass one value per row"))
     return column
 
 
@@ -337,5 +337,5 @@ def _series(argument: str, values: Array) -> pl.Series:
             raise TypeError("objects of other kinds")
         return series
     except (TypeError, ValueError, pl.exceptions.PolarsError) as error:
-        found = f"found values that make no column ({error})"
-        raise DTypeError(message(CALL, argument, found, "Pass integers, booleans or text, all of one kind")) from None
+        problem = f"found values that make no column ({error})"
+        raise DTypeError(message(CALL, argument, problem, "Pass integers, booleans or text, all of one kind")) from None

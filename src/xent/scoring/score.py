@@ -247,32 +247,32 @@ UNITS = {name: unit for name, (unit, _) in FIGURES.items()}
 
 
 def _warnings(score: Score) -> list[str]:
-    found = []
+    texts = []
     if score.impossible_rows and score.form.clip is None:
-        found.append(
+        texts.append(
             f"{_rows(score.impossible_rows)} had a label that the prediction called impossible (probability 0): the "
             f"mean is infinite. Without them it is {score.cross_entropy_possible:.4g} nats."
         )
     if score.form.clip is not None:
-        found.append(
+        texts.append(
             f"Probabilities of labels below {score.form.clip:g} were scored as {score.form.clip:g}: "
             f"{_rows(score.clipped_rows)}, {score.impossible_rows:,} of them impossible."
         )
     if score.invalid_rows:
-        found.append(f"{_rows(score.invalid_rows)} had no valid prediction, label or weight and were left out.")
+        texts.append(f"{_rows(score.invalid_rows)} had no valid prediction, label or weight and were left out.")
     absent = [c.name for c in score.classes if c.weight == 0]
     if absent:
         names = ", ".join(absent[:5]) + (" ..." if len(absent) > 5 else "")
-        found.append(f"{len(absent)} of {len(score.classes)} classes have no rows: {names}.")
+        texts.append(f"{len(absent)} of {len(score.classes)} classes have no rows: {names}.")
     if 0 < score.rows < FEW_ROWS:
-        found.append(f"Only {_rows(score.rows)}: the interval assumes that their losses are nearly normal.")
+        texts.append(f"Only {_rows(score.rows)}: the interval assumes that their losses are nearly normal.")
     if len(score.classes) > ONE_VS_REST_CLASSES:
-        found.append(f"More than {ONE_VS_REST_CLASSES} classes: reliability is that of the predicted class only.")
+        texts.append(f"More than {ONE_VS_REST_CLASSES} classes: reliability is that of the predicted class only.")
     t = score.temperature
     if t and t.gain_low > 0:
         too = "too confident" if t.temperature > 1 else "not confident enough"
-        found.append(f"The predictions are {too}: a temperature of {t.temperature:.3g} would gain {t.gain:.3g} nats.")
-    return found
+        texts.append(f"The predictions are {too}: a temperature of {t.temperature:.3g} would gain {t.gain:.3g} nats.")
+    return texts
 
 
 def _rows(count: int) -> str:

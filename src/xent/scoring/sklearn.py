@@ -147,8 +147,8 @@ def neg_brier_score(estimator: Any, X: Any, y: Any, sample_weight: Any = None) -
 def _score_of(call: str, estimator: Any, X: Any, y: Any, sample_weight: Any) -> Score:
     for attribute in ("predict_proba", "classes_"):
         if not hasattr(estimator, attribute):
-            found = f"a {type(estimator).__name__} without {attribute}"
-            raise ArgumentError(message(call, "estimator", found, "Pass a fitted classifier with probabilities"))
+            problem = f"a {type(estimator).__name__} without {attribute}"
+            raise ArgumentError(message(call, "estimator", problem, "Pass a fitted classifier with probabilities"))
     proba, codes = _coded(call, y, estimator.predict_proba(X), list(estimator.classes_))
     return score(proba, codes, weight=sample_weight)
 
@@ -157,15 +157,15 @@ def _coded(call: str, y_true: Any, y_proba: Any, labels: Sequence[Any] | None) -
     """Return probabilities, and the labels as indices of their columns."""
     truth, proba = as_array(call, "y_true", y_true), as_array(call, "y_proba", y_proba)
     if proba.ndim not in (1, 2):
-        found = f"found shape {proba.shape}, expected (rows, classes) or (rows,)"
-        raise ShapeError(message(call, "y_proba", found, "Pass one row per prediction"))
+        problem = f"found shape {proba.shape}, expected (rows, classes) or (rows,)"
+        raise ShapeError(message(call, "y_proba", problem, "Pass one row per prediction"))
     try:
         classes = np.unique(truth).tolist() if labels is None else list(labels)
         columns = 2 if proba.ndim == 1 else proba.shape[1]
         if len(classes) != columns:
             whose = "in y_true" if labels is None else "in labels"
-            found = f"found {len(classes)} classes {whose} for {columns} columns of probabilities"
-            raise LabelError(message(call, "labels", found, "Name the class of each column, in their order"))
+            problem = f"found {len(classes)} classes {whose} for {columns} columns of probabilities"
+            raise LabelError(message(call, "labels", problem, "Name the class of each column, in their order"))
         is_index = truth.dtype.kind in "iu" and truth.size > 0 and classes == list(range(columns))
         if is_index and truth.min() >= 0 and truth.max() < columns:
             return proba, truth
@@ -176,13 +176,13 @@ def _coded(call: str, y_true: Any, y_proba: Any, labels: Sequence[Any] | None) -
     except (TypeError, ValueError) as error:
         if isinstance(error, LabelError):
             raise
-        found = f"the labels cannot be compared with each other ({error})"
+        problem = f"the labels cannot be compared with each other ({error})"
         raise DTypeError(
-            message(call, "y_true, labels", found, "Pass labels of one kind, all text or all numbers")
+            message(call, "y_true, labels", problem, "Pass labels of one kind, all text or all numbers")
         ) from None
     if unseen.any():
-        found = f"the label {truth[unseen].tolist()[0]!r} is none of the classes {classes}"
-        raise LabelError(message(call, "y_true", found, "Name every class in labels="))
+        problem = f"the label {truth[unseen].tolist()[0]!r} is none of the classes {classes}"
+        raise LabelError(message(call, "y_true", problem, "Name every class in labels="))
     return proba, order[place]
 
 

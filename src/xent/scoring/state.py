@@ -116,16 +116,16 @@ class ScoreState:
         Raises
         ------
         LabelError, ShapeError, DTypeError, ArgumentError
-            Labels outside the classes, shapes or options that do not fit. Rows that are no distributions are counted
-            and named in `invalid`; `xent.score` makes errors of them.
+            Labels outside the classes, shapes or options that do not fit. Rows that are not distributions are counted
+            and named in `invalid`; `xent.score` raises an error for them.
         """
         rows = row_scores(
             labels, proba, logits=logits, log_prob=log_prob, entropy=entropy, weight=weight, tolerance=tolerance
         )
         count, number = len(rows.loss), rows.p.shape[1]
         if clip is not None and rows.target.shape[1]:
-            found = "found it with soft labels, whose loss has a term for each class"
-            raise ArgumentError(message(CALL, "clip", found, "Omit it, or raise the probabilities yourself"))
+            problem = "found it with soft labels, whose loss has a term for each class"
+            raise ArgumentError(message(CALL, "clip", problem, "Omit it, or raise the probabilities yourself"))
         ids = None if ids is None else one_per_row("ids", as_array(CALL, "ids", ids), count)
         by = _segment_columns(by, count)
         first_row = checked_count(CALL, "first_row", first_row)
@@ -181,8 +181,8 @@ class ScoreState:
             return NotImplemented
         form = self.form
         if form != other.form:
-            found = f"found states of different forms: {_difference(form, other.form)}"
-            raise ArgumentError(message("ScoreState.__add__", "", found, "Make all batches with the same options"))
+            problem = f"found states of different forms: {_difference(form, other.form)}"
+            raise ArgumentError(message("ScoreState.__add__", "", problem, "Make all batches with the same options"))
         sums: dict[str, Any] = {name: merged(getattr(self, name), getattr(other, name)) for name in ARRAYS}
         return ScoreState(
             form=form,
@@ -268,8 +268,8 @@ class ScoreState:
             state = cls(form=Form(**form), **stored, invalid_rows=checked_count(CALL, "", written["invalid_rows"]))
             _check_consistency(state)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, MemoryError) as error:
-            found = f"this is not a state that to_json wrote ({error!r})"
-            raise DataError(message("ScoreState.from_json", "text", found, "Pass the text unchanged")) from None
+            problem = f"this is not a state that to_json wrote ({error!r})"
+            raise DataError(message("ScoreState.from_json", "text", problem, "Pass the text unchanged")) from None
         return state
 
     def _add(self, rows: Rows) -> None:
@@ -300,8 +300,8 @@ def add_all(states: list[ScoreState]) -> ScoreState:
 
 def _segment_columns(by: Any, count: int) -> dict[str, Array]:
     if by is not None and not isinstance(by, Mapping):
-        found = f"found a {type(by).__name__}"
-        raise ArgumentError(message(CALL, "by", found, "Pass a mapping from a name to an array"))
+        problem = f"found a {type(by).__name__}"
+        raise ArgumentError(message(CALL, "by", problem, "Pass a mapping from a name to an array"))
     return {
         str(name): one_per_row(f"by[{name!r}]", as_array(CALL, f"by[{name!r}]", column), count)
         for name, column in (by or {}).items()
@@ -339,8 +339,8 @@ def _merged_segments(column: str, a: Mapping[str, Array], b: Mapping[str, Array]
 def _class_names(classes: Any, number: int) -> tuple[str, ...]:
     names = tuple(map(str, range(number))) if classes is None else names_of("classes", classes)
     if number and (len(names) != number or len(set(names)) != number):
-        found = f"found {len(names)} names, {len(set(names))} of them different, for {number} classes"
-        raise ArgumentError(message(CALL, "classes", found, "Name each class once, in the order of the columns"))
+        problem = f"found {len(names)} names, {len(set(names))} of them different, for {number} classes"
+        raise ArgumentError(message(CALL, "classes", problem, "Name each class once, in the order of the columns"))
     return names if number else ()
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from xent import information as of
+from xent import information as theory
 from xent.likelihood import likelihood
 from xent.why.data import Splits
 from xent.why.gradient_descent import Parameters, Trained, gradient_lengths, logits_of, spread_out
@@ -36,7 +36,7 @@ def gradient_samples(
             for state in (parameters, trained[model]) if start == "random" else (parameters,):
                 logits = logits_of(state, splits.train.features)
                 labels = splits.train.labels
-                q = of.softmax(logits)[np.arange(len(labels)), labels]
+                q = theory.softmax(logits)[np.arange(len(labels)), labels]
                 lengths = gradient_lengths(logits, labels)
                 for i in spread_out(q, MOST_SAMPLES):
                     yield GradientSample(start, model, *(_digits(v[i]) for v in (q, *lengths)))
@@ -44,11 +44,11 @@ def gradient_samples(
 
 def information(trained: Mapping[ModelName, Parameters], splits: Splits) -> Information:
     """Verify H(p, q) = H(p) + KL(p || q) and the asymmetry of KL on the two models' predictions of the test rows."""
-    p, q = (of.softmax(logits_of(trained[model], splits.test.features)) for model in MODELS)
-    h, cross = of.entropy(p), of.cross_entropy(p, q)
-    kl, reverse = of.kl_divergence(p, q), of.kl_divergence(q, p)
-    labels = of.one_hot(splits.test.labels, p.shape[1])
-    surprisal = of.information_content(p[np.arange(len(p)), splits.test.labels])
+    p, q = (theory.softmax(logits_of(trained[model], splits.test.features)) for model in MODELS)
+    h, cross = theory.entropy(p), theory.cross_entropy(p, q)
+    kl, reverse = theory.kl_divergence(p, q), theory.kl_divergence(q, p)
+    labels = theory.one_hot(splits.test.labels, p.shape[1])
+    surprisal = theory.information_content(p[np.arange(len(p)), splits.test.labels])
     return Information(
         samples=tuple(
             InformationSample(*(_digits(v[i]) for v in (h, cross, kl, reverse))) for i in spread_out(kl, MOST_SAMPLES)
@@ -56,9 +56,9 @@ def information(trained: Mapping[ModelName, Parameters], splits: Splits) -> Info
         largest_residual_nats=float(np.abs(cross - h - kl).max()),
         mean_kl_divergence_nats=float(kl.mean()),
         mean_kl_divergence_reversed_nats=float(reverse.mean()),
-        label_entropy_nats=float(of.entropy(labels).mean()),
-        label_cross_entropy_nats=float(of.cross_entropy(labels, p).mean()),
-        label_kl_divergence_nats=float(of.kl_divergence(labels, p).mean()),
+        label_entropy_nats=float(theory.entropy(labels).mean()),
+        label_cross_entropy_nats=float(theory.cross_entropy(labels, p).mean()),
+        label_kl_divergence_nats=float(theory.kl_divergence(labels, p).mean()),
         label_mean_surprisal_nats=float(surprisal.mean()),
     )
 
@@ -78,7 +78,7 @@ def likelihood_part(start: Parameters, trained: Trained, splits: Splits) -> Like
 
 
 def _likelihood_of(name: str, parameters: Parameters, splits: Splits) -> LikelihoodOf:
-    q = of.softmax(logits_of(parameters, splits.everything.features))
+    q = theory.softmax(logits_of(parameters, splits.everything.features))
     labels = splits.everything.labels
     whole = likelihood(labels, q)
     picked = q[np.arange(len(labels)), labels]

@@ -27,6 +27,9 @@ from xent.report.theme import (
     power,
     rows,
     ticks,
+    tooltips,
+    x_axis,
+    y_axis,
 )
 
 STEPS = 45
@@ -72,12 +75,8 @@ def simplex_start() -> int:
 def _surprisal() -> Layers:
     share = np.arange(1, 101) / 100
     bits = information_content(share, base=2)
-    x = alt.X(
-        "p:Q",
-        scale=alt.Scale(domain=[0, 1]),
-        axis=alt.Axis(title="probability of the event", format="%", values=[0, 0.25, 0.5, 0.75, 1]),
-    )
-    y = alt.Y("bits:Q", scale=alt.Scale(domain=[0, 7]), axis=alt.Axis(title=None, tickCount=7))
+    x = x_axis("p:Q", "probability of the event", [0, 1], format="%", values=[0, 0.25, 0.5, 0.75, 1])
+    y = y_axis("bits:Q", None, [0, 7], tickCount=7)
     fine = np.geomspace(2**-7, 1, 120)
     line = rows(p=rounded(fine), bits=rounded(information_content(fine, base=2))).mark_line(color=INK, strokeWidth=2.5)
     event = nearest("event", "i", EVENT, "surprisal", element="event")
@@ -168,7 +167,7 @@ def _distributions() -> Layers:
     chart = _at_the_grip(**{name: rounded(grid[:, k]) for k, name in enumerate(CLASSES)})
     moving = chart.transform_fold(list(CLASSES), ["name", "share"]).transform_calculate(of="'p'")
     fixed = rows(name=CLASSES, share=Q, of=["q"] * 3)
-    x = alt.X("share:Q", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(title="probability", format="%", tickCount=4))
+    x = x_axis("share:Q", "probability", [0, 1], format="%", tickCount=4)
     y = alt.Y("name:N", sort=None, axis=alt.Axis(title=None, labelFontSize=14, labelFontWeight=600))
     offset = alt.YOffset("of:N", sort=["p", "q"])
     parts: list[Any] = []
@@ -196,7 +195,7 @@ def _bits() -> Layers:
     }
     chart = _at_the_grip(**{name: rounded(values) for name, values in measures.items()})
     names = [BIT_ROWS[0], BIT_ROWS[1], BIT_ROWS[1], BIT_ROWS[2]]
-    x = alt.X("from:Q", scale=alt.Scale(domain=[0, MOST_BITS]), axis=alt.Axis(title="bits", tickCount=5, format=".0f"))
+    x = x_axis("from:Q", "bits", [0, MOST_BITS], tickCount=5, format=".0f")
     y = alt.Y("name:N", sort=list(BIT_ROWS), axis=alt.Axis(title=None, labelFontSize=13))
     looks = (
         ("cross", "0", CROSS_ENTROPY, 1.0),
@@ -246,7 +245,7 @@ def _scatter(record: dict[str, Any], name: str, xs: list[float], ys: list[float]
     diagonal = rows(x=ends, y=ends).mark_line(color=RULE, strokeDash=[4, 4], strokeWidth=1.5).encode(x=x, y=y)
     drawn = [rounded((max(v, SMALLEST_DRAWN) for v in values), 4) for values in (xs, ys)]
     points = rows(x=drawn[0], y=drawn[1]).mark_circle(color=DIVERGENCE, size=34, opacity=0.55)
-    tooltip = [alt.Tooltip("x:Q", title=titles[0], format=".4g"), alt.Tooltip("y:Q", title=titles[1], format=".4g")]
+    tooltip = tooltips(x=(titles[0], ".4g"), y=(titles[1], ".4g"))
     description = f"Test rows as points on two logarithmic axes: {titles[1]} against {titles[0]}; the line is equality."
     return finished(layered(diagonal, points.encode(x=x, y=y, tooltip=tooltip)), name, description)
 

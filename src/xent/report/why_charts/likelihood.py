@@ -8,7 +8,20 @@ from typing import Any
 import altair as alt
 
 from xent.report.numbers import rounded
-from xent.report.theme import CROSS_ENTROPY, FAINT, INK, MUTED, Layers, finished, label, layered, power, rows, ticks
+from xent.report.theme import (
+    CROSS_ENTROPY,
+    FAINT,
+    INK,
+    MUTED,
+    Layers,
+    finished,
+    label,
+    layered,
+    power,
+    rows,
+    ticks,
+    tooltips,
+)
 
 SMALLEST = math.log10(5e-324)
 """The base-10 logarithm of the smallest positive float64."""
@@ -97,11 +110,8 @@ def _ascent(record: dict[str, Any]) -> Layers:
         value=rounded((p["log_likelihood_nats"] for p in training), 6),
         loss=rounded((p["mean_cross_entropy_nats"] for p in training), 5),
     ).transform_filter("isValid(datum.value)")
-    tooltip = [
-        alt.Tooltip("step:Q", title="step", format=",d"),
-        alt.Tooltip("value:Q", title="log-likelihood, nats", format=",.1f"),
-        alt.Tooltip("loss:Q", title="mean cross-entropy, nats per row", format=".4f"),
-    ]
+    values = {"value": ("log-likelihood, nats", ",.1f"), "loss": ("mean cross-entropy, nats per row", ".4f")}
+    tooltip = tooltips(step=("step", ",d"), **values)
     top = 1.05 * max((p["mean_cross_entropy_nats"] or 0 for p in training), default=0) or 1
     left = alt.Y(
         "value:Q",

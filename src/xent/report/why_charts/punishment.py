@@ -30,6 +30,8 @@ from xent.report.theme import (
     power,
     rows,
     ticks,
+    x_axis,
+    y_axis,
 )
 
 GRID = 161
@@ -103,7 +105,7 @@ def _loss_curve(lowest: int) -> Layers:
         "loss_curve",
         lowest,
         lines,
-        alt.Y("y:Q", scale=alt.Scale(domain=[0, top]), axis=alt.Axis(title=None, tickCount=5)),
+        y_axis("y:Q", None, [0, top], tickCount=5),
         {"cross-entropy": "format(datum.y, '.2f') + ' nats'", "squared error": "format(datum.y, '.3f')"},
         [],
         [],
@@ -117,7 +119,7 @@ def _gradient_curve(record: dict[str, Any], lowest: int, classes: int) -> Layers
     truth = probabilities(lowest)
     concentrated, even = two_losses(truth), two_losses(truth, max(1, classes - 1))
     lines = {name: length for name, (_, length) in concentrated.items()}
-    y = alt.Y("y:Q", scale=alt.Scale(domain=[0, 1.75]), axis=alt.Axis(title=None, values=[0, 0.5, 1, 1.5]))
+    y = y_axis("y:Q", None, [0, 1.75], values=[0, 0.5, 1, 1.5])
     bands = [
         rows(p=rounded(truth), y=rounded(lines[name]), even=rounded(even[name][1]))
         .mark_area(color=COLOR_OF[name], opacity=0.13)
@@ -259,7 +261,7 @@ def _softmax_bars() -> Layers:
     chart = chart.transform_calculate(q=_picked("key", ("q1", "q2", "q3")))
     chart = chart.transform_calculate(text="format(datum.q, '.4f')")
     y = alt.Y("name:N", sort=None, axis=alt.Axis(title=None, labelPadding=8))
-    x = alt.X("q:Q", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(title="probability q", tickCount=3, format=".1f"))
+    x = x_axis("q:Q", "probability q", [0, 1], tickCount=3, format=".1f")
     bars = chart.mark_bar(color=INK, height=14, opacity=0.8).encode(x=x, y=y)
     text = beside_bars(chart.encode(x=x, y=y, text="text:N"), INK, "datum.q < 0.55")
     description = "Bars: the softmax probabilities of three classes, as the three sliders set their logits."
@@ -274,8 +276,7 @@ def _loss_bars() -> Layers:
     chart = chart.transform_calculate(text=f"format(datum.v, datum.v < 0.1 ? '.5f' : '.3f') + {unit}")
     y = alt.Y("name:N", sort=None, axis=alt.Axis(title=None, labelPadding=8))
     offset = alt.YOffset("loss:N", sort=list(LOSSES))
-    axis = alt.Axis(title="nats (cross-entropy), or no unit", values=[0, 4, 8, 12, 16])
-    x = alt.X("v:Q", scale=alt.Scale(domain=[0, 24]), axis=axis)
+    x = x_axis("v:Q", "nats (cross-entropy), or no unit", [0, 24], values=[0, 4, 8, 12, 16])
     parts: list[Any] = []
     for name in LOSSES:
         of_loss = chart.transform_filter(f"datum.loss == '{name}'")
@@ -293,11 +294,7 @@ def _gradient_bars() -> Layers:
     chart = chart.transform_calculate(text="format(datum.v, '+.3f')")
     y = alt.Y("name:N", sort=None, axis=alt.Axis(title=None, labelPadding=8))
     offset = alt.YOffset("loss:N", sort=list(LOSSES))
-    x = alt.X(
-        "v:Q",
-        scale=alt.Scale(domain=[-1.75, 1.75]),
-        axis=alt.Axis(title="gradient by the class’s logit", values=[-1, -0.5, 0, 0.5, 1], format="~g"),
-    )
+    x = x_axis("v:Q", "gradient by the class’s logit", [-1.75, 1.75], values=[-1, -0.5, 0, 0.5, 1], format="~g")
     parts: list[Any] = [rows(zero=[0]).mark_rule(color=RULE).encode(x="zero:Q")]
     for name, color in ((LOSSES[0], CROSS_ENTROPY), (LOSSES[1], SQUARED_ERROR)):
         of_loss = chart.transform_filter(f"datum.loss == '{name}'")
