@@ -13,7 +13,7 @@ import xent
 import xent.information as information
 import xent.numpy
 from xent.errors import ArgumentError, DistributionError, DTypeError, LabelError, ObjectiveError, ShapeError
-from xent.likelihood import likelihood, log_likelihood, negative_log_likelihood
+from xent.likelihood import Likelihood, likelihood, log_likelihood, negative_log_likelihood
 
 LOGITS = np.zeros((2, 3))
 LABELS = [0, 1]
@@ -209,17 +209,44 @@ def test_information_content_takes_probabilities_only(p):
     refuse(DistributionError, ["information_content(", "p=", "not a probability"], information.information_content, p)
 
 
-@pytest.mark.parametrize("base", [1, 0, -2, math.nan, math.inf])
+@pytest.mark.parametrize("base", [1, 0, -2, math.nan, math.inf, "2", None, [2], 1j])
 def test_a_base_is_a_positive_number_other_than_one(base):
     refuse(ArgumentError, ["base=", str(base)], information.entropy, HALF, base=base)
+
+
+@pytest.mark.parametrize("axis", ["x", None, 1.5, (0,), [0]], ids=str)
+def test_an_axis_is_a_whole_number(axis):
+    for call in (information.entropy, information.perplexity, information.softmax, information.log_softmax):
+        refuse(ArgumentError, [f"{call.__name__}(axis=", str(axis)], call, HALF, axis=axis)
+
+
+@pytest.mark.parametrize("call", [information.softmax, information.log_softmax], ids=lambda call: call.__name__)
+def test_a_softmax_needs_classes_along_its_axis(call):
+    refuse(ShapeError, [f"{call.__name__}(logits=", "no axis 1"], call, HALF, axis=1)
+    refuse(ShapeError, [f"{call.__name__}(logits=", "()", "no axis"], call, 0.5)
+    refuse(ShapeError, [f"{call.__name__}(logits=", "(2, 0)", "no classes"], call, np.zeros((2, 0)))
+    assert call(np.zeros((0, 2))).shape == (0, 2)
+
+
+@pytest.mark.parametrize("q", [None, "text", {}, [None], [[0.5], [0.2, 0.3]]], ids=str)
+def test_what_makes_no_array_of_the_other_arguments_library_is_refused(q):
+    refuse(DTypeError, ["cross_entropy(", "q="], information.cross_entropy, HALF, q)
+    refuse(DTypeError, ["cross_entropy(", "q="], information.cross_entropy, torch.tensor(HALF), q)
+
+
+@pytest.mark.parametrize("impossible", ["x", None, [1, 2]], ids=str)
+def test_the_information_of_an_impossible_event_is_a_number(impossible):
+    parts = ["information_content(impossible=", str(impossible)]
+    refuse(ArgumentError, parts, information.information_content, HALF, impossible=impossible)
 
 
 def test_one_hot_labels_are_integers_in_range():
     refuse(LabelError, ["one_hot(", "labels=", "5", "row 1", "[0, 3)"], information.one_hot, [0, 5], 3)
     refuse(LabelError, ["one_hot(", "-1", "row 0"], information.one_hot, [-1], 3)
     refuse(DTypeError, ["one_hot(", "labels=", "float64"], information.one_hot, [0.0, 1.0], 3)
-    for classes in (0, -1, 2.5):
+    for classes in (0, -1, 2.5, "3", None, math.nan, math.inf, [3]):
         refuse(ArgumentError, ["one_hot(classes=", str(classes), "1 or more"], information.one_hot, [0], classes)
+    refuse(DTypeError, ["one_hot(dtype=", "nonsense"], information.one_hot, [0], 3, dtype="nonsense")
 
 
 LIKELIHOODS = {
@@ -243,6 +270,12 @@ def test_bad_likelihood_arguments_are_refused(call, error, y_true, y_proba, part
 def test_an_unknown_reduction_of_the_likelihood_is_refused():
     parts = ["negative_log_likelihood(reduction=", "'max'", "'mean'"]
     refuse(ObjectiveError, parts, negative_log_likelihood, [0], [HALF], reduction="max")
+
+
+@pytest.mark.parametrize("log", ["x", None, [1.0]], ids=str)
+def test_a_likelihood_is_made_from_a_number(log):
+    refuse(ArgumentError, ["Likelihood.from_log(log=", str(log)], Likelihood.from_log, log)
+    assert str(Likelihood.from_log(math.inf)) == "inf"
 
 
 def test_without_the_check_nothing_is_refused():

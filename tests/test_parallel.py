@@ -26,7 +26,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from xent import reference
 from xent.errors import ArgumentError, DTypeError, LabelError, ObjectiveError, RankError, ShapeError, XentError
 from xent.objective import Objective
-from xent.reference.cross_entropy import bent_logits, bent_logits_derivative, ignored, target_weights
+from xent.reference.cross_entropy import ignored, softcapped_logits, softcapped_logits_derivative, target_weights
 from xent.torch import parallel
 from xent.torch.parallel import agreement, traffic
 from xent.torch.parallel.agreement import REPORT_BYTES
@@ -127,8 +127,8 @@ def wanted(of: Problem) -> Wanted:
     loss, lse = reference.cross_entropy(logits, of.target, numbers)
     gradient = reference.cross_entropy_gradient(logits, of.target, numbers)
     t = target_weights(of.target, CLASSES, numbers)
-    slope = bent_logits_derivative(logits, numbers)
-    q = np.exp(bent_logits(logits, numbers) - lse[:, None])
+    slope = softcapped_logits_derivative(logits, numbers)
+    q = np.exp(softcapped_logits(logits, numbers) - lse[:, None])
     total = t.sum(axis=1)
     counted = ~ignored(of.target, numbers)
     pull = np.abs(total + 2 * numbers.z_loss * lse)[:, None] * q * slope * counted[:, None]
@@ -310,7 +310,7 @@ def test_sharded_statistics_are_those_of_all_classes(pool, size, options, task):
     given = Given("statistics", {"input": (x, 1), "target": (labels, None)}, cuts, options, "float64", upstream)
     found = pool.run(task, size, given)
     numbers = Objective(**options)
-    z = bent_logits(x, numbers)
+    z = softcapped_logits(x, numbers)
     lse = np.log(np.exp(z - z.max(1, keepdims=True)).sum(1)) + z.max(1)
     q = np.exp(z - lse[:, None])
     log_q = np.where(np.isfinite(z), z - lse[:, None], 0)
@@ -329,7 +329,7 @@ def test_sharded_statistics_are_those_of_all_classes(pool, size, options, task):
     of_label, of_entropy, of_lse = (u[:, None] for u in upstream)
     of_label = of_label * ~without[:, None]
     gradient = of_label * (one_hot - q) - of_entropy * q * (log_q + entropy[:, None]) + of_lse * q
-    gradient = gradient * bent_logits_derivative(x, numbers)
+    gradient = gradient * softcapped_logits_derivative(x, numbers)
     assert_within(joined(found, "input", 1), gradient, 100 * eps(np.float64))
     if task is ranks.evaluate:
         hidden, head = layer.arrays["input"][0], layer.arrays["linear_weight"][0]

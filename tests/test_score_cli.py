@@ -157,7 +157,7 @@ BAD_INPUT = {
         ["a.csv", "many"],
     ),
     "ragged lines": ("a.csv", GOOD + "1,0,0.5,0.5,9\n", [], ["a.csv", "cannot be read"]),
-    "NaN": ("a.csv", GOOD + "3,1,NaN,0.5\n", [], ["row 2 (id 3)", "no probability"]),
+    "NaN": ("a.csv", GOOD + "3,1,NaN,0.5\n", [], ["row 2 (id 3)", "not a probability"]),
     "a sum of 1.1": ("a.csv", GOOD + "3,1,0.6,0.5\n", [], ["row 2 (id 3)", "a sum of 1.1", "--skip-invalid"]),
     "a repeated id": ("a.csv", GOOD + "2,1,0.5,0.5\n", [], ["repeat the id"]),
     "a pattern without a match": ("a.csv", GOOD, ["--proba=q_*"], ["'q_*'", "p_0, p_1"]),

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 import xent
-from xent.errors import ArgumentError, DataError, DistributionError
+from xent.errors import ArgumentError, DataError, DistributionError, DTypeError
 
 ROWS = 120
 
@@ -134,9 +134,34 @@ def test_an_impossible_row_makes_the_difference_infinite_and_a_clip_finite():
         (A, B.with_columns(p=pl.lit(1.5)), {}, DistributionError, "row 0 .id 0. cannot be scored"),
         (A, B, {"id": "nothing"}, ArgumentError, "'nothing'"),
         (A, B, {"clip": 2.0}, ArgumentError, "clip"),
+        (A, B, {"clip": "x"}, ArgumentError, "clip"),
+        (A, B, {"id": None}, ArgumentError, "id"),
+        (A, B, {"id": ["id"]}, ArgumentError, "id"),
+        (A, B, {"by": 5}, ArgumentError, "by"),
+        (A, B, {"cluster": "nothing"}, ArgumentError, "'nothing'"),
+        (A, B, {"weight": 5}, ArgumentError, "weight"),
+        (A, B, {"worst": -1}, ArgumentError, "worst"),
+        (A, B, {"tolerance": "x"}, ArgumentError, "tolerance"),
+        (A, B, {"classes": 5}, ArgumentError, "classes"),
+        (np.ones((2, 2)), B, {}, DTypeError, "frame"),
+        (A, {"id": 1}, {}, DTypeError, "frame"),
+        (A, "nowhere.csv", {}, DataError, "nowhere.csv"),
         (A.head(0), B, {}, DataError, "no rows"),
     ],
 )
 def test_what_cannot_be_compared_is_named(a, b, changed, error, words):
     with pytest.raises(error, match=words):
         xent.compare(a, b, **{**ROLES, **changed})
+
+
+def test_files_of_arrays_are_refused_with_the_way_out(tmp_path):
+    np.savez(tmp_path / "a.npz", proba=np.ones((2, 1)), y=np.zeros(2))
+    with pytest.raises(DataError, match="Parquet"):
+        xent.compare(tmp_path / "a.npz", tmp_path / "a.npz", **ROLES)
+
+
+def test_weights_of_0_leave_nothing_to_average():
+    found = xent.compare(A.with_columns(w=pl.lit(0.0)), B, **ROLES, weight="w")
+    assert math.isnan(found.difference.nats)
+    assert math.isnan(found.cross_entropy_a)
+    assert math.isnan(found.accuracy_b)

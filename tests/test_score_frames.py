@@ -16,8 +16,8 @@ import pytest
 
 import xent
 from xent import information
-from xent.errors import ArgumentError, DataError, DistributionError, DTypeError, LabelError
-from xent.scoring import batches, frames
+from xent.errors import ArgumentError, DataError, DistributionError, DTypeError, LabelError, ShapeError
+from xent.scoring import api, readers
 
 ROWS, CLASSES = 400, ("bee", "ant", "cow")
 
@@ -202,7 +202,7 @@ def test_array_files_score_as_arrays(tmp_path, expected):
 
 @pytest.mark.parametrize("chunks", [1, 7, 200])
 def test_the_size_of_batches_does_not_matter(chunks, monkeypatch, tmp_path, expected):
-    monkeypatch.setattr(batches, "batch_rows", lambda columns: math.ceil(ROWS / chunks))
+    monkeypatch.setattr(readers, "batch_rows", lambda columns: math.ceil(ROWS / chunks))
     PLAIN.write_parquet(tmp_path / "a.parquet", row_group_size=50)
     same(xent.score(tmp_path / "a.parquet", **ROLES), expected)
     same(xent.score(PLAIN, **ROLES), expected)
@@ -299,8 +299,8 @@ BAD = {
     "an unseen label": (broken(animal=pl.lit("yak")), {}, LabelError, ["yak", "row 0", "bee, ant, cow"]),
     "a missing label": (broken(animal=pl.lit(None, pl.String)), {}, DataError, ["row 0", "no label"]),
     "a sum of 1.1": (broken(p_bee=pl.col("p_bee") + 0.1), {}, DistributionError, ["sum of 1.1", "id r"]),
-    "NaN": (broken(p_bee=pl.lit(math.nan)), {}, DistributionError, ["no probability"]),
-    "a missing probability": (broken(p_bee=pl.lit(None, pl.Float64)), {}, DistributionError, ["no probability"]),
+    "NaN": (broken(p_bee=pl.lit(math.nan)), {}, DistributionError, ["not a probability"]),
+    "a missing probability": (broken(p_bee=pl.lit(None, pl.Float64)), {}, DistributionError, ["not a probability"]),
     "a negative weight": (broken(weight=pl.lit(-1.0)), {}, DistributionError, ["weight"]),
     "text among the numbers": (broken(p_bee=pl.lit("x")), {}, DataError, ["'p_bee'", "String"]),
     "a repeated id": (broken(name=pl.lit("same")), {}, DataError, ["repeat the id"]),
@@ -325,6 +325,105 @@ def test_bad_input_is_named(case, lazily):
         assert word in str(caught.value)
 
 
+OPTIONS = {
+    "label": [5, [], ["animal", 5], b"animal"],
+    "proba": [5, [], ["p_bee", None]],
+    "weight": [5, ["weight"]],
+    "id": [5, ["name"]],
+    "by": [5, None, "nothing"],
+    "classes": [5, "bee", ["bee", "bee", "cow"]],
+    "clip": ["x", 0, 2, math.nan, [1]],
+    "tolerance": ["x", -1, math.nan],
+    "worst": ["x", -1, 1.5, None],
+    "invalid": [5, "x"],
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_options_that_no_call_can_use_are_named(option):
+    for value in OPTIONS[option]:
+        with pytest.raises(ArgumentError, match=option):
+            xent.score(PLAIN, **{**ROLES, option: value})
+
+
+P = np.array([[0.5, 0.5], [0.25, 0.75]])
+BAD_ARRAYS = {
+    "no classes": (np.ones((2, 0)), [0, 1], {}, ShapeError, ["proba", "(2, 0)"]),
+    "three axes": (np.ones((2, 2, 2)), [0, 1], {}, ShapeError, ["proba", "(2, 2, 2)"]),
+    "ragged": ([[0.5, 0.5], [1.0]], [0, 1], {}, DTypeError, ["proba"]),
+    "text": (np.array([["a", "b"]] * 2), [0, 1], {}, DTypeError, ["proba", "<U1"]),
+    "complex": (P * 1j, [0, 1], {}, DTypeError, ["proba", "complex128"]),
+    "ragged labels": (P, [[0, 1], [1]], {}, DTypeError, ["label"]),
+    "labels of no kind": (P, [object(), object()], {}, DTypeError, ["label"]),
+    "labels that are NaN": (P, [math.nan, 1.0], {}, LabelError, ["NaN", "row 0"]),
+    "one label": (P, 5, {}, ShapeError, ["label", "()", "2 rows"]),
+    "one weight": (P, [0, 1], {"weight": 5}, ShapeError, ["weight", "()", "2 rows"]),
+    "weights as a column": (P, [0, 1], {"weight": [[1], [1]]}, ShapeError, ["weight", "(2, 1)"]),
+    "weights of text": (P, [0, 1], {"weight": ["a", "b"]}, DTypeError, ["weight", "<U1"]),
+    "ragged ids": (P, [0, 1], {"id": [[1], [2, 3]]}, DTypeError, ["id"]),
+    "ids as a table": (P, [0, 1], {"id": [[1, 2], [3, 4]]}, ShapeError, ["ids", "(2, 2)"]),
+    "segments without a name": (P, [0, 1], {"by": 5}, ArgumentError, ["by", "mapping"]),
+    "a class twice": (P, ["a", "a"], {"classes": ["a", "a"]}, ArgumentError, ["classes", "twice"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ARRAYS)
+def test_bad_arrays_are_named(case):
+    data, label, options, error, words = BAD_ARRAYS[case]
+    with pytest.raises(error) as caught:
+        xent.score(data, label, **options)
+    assert isinstance(caught.value, xent.XentError)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_tensor_of_a_kind_that_numpy_lacks_is_refused():
+    torch = pytest.importorskip("torch")
+    with pytest.raises(DTypeError, match="BFloat16"):
+        xent.score(torch.tensor(P).bfloat16(), [0, 1])
+
+
+def renamed(names):
+    frame = PLAIN.to_pandas()
+    frame.columns = names
+    return frame
+
+
+BAD_FRAMES = {
+    "numbers as names": lambda: renamed(range(PLAIN.width)),
+    "a name twice": lambda: renamed(["animal"] * PLAIN.width),
+    "names of two levels": lambda: renamed(pd.MultiIndex.from_product([["a"], PLAIN.columns])),
+    "text among the numbers": lambda: PLAIN.to_pandas().assign(p_bee=[0.5, "x"] * (ROWS // 2)),
+    "text among the numbers, in Dask": lambda: in_dask(PLAIN.with_columns(p_bee=pl.lit("x"))),
+    "numbers as names, in Dask": lambda: dask.dataframe.from_pandas(renamed(range(PLAIN.width)), npartitions=2),
+    "an iterator of numbers": lambda: iter([5]),
+    "an iterator of frames and numbers": lambda: iter([PLAIN, 5]),
+    "an iterator of other tables": lambda: iter([PLAIN, PLAIN.drop("p_bee")]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FRAMES)
+def test_frames_that_other_libraries_stumble_over_are_refused(case):
+    with pytest.raises((DataError, DTypeError)):
+        xent.score(BAD_FRAMES[case](), **ROLES)
+
+
+def test_broken_files_of_arrays_are_named(tmp_path):
+    good = tmp_path / "good.npz"
+    np.savez(good, proba=P, y=np.array([0, 1]))
+    written = good.read_bytes()
+    np.savez(tmp_path / "objects.npz", proba=np.array([None, 1]), y=np.array([0, 1]))
+    (tmp_path / "text.npz").write_bytes(b"no array")
+    (tmp_path / "short.npz").write_bytes(written[:-30])
+    (tmp_path / "inside.npz").write_bytes(written[:100] + bytes(40) + written[140:])
+    os.symlink("nowhere", tmp_path / "link.csv")
+    for name in ("objects.npz", "text.npz", "short.npz", "inside.npz", "link.csv", "x" * 300):
+        with pytest.raises(DataError, match=name[:9]):
+            xent.score(tmp_path / name, "y")
+    with pytest.raises(ArgumentError, match="no array 5"):
+        xent.score(good, 5)
+
+
 def test_rows_that_cannot_be_scored_are_left_out_and_named_when_asked():
     frame = broken(p_bee=pl.when(pl.col("name") == "r3").then(0.9).otherwise(pl.col("p_bee")))
     found = xent.score(frame, **ROLES, invalid="skip")
@@ -342,7 +441,7 @@ def test_sums_of_rounded_numbers_need_a_tolerance_that_is_asked_for():
 
 
 def test_too_many_ids_to_remember_are_said_to_be_unchecked(monkeypatch):
-    monkeypatch.setattr(frames, "MOST_CHECKED_IDS", 100)
+    monkeypatch.setattr(api, "MOST_CHECKED_IDS", 100)
     assert any("checked" in warning for warning in xent.score(PLAIN, **ROLES).warnings)
     # The sample still finds a repetition.
     with pytest.raises(DataError, match="several rows"):

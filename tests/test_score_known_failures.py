@@ -14,12 +14,12 @@ import pandas as pd
 import polars as pl
 import pytest
 from sklearn.datasets import load_iris
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.metrics import log_loss as sklearn_log_loss
 from sklearn.model_selection import cross_val_score
 
 import xent
-from xent.errors import LabelError
+from xent.errors import ArgumentError, DTypeError, LabelError, ShapeError, XentError
 from xent.scoring.sklearn import explained_log_loss, log_loss, neg_brier_score, neg_log_loss
 
 
@@ -127,3 +127,30 @@ def test_a_fold_without_a_class_is_scored():
     model = LogisticRegression(max_iter=500).fit(x, y)
     part = y != 1
     assert math.isfinite(neg_log_loss(model, x[part], y[part]))
+
+
+@pytest.mark.parametrize(
+    ("error", "words", "arguments"),
+    [
+        (ShapeError, "y_proba", {"y_proba": 0.5}),
+        (ShapeError, "y_proba", {"y_proba": np.ones((1, 2, 2))}),
+        (DTypeError, "y_proba", {"y_proba": [[0.5, 0.5], [1.0]]}),
+        (DTypeError, "y_true", {"y_true": [[0], [0, 1]]}),
+        (DTypeError, "labels", {"y_true": [object(), object()]}),
+        (DTypeError, "labels", {"labels": 5}),
+        (ShapeError, "weight", {"sample_weight": 5}),
+        (DTypeError, "weight", {"sample_weight": ["a", "b"]}),
+        (ShapeError, "weight", {"sample_weight": [1.0]}),
+    ],
+)
+def test_bad_arguments_of_log_loss_are_named(error, words, arguments):
+    with pytest.raises(error, match=words) as caught:
+        log_loss(**{"y_true": [0, 1], "y_proba": [[0.5, 0.5], [0.25, 0.75]], **arguments})
+    assert isinstance(caught.value, XentError)
+
+
+@pytest.mark.parametrize("estimator", [None, LogisticRegression(), LinearRegression()], ids=lambda e: type(e).__name__)
+def test_an_estimator_without_probabilities_or_classes_is_refused(estimator):
+    for scorer in (neg_log_loss, explained_log_loss, neg_brier_score):
+        with pytest.raises(ArgumentError, match="estimator"):
+            scorer(estimator, [[1.0]], [0])

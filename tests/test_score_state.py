@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 from itertools import pairwise
@@ -14,9 +15,9 @@ from sklearn.metrics import brier_score_loss, d2_log_loss_score
 
 from xent import information, likelihood
 from xent.errors import ArgumentError, DataError, DTypeError, LabelError, ShapeError
-from xent.scoring import ScoreState, kernels
+from xent.scoring import ScoreState, loops
+from xent.scoring.score import UNITS
 from xent.scoring.sums import exactly, merged, values, zeros
-from xent.scoring.text import UNITS
 
 CLASSES = 4
 
@@ -80,7 +81,7 @@ def test_the_kernels_sums_are_exact_where_a_plain_sum_is_not():
     losses = np.tile([1e8, 1e-8, 3.0], 20_000)
     found = ScoreState.from_batch(None, log_prob=-losses)
     exact = math.fsum(losses)
-    assert float(values(found.totals)[kernels.LOSS]) == exact
+    assert float(values(found.totals)[loops.LOSS]) == exact
     assert float(np.add.accumulate(losses)[-1]) != exact, "otherwise this test shows nothing"
 
 
@@ -104,6 +105,68 @@ def test_json_both_ways_is_the_same_state_bit_for_bit():
 
 @pytest.mark.parametrize("text", ["", "{}", '{"state": "xent score", "schema": 99}', "[1]"])
 def test_what_is_no_state_is_refused(text):
+    with pytest.raises(DataError, match="to_json"):
+        ScoreState.from_json(text)
+
+
+def edited(path, value):
+    """The JSON of a state with one entry changed, or removed if the value is None."""
+    ids = np.arange(len(LABELS))
+    written = json.loads(ScoreState.from_batch(LABELS, PROBA, by={"s": SEGMENT}, ids=ids).to_json())
+    *parents, last = path
+    entry = written
+    for name in parents:
+        entry = entry[name]
+    if value is None:
+        del entry[last]
+    else:
+        entry[last] = value
+    return json.dumps(written)
+
+
+NUMBERS = {"dtype": "<f8", "shape": [2], "base64": "AAAAAAAAAAAAAAAAAAAAAA=="}
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (["totals"], None),
+        (["totals"], NUMBERS),
+        (["totals", "dtype"], "O"),
+        (["totals", "base64"], "!"),
+        (["form", "classes"], ["a", "b"]),
+        (["form", "classes"], [1, 2, 3, 4]),
+        (["form", "clip"], "x"),
+        (["form", "by"], ["t"]),
+        (["form", "soft"], True),
+        (["form", "worst"], -1),
+        (["form", "other"], 1),
+        (["segments", "s", "d"], NUMBERS),
+        (["invalid_rows"], -1),
+        (["invalid_rows"], "x"),
+        (["surprising", "key"], None),
+        (["surprising", "likeliest"], None),
+        (["surprising", "loss"], NUMBERS),
+        (["sample", "p"], None),
+        (["sample", "label"], {"list": [None] * len(LABELS), "shape": [len(LABELS)]}),
+    ],
+)
+def test_a_state_whose_parts_do_not_fit_is_refused_at_once(path, value):
+    with pytest.raises(DataError, match="to_json"):
+        ScoreState.from_json(edited(path, value))
+
+
+def test_labels_outside_the_classes_are_refused_in_json():
+    text = ScoreState.from_batch(LABELS, PROBA).to_json()
+    written = json.loads(text)
+    encoded = written["sample"]["label"]["base64"]
+    sevens = np.full(len(LABELS), 7).astype("<i8").tobytes()
+    with pytest.raises(DataError, match="'label'"):
+        ScoreState.from_json(text.replace(encoded, base64.b64encode(sevens).decode()))
+
+
+@pytest.mark.parametrize("text", [None, 5, b"", "[" * 100_000, "null", '"state"'], ids=lambda text: str(text)[:9])
+def test_what_is_no_text_of_a_state_is_refused(text):
     with pytest.raises(DataError, match="to_json"):
         ScoreState.from_json(text)
 
@@ -285,7 +348,7 @@ def test_rows_that_are_no_distribution_are_counted_and_named_and_in_no_sum():
     assert close(score.cross_entropy.nats, rest.cross_entropy.nats)
     assert score.rows == rest.rows
     reasons = {row["row"]: row["reason"] for row in score.to_record()["invalid"]}
-    assert reasons == {2: kernels.REASONS[2], 4: kernels.REASONS[1], 6: kernels.REASONS[1]}
+    assert reasons == {2: loops.REASONS[2], 4: loops.REASONS[1], 6: loops.REASONS[1]}
 
 
 def test_the_worst_rows_and_what_they_carry():
@@ -326,6 +389,17 @@ def test_every_figure_has_a_unit():
         (DTypeError, "labels", {"labels": ["a", "b"], "proba": PROBA[:2]}),
         (DTypeError, "proba", {"labels": [0, 1], "proba": [["a", "b"], ["c", "d"]]}),
         (ArgumentError, "entropy", {"labels": [0, 1], "proba": PROBA[:2], "entropy": [1.0, 1.0]}),
+        (ArgumentError, "clip", {"labels": [0, 1], "proba": PROBA[:2], "clip": "x"}),
+        (ArgumentError, "tolerance", {"labels": [0, 1], "proba": PROBA[:2], "tolerance": -1}),
+        (ArgumentError, "worst", {"labels": [0, 1], "proba": PROBA[:2], "worst": -1}),
+        (ArgumentError, "sample", {"labels": [0, 1], "proba": PROBA[:2], "sample": "x"}),
+        (ArgumentError, "first_row", {"labels": [0, 1], "proba": PROBA[:2], "first_row": 1.5}),
+        (ArgumentError, "by", {"labels": [0, 1], "proba": PROBA[:2], "by": ["s"]}),
+        (ArgumentError, "classes", {"labels": [0, 1], "proba": PROBA[:2], "classes": 5}),
+        (DTypeError, "labels", {"labels": [[0, 1], [1]], "proba": PROBA[:2]}),
+        (DTypeError, "labels", {"labels": [["a"] * 4] * 2, "proba": PROBA[:2]}),
+        (DTypeError, "weight", {"labels": [0, 1], "proba": PROBA[:2], "weight": [[1, 2], [3]]}),
+        (ShapeError, "log_prob", {"labels": None, "log_prob": 5}),
     ],
 )
 def test_arguments_that_do_not_fit_are_named(error, words, arguments):

@@ -7,14 +7,16 @@ import json
 import math
 
 import numpy as np
+import polars as pl
 import pytest
 
 import xent.numpy
+from xent.errors import ArgumentError, DataError
 from xent.why import Settings, load, run
-from xent.why.compare import comparisons, steps_to_reach
 from xent.why.data import Dataset, Split, prepare
 from xent.why.experiment import Lab, _beyond
 from xent.why.gradient_descent import Evaluation, initial_parameters, logits_of, step, train
+from xent.why.measures import comparisons, steps_to_reach
 from xent.why.record import LOSSES, MODELS, STARTS, Curve, Record, Run
 
 SMALL = Settings(seeds=(0, 1), epochs=3, learning_rates=(0.1, 1.0))
@@ -64,6 +66,59 @@ def test_file_columns_become_numbers_and_one_hot_categories(tmp_path):
     features = prepare(dataset).everything.features
     assert features.shape == (30, 3)
     assert set(features[:, 1:].sum(axis=1)) == {1.0}
+
+
+@pytest.mark.parametrize("data", [None, 5, b"iris", ["iris"]], ids=str)
+def test_what_names_no_data_is_refused(data):
+    with pytest.raises(ArgumentError, match="data"):
+        load(data)
+
+
+@pytest.mark.parametrize("data", ["irs", "x" * 300, "a\0b", "."], ids=lambda name: name[:3])
+def test_a_file_that_is_not_there_is_named(data):
+    with pytest.raises(DataError, match="no such file"):
+        load(data)
+
+
+def test_columns_are_named_by_text_and_one_name_is_one_column(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("\n".join(["size,id,answer", *(f"{i % 7},{i},{i % 2}" for i in range(30))]))
+    assert load(path, "answer", "id").numbers.shape == (30, 1)
+    for options in ({"label": 5}, {"label": "answer", "drop": 5}, {"label": "answer", "drop": None}):
+        with pytest.raises(ArgumentError, match="label"):
+            load(path, **options)
+
+
+@pytest.mark.parametrize(
+    ("column", "values"), [("feature", [[1], [2]]), ("answer", [[1], [2]]), ("answer", [{"a": 1}, {"a": 2}])], ids=str
+)
+def test_columns_of_lists_and_structs_are_refused(tmp_path, column, values):
+    columns = {"feature": list(range(30)), "answer": [0, 1] * 15, column: values * 15}
+    pl.DataFrame(columns).write_parquet(tmp_path / "table.parquet")
+    with pytest.raises(DataError, match=r"table\.parquet"):
+        load(str(tmp_path / "table.parquet"), "answer")
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("seeds", [(), 5, ("a",), (-1,)]),
+        ("epochs", [0, "x", 1.5]),
+        ("batch_size", [0, None]),
+        ("hidden_units", [0, -1]),
+        ("learning_rates", [(), (0,), (-1.0, 1.0), ("x",), 1.0, (math.inf,)]),
+    ],
+)
+def test_settings_that_no_training_can_use_are_refused(name, values):
+    for value in values:
+        with pytest.raises(ArgumentError, match=name):
+            Settings(**{name: value})
+
+
+def test_the_experiment_runs_on_a_data_set(iris):
+    for arguments in (("iris",), (iris, {"epochs": 3})):
+        with pytest.raises(ArgumentError, match="dataset, settings"):
+            run(*arguments)
 
 
 # --------------------------------------------------------------------------------------------------------- the training

@@ -1,18 +1,18 @@
 """Every exception that xent raises on purpose.
 
     XentError
-    ├── ArgumentError(ValueError)        a value that no call can work with
+    ├── ArgumentError(ValueError)        an argument with an invalid value
     │   ├── DistributionError            not a probability distribution
     │   ├── LabelError                   a class index outside [0, classes)
     │   ├── ShapeError                   arrays whose shapes do not fit together
     │   └── ObjectiveError               an option out of its range, or options that exclude each other
-    ├── DTypeError(TypeError)            an array of a kind that the call does not take
-    ├── DataError(ValueError)            a file or table that cannot be read as what was asked for
-    ├── RankError(RuntimeError)          another process of a group failed, or does something else
+    ├── DTypeError(TypeError)            an array or argument of a type that the call does not take
+    ├── DataError(ValueError)            a file or table that cannot be read as required
+    ├── RankError(RuntimeError)          another process of a group failed, or makes another call
     └── MissingDependencyError(ImportError)
 
-A message names the call and the argument, says what was found and what was expected, and ends with the remedy.
-`message` below puts these parts together, so that every module words them the same way.
+A message names the call and the argument, says what was found and what was expected, and ends with a remedy.
+`message` combines these parts, so that all modules word them in the same way.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ __all__ = [
 
 
 class XentError(Exception):
-    """Base class: `except xent.XentError` catches whatever xent raises on purpose."""
+    """Base class: `except xent.XentError` catches everything that xent raises on purpose."""
 
 
 class ArgumentError(XentError, ValueError):
-    """A value that no call can work with."""
+    """An argument with an invalid value."""
 
 
 class DistributionError(ArgumentError):
@@ -57,22 +57,22 @@ class ObjectiveError(ArgumentError):
 
 
 class DTypeError(XentError, TypeError):
-    """An array of a kind that the call does not take."""
+    """An array or argument of a type that the call does not take."""
 
 
 class DataError(XentError, ValueError):
-    """A file or table that cannot be read as what was asked for."""
+    """A file or table that cannot be read as required."""
 
 
 class RankError(XentError, RuntimeError):
-    """Another process of a group failed, did not answer, or does something else."""
+    """Another process of a group failed, did not answer, or makes another call."""
 
 
 class MissingDependencyError(XentError, ImportError):
-    """An optional package is needed and not installed."""
+    """An optional package is required and not installed."""
 
 
-def message(call: str, argument: str, found: str, remedy: str) -> str:
-    """Word an error: which call and argument, what was found against what was expected, and what to do."""
+def message(call: str, argument: str, problem: str, remedy: str) -> str:
+    """Return the text of an error: the call and the argument, what was found and expected, and what to do."""
     where = f"{call}({argument}=...)" if argument else call
-    return f"{where}: {found}. {remedy}"
+    return f"{where}: {problem}. {remedy}"

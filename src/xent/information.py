@@ -5,10 +5,10 @@
     cross-entropy         H(p, q)  = E_p[-log q]            = H(p) + KL(p || q)
     KL divergence         KL(p||q) = E_p[log p - log q]
 
-Every function takes any array of the array API standard (NumPy, torch, JAX, CuPy; plain lists become NumPy arrays) and
-returns the same kind, differentiable where the array is. Distributions lie along `axis` and the other axes broadcast.
-`base` sets the unit: e gives nats, 2 bits, 10 hartleys (bans). Inside expectations `0 log 0 = 0`; an event that q calls
-impossible and p does not costs `+inf`. Nothing is renormalised or clipped: a vector that is not a distribution raises
+Every function takes any array of the array API standard (NumPy, torch, JAX, CuPy; lists become NumPy arrays) and
+returns the same kind, differentiable if the array is. Distributions lie along `axis`, and the other axes broadcast.
+`base` sets the unit: e for nats, 2 for bits, 10 for hartleys (bans). In expectations `0 log 0 = 0`; an event with q = 0
+and p > 0 costs `+inf`. Nothing is renormalised or clipped: a vector that is not a distribution raises
 `DistributionError`. `check=False` skips that test, for code that is being traced (`jax.jit`, `torch.compile`).
 """
 
@@ -19,7 +19,16 @@ from typing import Any
 
 import array_api_compat
 
-from xent.arrays import Array, as_arrays, as_distributions, as_labels, as_probabilities, check_classes
+from xent.arrays import (
+    Array,
+    as_arrays,
+    as_distributions,
+    as_labels,
+    as_probabilities,
+    check_classes,
+    check_classes_axis,
+)
+from xent.errors import ArgumentError, DTypeError, message
 from xent.terms import (
     checked_base,
     cross_terms,
@@ -47,14 +56,14 @@ __all__ = [
 def information_content(p: Array, *, base: float = math.e, impossible: float = math.inf, check: bool = True) -> Array:
     """Information content of events with probability p: the surprisal, self-information.
 
-    *Definition*: ``I(p) = -log p``. Certain events carry none, less likely events more, and the information of
-    independent events adds, since their probabilities multiply.
+    *Definition*: ``I(p) = -log p``. A certain event carries no information, less likely events carry more, and the
+    information of independent events adds, since their probabilities multiply.
 
     Parameters
     ----------
     p : array of any shape, values in [0, 1]
     base : the base of the logarithm: e for nats, 2 for bits.
-    impossible : the information of an event with p = 0. It is +inf; an expectation uses 0 (``0 log 0 = 0``).
+    impossible : the information of an event with p = 0: +inf, or 0 as in an expectation (``0 log 0 = 0``).
     check : False skips the test that the values are probabilities.
 
     Returns
@@ -65,6 +74,8 @@ def information_content(p: Array, *, base: float = math.e, impossible: float = m
     ------
     DistributionError
         A value is NaN or outside [0, 1].
+    ArgumentError
+        The base is not a positive number other than 1, or `impossible` is not a number.
 
     Notes
     -----
@@ -81,6 +92,11 @@ def information_content(p: Array, *, base: float = math.e, impossible: float = m
     ----------
     Shannon (1948), A Mathematical Theory of Communication, doi:10.1002/j.1538-7305.1948.tb01338.x
     """
+    try:
+        impossible = float(impossible)
+    except (TypeError, ValueError):
+        problem = f"found {impossible!r}, expected a number"
+        raise ArgumentError(message("information_content", "impossible", problem, "Pass math.inf or 0.0")) from None
     xp, p = as_probabilities("information_content", check, p=p)
     # Adding 0.0 turns -log(1) = -0.0 into 0.0.
     information = -logarithm(xp, where_positive(xp, p), base) + 0.0
@@ -95,7 +111,7 @@ def entropy(p: Array, *, axis: int = -1, base: float = math.e, check: bool = Tru
     Parameters
     ----------
     p : array (..., C, ...), distributions along `axis`
-    axis, base, check : see the module's first lines.
+    axis, base, check : see the module docstring.
 
     Returns
     -------
@@ -108,8 +124,8 @@ def entropy(p: Array, *, axis: int = -1, base: float = math.e, check: bool = Tru
 
     Notes
     -----
-    *Numerics*: all terms are positive, so the relative error is that of a sum of C rounded terms. The gradient at
-    p = 0, which is infinite, is given as 0.
+    *Numerics*: no term is negative, so the relative error is that of a sum of C rounded terms. The gradient at
+    p = 0, which is infinite, is returned as 0.
 
     Examples
     --------
@@ -127,16 +143,16 @@ def entropy(p: Array, *, axis: int = -1, base: float = math.e, check: bool = Tru
 
 
 def cross_entropy(p: Array, q: Array, *, axis: int = -1, base: float = math.e, check: bool = True) -> Array:
-    """Cross-entropy of q relative to p: the expected information content under q of what p sends.
+    """Cross-entropy of q relative to p: the expected information content under q of events drawn from p.
 
     *Definition*: ``H(p, q) = -sum(p * log q) = H(p) + KL(p || q)``. For a one-hot p it is the negative
-    log-likelihood of the label, ``-log q[label]``. It is least, and equal to H(p), at q = p.
+    log-likelihood of the label, ``-log q[label]``. Its minimum over q is H(p), at q = p.
 
     Parameters
     ----------
     p : array (..., C, ...), the true distributions along `axis`
     q : array that broadcasts with p, the predicted distributions along `axis`
-    axis, base, check : see the module's first lines.
+    axis, base, check : see the module docstring.
 
     Returns
     -------
@@ -151,7 +167,8 @@ def cross_entropy(p: Array, q: Array, *, axis: int = -1, base: float = math.e, c
 
     Notes
     -----
-    *Numerics*: positive terms; relative error of a sum of C rounded terms. Classes with p = 0 add exactly 0.
+    *Numerics*: no term is negative, so the relative error is that of a sum of C rounded terms. Classes with p = 0 add
+    exactly 0.
 
     Examples
     --------
@@ -180,7 +197,7 @@ def kl_divergence(p: Array, q: Array, *, axis: int = -1, base: float = math.e, c
     ----------
     p : array (..., C, ...), the true distributions along `axis`
     q : array that broadcasts with p, the predicted distributions along `axis`
-    axis, base, check : see the module's first lines.
+    axis, base, check : see the module docstring.
 
     Returns
     -------
@@ -195,9 +212,9 @@ def kl_divergence(p: Array, q: Array, *, axis: int = -1, base: float = math.e, c
 
     Notes
     -----
-    *Numerics*: the textbook sum cancels when p is near q and can come out negative. Each term here is 0 or more and is
-    computed without cancellation (a series in ``(q - p) / (q + p)`` near equality), so the result keeps its full
-    relative accuracy down to the smallest divergences.
+    *Numerics*: the textbook sum cancels when p is near q and can become negative. Each term here is 0 or more and is
+    computed without cancellation (a series in ``(q - p) / (q + p)`` near equality), so the result keeps full relative
+    accuracy down to the smallest divergences.
 
     Examples
     --------
@@ -213,25 +230,10 @@ def kl_divergence(p: Array, q: Array, *, axis: int = -1, base: float = math.e, c
 
 
 def js_divergence(p: Array, q: Array, *, axis: int = -1, base: float = math.e, check: bool = True) -> Array:
-    """Jensen-Shannon divergence of p and q: the symmetric, always finite relative of the KL divergence.
+    """Jensen-Shannon divergence of p and q: a symmetric and always finite variant of the KL divergence.
 
     *Definition*: ``JS(p, q) = KL(p || m) / 2 + KL(q || m) / 2`` with ``m = (p + q) / 2``; between 0 and log 2.
-
-    Parameters
-    ----------
-    p, q : arrays (..., C, ...) that broadcast, distributions along `axis`
-    axis, base, check : see the module's first lines.
-
-    Returns
-    -------
-    array of the broadcast shape without `axis`, in nats (bits for ``base=2``).
-
-    Raises
-    ------
-    DistributionError
-        A distribution has a negative or NaN entry, or does not sum to 1.
-    ShapeError
-        The shapes do not broadcast, or differ along `axis`.
+    Parameters, shapes and errors are those of `kl_divergence`.
 
     Notes
     -----
@@ -254,14 +256,14 @@ def js_divergence(p: Array, q: Array, *, axis: int = -1, base: float = math.e, c
 def perplexity(p: Array, q: Array | None = None, *, axis: int = -1, check: bool = True) -> Array:
     """Perplexity: the number of equally likely classes that would be as uncertain.
 
-    *Definition*: ``exp(H(p))``, or ``exp(H(p, q))`` of a prediction q when q is given. The unit of the entropy drops
-    out, so there is no base. Between 1 and C for one argument, 1 and +inf for two.
+    *Definition*: ``exp(H(p))``, or ``exp(H(p, q))`` with a prediction q. The unit of the entropy cancels, so there is
+    no base. Between 1 and C for one argument, between 1 and +inf for two.
 
     Parameters
     ----------
     p : array (..., C, ...), distributions along `axis`
     q : array that broadcasts with p, optional
-    axis, check : see the module's first lines.
+    axis, check : see the module docstring.
 
     Returns
     -------
@@ -276,8 +278,8 @@ def perplexity(p: Array, q: Array | None = None, *, axis: int = -1, check: bool 
 
     Notes
     -----
-    *Numerics*: the error of the entropy, an absolute error, becomes relative here. Over many rows take the exponential
-    of the mean, not the mean of perplexities.
+    *Numerics*: the absolute error of the entropy becomes a relative error. For many rows take the exponential of the
+    mean, not the mean of the perplexities.
 
     Examples
     --------
@@ -296,7 +298,7 @@ def perplexity(p: Array, q: Array | None = None, *, axis: int = -1, check: bool 
 
 
 def softmax(logits: Array, *, axis: int = -1) -> Array:
-    """Softmax of logits: the normalised exponential; the one function here, with log_softmax, that takes logits.
+    """Softmax of logits: the normalised exponential. It and `log_softmax` take logits, not probabilities.
 
     *Definition*: ``softmax(x)[j] = exp(x[j]) / sum(exp(x))``. Adding a constant to the logits changes nothing.
 
@@ -307,18 +309,19 @@ def softmax(logits: Array, *, axis: int = -1) -> Array:
 
     Returns
     -------
-    array of the same shape and dtype: distributions along `axis`. A row with NaN or +inf, or of nothing but -inf,
-    is NaN.
+    array of the same shape and dtype: distributions along `axis`. A row that has NaN or +inf, or only -inf, is NaN.
 
     Raises
     ------
     DTypeError
         The array does not hold real numbers.
+    ShapeError
+        The array has no such axis, or no classes along it.
 
     Notes
     -----
-    *Numerics*: the maximum is subtracted first, so nothing overflows, and the rounding error of that subtraction is
-    carried into the exponential: the relative error does not grow with the size of the logits.
+    *Numerics*: the maximum is subtracted first, so nothing overflows, and the rounding error of the subtraction is
+    corrected in the exponential: the relative error does not grow with the magnitude of the logits.
 
     Examples
     --------
@@ -330,33 +333,21 @@ def softmax(logits: Array, *, axis: int = -1) -> Array:
     Bridle (1990), Probabilistic Interpretation of Feedforward Classification Network Outputs
     """
     xp, (logits,) = as_arrays("softmax", logits=logits)
+    check_classes_axis("softmax", axis, logits=logits)
     exponentials = exp_below_maximum(xp, logits, axis)[1]
     return exponentials / xp.sum(exponentials, axis=axis, keepdims=True)
 
 
 def log_softmax(logits: Array, *, axis: int = -1) -> Array:
-    """Logarithm of the softmax, also where the softmax itself would underflow or round to 1.
+    """Logarithm of the softmax, accurate also where the softmax itself underflows or rounds to 1.
 
-    *Definition*: ``log_softmax(x)[j] = x[j] - log(sum(exp(x)))``.
-
-    Parameters
-    ----------
-    logits : array (..., C, ...), real numbers along `axis`; minus infinity masks a class.
-    axis : the axis of the classes.
-
-    Returns
-    -------
-    array of the same shape and dtype, 0 or less, in nats. A row with NaN or +inf, or of nothing but -inf, is NaN.
-
-    Raises
-    ------
-    DTypeError
-        The array does not hold real numbers.
+    *Definition*: ``log_softmax(x)[j] = x[j] - log(sum(exp(x)))``, 0 or less, in nats. Parameters, shapes and errors are
+    those of `softmax`.
 
     Notes
     -----
-    *Numerics*: with the greatest logit set apart, ``log(sum(exp(x)))`` is the maximum plus ``log1p`` of the rest. So
-    the logarithm of a probability near 1 keeps its relative accuracy, where ``log(softmax(x))`` gives 0.
+    *Numerics*: with the largest logit separated, ``log(sum(exp(x)))`` is the maximum plus ``log1p`` of the rest. The
+    logarithm of a probability near 1 thus keeps its relative accuracy, where ``log(softmax(x))`` gives 0.
 
     Examples
     --------
@@ -369,6 +360,7 @@ def log_softmax(logits: Array, *, axis: int = -1) -> Array:
     doi:10.1093/imanum/draa038
     """
     xp, (logits,) = as_arrays("log_softmax", logits=logits)
+    check_classes_axis("log_softmax", axis, logits=logits)
     shifted, exponentials, is_maximum = exp_below_maximum(xp, logits, axis)
     rest = xp.sum(xp.where(is_maximum, 0.0 * exponentials, exponentials), axis=axis, keepdims=True)
     return shifted - xp.log1p(rest)
@@ -395,7 +387,7 @@ def one_hot(labels: Array, classes: int, *, dtype: Any = None, check: bool = Tru
     ArgumentError
         The number of classes is not a whole number of 1 or more.
     DTypeError
-        The labels are not integers.
+        The labels are not integers, or the library has no such dtype.
     LabelError
         A label is outside [0, classes).
 
@@ -410,4 +402,8 @@ def one_hot(labels: Array, classes: int, *, dtype: Any = None, check: bool = Tru
     if dtype is None:
         dtype = xp.__array_namespace_info__().default_dtypes(device=None)["real floating"]
     device = array_api_compat.device(labels)
-    return xp.astype(labels[..., None] == xp.arange(classes, dtype=labels.dtype, device=device), dtype)
+    is_label = labels[..., None] == xp.arange(classes, dtype=labels.dtype, device=device)
+    try:
+        return xp.astype(is_label, dtype)
+    except TypeError as error:
+        raise DTypeError(message("one_hot", "dtype", f"found {dtype!r} ({error})", "Pass a floating dtype")) from None

@@ -1,22 +1,23 @@
-"""Likelihood of labels under predicted distributions: what minimum cross-entropy maximises.
+"""Likelihood of labels under predicted distributions, which minimum cross-entropy maximises.
 
-    likelihood               L    = prod_i q_i[y_i]         underflows: 1797 rows at 0.5 each are 10^-541
-    log-likelihood           log L = sum_i log q_i[y_i]     the same order of models, and sums for products
+    likelihood               L      = prod_i q_i[y_i]       underflows: 1797 rows of 0.5 give 10^-541
+    log-likelihood           log L  = sum_i log q_i[y_i]    ranks models in the same order, and does not underflow
     negative log-likelihood  -log L = n * mean cross-entropy of the one-hot labels
 
-Arguments are probabilities, of any array library (see `xent.information`); rows are independent of each other.
+Arguments are probabilities in arrays of any library (see `xent.information`); rows are independent of each other.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import array_api_compat
 
 from xent.arrays import Array, as_distributions, as_labels
-from xent.errors import ObjectiveError, ShapeError, message
+from xent.errors import ArgumentError, ObjectiveError, ShapeError, message
 from xent.terms import cross_terms, full_like
 
 __all__ = ["Likelihood", "likelihood", "log_likelihood", "negative_log_likelihood"]
@@ -24,7 +25,7 @@ __all__ = ["Likelihood", "likelihood", "log_likelihood", "negative_log_likelihoo
 
 @dataclass(frozen=True)
 class Likelihood:
-    """A likelihood that a float cannot hold: ``mantissa * 10**exponent``, with its natural logarithm ``log``.
+    """A likelihood outside the range of a float: ``mantissa * 10**exponent``, with its natural logarithm ``log``.
 
     Examples
     --------
@@ -38,12 +39,15 @@ class Likelihood:
 
     @classmethod
     def from_log(cls, log: float) -> Likelihood:
-        """Write exp(log) as a base-10 mantissa in [1, 10) and exponent; 0 and NaN have exponent 0."""
-        if log == -math.inf or math.isnan(log):
-            return cls(log, 0.0 if log == -math.inf else math.nan, 0)
+        """Write exp(log) as a base-10 mantissa in [1, 10) and exponent; 0, infinity and NaN have exponent 0."""
+        if not isinstance(log, Real):
+            problem = f"found {log!r}, expected a number"
+            raise ArgumentError(message("Likelihood.from_log", "log", problem, "Pass a natural logarithm"))
+        if not math.isfinite(log):
+            return cls(log, 0.0 if log == -math.inf else log, 0)
         exponent = math.floor(log / math.log(10))
         mantissa = math.exp(log - exponent * math.log(10))
-        # The division above can land one off at a power of ten.
+        # At a power of ten, rounding can make the exponent wrong by one.
         if mantissa >= 10:
             mantissa, exponent = mantissa / 10, exponent + 1
         elif mantissa < 1:
@@ -60,7 +64,7 @@ class Likelihood:
 
 
 def likelihood(y_true: Array, y_proba: Array, *, check: bool = True) -> Likelihood:
-    """Likelihood of the labels: the probability that the predictions give to all of them together.
+    """Likelihood of the labels: the joint probability of all of them under the predictions.
 
     *Definition*: ``L = prod_i y_proba[i, y_true[i]]``.
 
@@ -73,8 +77,8 @@ def likelihood(y_true: Array, y_proba: Array, *, check: bool = True) -> Likeliho
     Returns
     -------
     Likelihood
-        The natural logarithm, and the number itself as mantissa and base-10 exponent: a product of many
-        probabilities is below the smallest float, and 0.0 would not be the answer. The product of no rows is 1.
+        The natural logarithm, and the number itself as mantissa and base-10 exponent, since a product of many
+        probabilities is smaller than the smallest float. The product of no rows is 1.
 
     Raises
     ------
@@ -82,8 +86,8 @@ def likelihood(y_true: Array, y_proba: Array, *, check: bool = True) -> Likeliho
 
     Notes
     -----
-    *Numerics*: the logarithm is a compensated sum (`math.fsum`); the mantissa has an error of about
-    ``abs(log) * 2**-53`` relative to itself.
+    *Numerics*: the logarithm is a compensated sum (`math.fsum`); the relative error of the mantissa is about
+    ``abs(log) * 2**-53``.
 
     Examples
     --------
@@ -97,15 +101,15 @@ def likelihood(y_true: Array, y_proba: Array, *, check: bool = True) -> Likeliho
     Fisher (1922), On the mathematical foundations of theoretical statistics, doi:10.1098/rsta.1922.0009
     """
     surprisals = _surprisals("likelihood", y_true, y_proba, check)
-    # 0.0 minus, and not a sign: the log-likelihood of certain labels is 0.0, not -0.0.
+    # Subtracted from 0.0 because a minus sign would make the log-likelihood of certain labels -0.0.
     return Likelihood.from_log(0.0 - math.fsum(float(surprisals[i]) for i in range(surprisals.shape[0])))
 
 
 def log_likelihood(y_true: Array, y_proba: Array, *, reduction: str = "sum", check: bool = True) -> Array:
     """Log-likelihood of the labels: ``sum_i log y_proba[i, y_true[i]]``, at most 0, in nats.
 
-    The logarithm is monotone, so the same model is best; it turns the product into a sum, which does not underflow.
-    Parameters, errors and reductions are those of `negative_log_likelihood`, of which this is the negative.
+    The logarithm is monotone, so that the same model is best, and turns the product into a sum, which does not
+    underflow. Parameters, errors and reductions are those of `negative_log_likelihood`, of which this is the negative.
 
     Examples
     --------
@@ -124,7 +128,7 @@ def negative_log_likelihood(y_true: Array, y_proba: Array, *, reduction: str = "
     ----------
     y_true : integer array (rows,), class indices in [0, classes)
     y_proba : array (rows, classes), a distribution per row
-    reduction : "sum" for the data set, "mean" for a row (NaN without rows), "none" for one value per row.
+    reduction : "sum" over the data set, "mean" over its rows (NaN without rows), or "none" for one value per row.
     check : False skips the tests of the values.
 
     Returns
@@ -144,7 +148,7 @@ def negative_log_likelihood(y_true: Array, y_proba: Array, *, reduction: str = "
 
     Notes
     -----
-    *Numerics*: positive terms, so the relative error is that of a sum of rounded logarithms.
+    *Numerics*: no term is negative, so the relative error is that of a sum of rounded logarithms.
 
     Examples
     --------
@@ -160,8 +164,8 @@ def negative_log_likelihood(y_true: Array, y_proba: Array, *, reduction: str = "
 
 def _reduced(call: str, y_true: Array, y_proba: Array, reduction: str, check: bool) -> Array:
     if reduction not in ("none", "sum", "mean"):
-        found = f"found {reduction!r}, expected 'none', 'sum' or 'mean'"
-        raise ObjectiveError(message(call, "reduction", found, "'sum' is the data set's, 'mean' that of one row"))
+        problem = f"found {reduction!r}, expected 'none', 'sum' or 'mean'"
+        raise ObjectiveError(message(call, "reduction", problem, "'sum' is that of the data set, 'mean' that per row"))
     surprisals = _surprisals(call, y_true, y_proba, check)
     if reduction == "none":
         return surprisals
@@ -173,11 +177,12 @@ def _reduced(call: str, y_true: Array, y_proba: Array, reduction: str, check: bo
 
 
 def _surprisals(call: str, y_true: Array, y_proba: Array, check: bool) -> Array:
-    """-log y_proba[i, y_true[i]] of every row."""
+    """Return -log y_proba[i, y_true[i]] of every row."""
     xp, (proba,) = as_distributions(call, -1, check, y_proba=y_proba)
     if proba.ndim != 2:
-        found = f"found shape {tuple(proba.shape)}, expected (rows, classes)"
-        raise ShapeError(message(call, "y_proba", found, "A column p of binary predictions becomes two: 1 - p and p"))
+        problem = f"found shape {tuple(proba.shape)}, expected (rows, classes)"
+        remedy = "For binary predictions p, pass the two columns 1 - p and p"
+        raise ShapeError(message(call, "y_proba", problem, remedy))
     classes = proba.shape[1]
     labels = _labels_like(call, xp, proba, y_true, classes, check)
     picked: Any = xp.take_along_axis(proba, labels[:, None], axis=1)[:, 0]
@@ -185,13 +190,13 @@ def _surprisals(call: str, y_true: Array, y_proba: Array, check: bool) -> Array:
 
 
 def _labels_like(call: str, xp: Any, proba: Array, y_true: Any, classes: int, check: bool) -> Array:
-    """y_true as class indices in proba's array library, one per row."""
+    """Return y_true as class indices in the array library of proba, one per row."""
     labels_xp, labels = as_labels(call, classes, check, y_true=y_true)
     if tuple(labels.shape) != (proba.shape[0],):
-        found = (
+        problem = (
             f"found shape {tuple(labels.shape)}, expected one label for each of the {proba.shape[0]} rows of y_proba"
         )
-        raise ShapeError(message(call, "y_true", found, "Pass class indices, not one-hot rows"))
+        raise ShapeError(message(call, "y_true", problem, "Pass class indices, not one-hot rows"))
     if labels_xp is not xp:
         labels = xp.asarray(labels)
     return xp.astype(labels, xp.int64, copy=False)

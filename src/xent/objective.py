@@ -78,7 +78,7 @@ class Objective:
     z_loss : float, 0 or more
         The factor of lse**2, which keeps the normaliser of a large model near 1.
     softcap : float above 0, optional
-        Logits are bent smoothly into (-softcap, softcap). Minus infinity stays minus infinity.
+        Logits are mapped smoothly into (-softcap, softcap). Minus infinity stays minus infinity.
     logit_scale : float above 0
         Factor of the logits; 1 / temperature.
     reduction : "none", "sum" or "mean"

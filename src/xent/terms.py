@@ -1,7 +1,7 @@
-"""The terms of the sums in `information`, element by element: no checks here, and no reductions but the softmax's own.
+"""The elementwise terms of the sums in `information`, without checks, and the exponentials of a softmax.
 
-Each is written so that it keeps its relative accuracy where the textbook expression loses it, and so that automatic
-differentiation meets no NaN in the branch of a `where` that is not taken.
+Each term keeps its relative accuracy where the textbook expression loses it, and produces no NaN in the branch of a
+`where` that is not taken, which automatic differentiation would propagate.
 """
 
 from __future__ import annotations
@@ -16,15 +16,19 @@ from xent.errors import ArgumentError, message
 
 
 def checked_base(base: float) -> float:
-    """Return the base if logarithms to it exist."""
-    if not (0 < base < math.inf) or base == 1:
-        found = f"found base {base!r}, expected a positive number other than 1"
-        raise ArgumentError(message("xent.information", "base", found, "Use math.e for nats or 2 for bits"))
+    """Return the base; ArgumentError unless it is a positive number other than 1."""
+    try:
+        usable = bool(0 < base < math.inf and base != 1)
+    except (TypeError, ValueError):  # not a number
+        usable = False
+    if not usable:
+        problem = f"found base {base!r}, expected a positive number other than 1"
+        raise ArgumentError(message("xent.information", "base", problem, "Use math.e for nats or 2 for bits"))
     return base
 
 
 def logarithm(xp: Any, x: Array, base: float) -> Array:
-    """The logarithm to a base; the library's own log2 and log10 are exact at powers, where a quotient is not."""
+    """Return the logarithm to a base. The library's log2 and log10 are exact at powers, where a quotient is not."""
     if checked_base(base) == math.e:
         return xp.log(x)
     if base == 2:
@@ -35,29 +39,29 @@ def logarithm(xp: Any, x: Array, base: float) -> Array:
 
 
 def full_like(xp: Any, x: Array, value: float) -> Array:
-    """A number as an array of x's library, dtype and device."""
+    """Return a number as an array with the library, dtype and device of x."""
     return xp.asarray(value, dtype=x.dtype, device=array_api_compat.device(x))
 
 
 def where_positive(xp: Any, x: Array) -> Array:
-    """x where it is positive, else 1: a logarithm's argument, in the branch of `where` whose gradient would be NaN."""
+    """Return x where it is positive, else 1: an argument of the logarithm whose gradient is never NaN."""
     return xp.where(x > 0, x, full_like(xp, x, 1.0))
 
 
 def cross_terms(xp: Any, p: Array, q: Array, base: float) -> Array:
-    """-p log q, with 0 where p = 0 and +inf where only q = 0."""
+    """Return -p log q: 0 where p = 0, and +inf where q = 0 but p > 0."""
     terms = -p * logarithm(xp, where_positive(xp, q), base) + 0.0
     return xp.where((p > 0) & (q == 0), full_like(xp, terms, math.inf), terms)
 
 
 def divergence_terms(xp: Any, p: Array, q: Array) -> Array:
-    """p log(p / q) - p + q in nats: the term of the KL divergence, 0 or more, without cancellation near p = q.
+    """Return p log(p / q) - p + q in nats: the term of the KL divergence, accurate near p = q and never negative.
 
     With s = (q - p) / (q + p) the term is ``p * phi`` where, since log(q / p) = 2 artanh(s),
 
         phi = (q - p) / p - log(q / p) = 2 s^2 / (1 - s) - 2 (s^3 / 3 + s^5 / 5 + ...)
 
-    The series serves |s| <= 1/3, half to twice p; beyond that the plain formula loses less than three bits.
+    The series is used for |s| <= 1/3, that is p / 2 <= q <= 2 p; elsewhere the formula loses less than three bits.
     """
     one, zero = full_like(xp, p, 1.0), full_like(xp, p, 0.0)
     both = (p > 0) & (q > 0)
@@ -72,23 +76,22 @@ def divergence_terms(xp: Any, p: Array, q: Array) -> Array:
         series = series * square + 1.0 / (2 * k + 1)
     near_term = a * (2 * square * (1 / (1 - s) - s * series))
 
-    # a / b overflows for the smallest q only; there the logarithms are far apart and nothing cancels.
+    # a / b overflows only for the smallest q, where the logarithms are far apart and do not cancel.
     overflows = b <= a * (4 / xp.finfo(a.dtype).max)
     ratio = xp.where(near | overflows, one, a) / xp.where(near | overflows, one, b)
     log_ratio = xp.where(overflows, xp.log(a) - xp.log(b), xp.log(ratio))
     far_term = a * log_ratio + (b - a)
 
     term = xp.where(near, near_term, far_term)
-    # p = 0 leaves q; q = 0 with p > 0 is impossible: infinite; both 0 leave 0.
+    # p = 0 leaves q, also for q = 0; p > 0 with q = 0 is impossible and costs infinity.
     return xp.where(both, term, xp.where(p > 0, full_like(xp, p, math.inf), q + 0 * p))
 
 
 def mixture_divergence_terms(xp: Any, p: Array, q: Array) -> Array:
-    """4 times the term of the JS divergence in nats, (p + q) * ((1 + t) log(1 + t) + (1 - t) log(1 - t)).
+    """Return 4 times the term of the JS divergence in nats, (p + q) * ((1 + t) log(1 + t) + (1 - t) log(1 - t)).
 
-    Here t = (q - p) / (p + q), so that 1 + t = q / m and 1 - t = p / m with the mixture m. For |t| <= 1/3 the
-    bracket is
-    the series t^2 / 1 + t^4 / 6 + t^6 / 15 + ... of t^(2k) / (k (2k - 1)); beyond that nothing much cancels.
+    Here t = (q - p) / (p + q), so that 1 + t = q / m and 1 - t = p / m with the mixture m. For |t| <= 1/3 the second
+    factor is the series t^2 + t^4 / 6 + t^6 / 15 + ... with the terms t^(2k) / (k (2k - 1)); elsewhere little cancels.
     """
     one, zero = full_like(xp, p, 1.0), full_like(xp, p, 0.0)
     total = p + q
@@ -101,30 +104,30 @@ def mixture_divergence_terms(xp: Any, p: Array, q: Array) -> Array:
     for k in range(_series_terms(xp, p), 0, -1):
         series = (series + 1.0 / (k * (2 * k - 1))) * square
     up, down = where_positive(xp, 2 * (q / total)), where_positive(xp, 2 * (p / total))
-    # where_positive turned a 0 into 1, whose x log x is 0, as it should be.
-    bracket = xp.where(near, series, up * xp.log(up) + down * xp.log(down))
-    return xp.where(present, total * bracket, zero)
+    # where_positive turned 0 into 1, for which x log x is 0 as well.
+    factor = xp.where(near, series, up * xp.log(up) + down * xp.log(down))
+    return xp.where(present, total * factor, zero)
 
 
 def _series_terms(xp: Any, x: Array) -> int:
-    """Terms that bring (1/9)^k below the dtype's rounding."""
+    """Return the number of terms k for which (1/9)^k is below the rounding of the dtype."""
     return math.ceil(-math.log(xp.finfo(x.dtype).eps) / math.log(9))
 
 
 def exp_below_maximum(xp: Any, logits: Array, axis: int) -> tuple[Array, Array, Array]:
-    """(x - max x, exp(x - max x), a mask with one maximum per row), the heart of softmax and log_softmax.
+    """Return x - max x, exp(x - max x), and a mask of one maximum per row, for softmax and log_softmax.
 
-    x - max rounds, and exp turns that absolute error into a relative one that grows with |x|. The error is itself a
-    floating point number (Knuth's two-sum), so it goes back in as exp(d + error) = exp(d) * (1 + error).
+    The subtraction rounds, and exp turns that absolute error into a relative one that grows with |x|. The error is a
+    floating point number itself (Knuth's two-sum), so that exp(d + error) = exp(d) * (1 + error) corrects for it.
     """
     labels = xp.argmax(logits, axis=axis, keepdims=True)
     positions = xp.arange(logits.shape[axis], dtype=labels.dtype, device=array_api_compat.device(logits))
     shape = [1] * logits.ndim
     shape[axis] = -1
     is_maximum = xp.reshape(positions, tuple(shape)) == labels
-    # The maximum by way of its place, so that its derivative belongs to that one logit even where others are equal.
+    # The maximum is selected by its index, so that its derivative goes to that one logit even if others are equal.
     maximum = xp.sum(xp.where(is_maximum, logits, full_like(xp, logits, 0.0)), axis=axis, keepdims=True)
-    # A row with NaN or +inf, or of nothing but -inf, has no softmax: NaN for that row and no other.
+    # A row that has NaN or +inf, or only -inf, has no softmax: this row becomes NaN, and no other.
     usable = xp.isfinite(maximum)
     offset = xp.where(usable, maximum, full_like(xp, logits, 0.0))
     shifted = xp.where(usable, logits - offset, full_like(xp, logits, math.nan))

@@ -31,7 +31,7 @@ class FormulaBackend:
 
     def forward(self, logits: Tensor, target: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
         """Return the losses, sum(t * (lse - z)) + z_loss * lse**2, and the log-sum-exps."""
-        z, shift = centred(transformed_logits(_without_ignored(logits, target, objective), objective))
+        z, shift = centred(softcapped_logits(_without_ignored(logits, target, objective), objective))
         t = target_weights(target, z, objective)
         lse = torch.logsumexp(z, dim=1, keepdim=True)
         # 0 log 0 = 0: a class that counts for nothing may be impossible.
@@ -54,13 +54,13 @@ class FormulaBackend:
     ) -> Tensor:
         """Return row_scale * ((sum(t) + 2 * z_loss * lse) * q - t) * dz/dx; differentiable itself."""
         usable = _without_ignored(logits, target, objective)
-        z, shift = centred(transformed_logits(usable, objective))
+        z, shift = centred(softcapped_logits(usable, objective))
         t = target_weights(target, z, objective)
         lse = torch.logsumexp(z, dim=1, keepdim=True)
         pull = t.sum(dim=1, keepdim=True)
         if objective.z_loss:
             pull = pull + 2 * objective.z_loss * (lse + shift)
-        gradient = (pull * torch.exp(z - lse) - t) * transformed_logits_derivative(usable, objective)
+        gradient = (pull * torch.exp(z - lse) - t) * softcapped_logits_derivative(usable, objective)
         gradient = gradient * (
             row_scale.unsqueeze(1) if isinstance(row_scale, Tensor) and row_scale.ndim else row_scale
         )
@@ -85,7 +85,7 @@ class FormulaBackend:
 
     def statistics(self, logits: Tensor, labels: Tensor, objective: Objective) -> Statistics:
         """Return log_prob, entropy, lse, argmax and rank of each row; see `xent.torch.statistics`."""
-        z = transformed_logits(logits, objective)
+        z = softcapped_logits(logits, objective)
         lse = torch.logsumexp(z, dim=1)
         log_q = z - lse.unsqueeze(1)
         entropy = -(log_q.exp() * log_q.masked_fill(z == -torch.inf, 0.0)).sum(dim=1)
@@ -111,7 +111,7 @@ class FormulaBackend:
         With `statistics`, from their log-sum-exps and entropies, which may be those of all shards; without, from those
         of the logits, and differentiable itself.
         """
-        z = transformed_logits(logits, objective)
+        z = softcapped_logits(logits, objective)
         lse = torch.logsumexp(z, dim=1) if statistics is None else statistics.lse
         log_q = z - lse.unsqueeze(1)
         q, log_q = log_q.exp(), log_q.masked_fill(z == -torch.inf, 0.0)
@@ -122,7 +122,7 @@ class FormulaBackend:
         gradient = (d_lse - of_label).unsqueeze(1) * q - d_entropy.unsqueeze(1) * q * (log_q + entropy.unsqueeze(1))
         if z.shape[1]:
             gradient = gradient.scatter_add(1, place, of_label.unsqueeze(1).to(gradient.dtype))
-        gradient = (gradient * transformed_logits_derivative(logits, objective)).to(logits.dtype)
+        gradient = (gradient * softcapped_logits_derivative(logits, objective)).to(logits.dtype)
         return gradient if out is None else out.copy_(gradient)
 
     def count(self, labels: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
@@ -150,7 +150,7 @@ def target_gradient(
 
     Of a shard, `lse` is that of all classes.
     """
-    z = transformed_logits(logits, objective)
+    z = softcapped_logits(logits, objective)
     lse = torch.logsumexp(z, dim=1) if lse is None else lse
     gradient = (1 - objective.label_smoothing) * (lse.unsqueeze(1) - z)
     if objective.weight is not None:
@@ -161,7 +161,7 @@ def target_gradient(
 # ------------------------------------------------------------------------------------------------- parts of the loss
 
 
-def transformed_logits(logits: Tensor, objective: Objective) -> Tensor:
+def softcapped_logits(logits: Tensor, objective: Objective) -> Tensor:
     """z = softcap * tanh(logit_scale * x / softcap). Minus infinity stays, plus infinity becomes NaN."""
     x = logits.to(compute_dtype(logits.dtype))
     # A factor, and not masked_fill, which would make the derivative 0.
@@ -177,7 +177,7 @@ def transformed_logits(logits: Tensor, objective: Objective) -> Tensor:
     return (objective.softcap * tanh).masked_fill(masked, -torch.inf)
 
 
-def transformed_logits_derivative(logits: Tensor, objective: Objective) -> Tensor | float:
+def softcapped_logits_derivative(logits: Tensor, objective: Objective) -> Tensor | float:
     """dz/dx = logit_scale / cosh(u)**2 with u = logit_scale * x / softcap; 0 for a masked class.
 
     1 - tanh(u)**2, which is the same, cancels for large u.

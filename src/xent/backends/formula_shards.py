@@ -15,9 +15,9 @@ from xent.backends.formula import (
     compute_dtype,
     ignored_rows,
     labelled,
+    softcapped_logits,
+    softcapped_logits_derivative,
     target_weights,
-    transformed_logits,
-    transformed_logits_derivative,
 )
 from xent.backends.protocol import Statistics
 from xent.backends.shard import IGNORED, Local, LocalStatistics, Shard, share_elsewhere
@@ -34,7 +34,7 @@ class FormulaShards:
 
     def forward(self, logits: Tensor, target: Tensor, objective: Objective, shard: Shard) -> Local:
         """Return log-sum-exp, loss and mass of the shard; 0 for ignored rows."""
-        z = transformed_logits(logits, objective)
+        z = softcapped_logits(logits, objective)
         t = _target_weights(target, z, objective, shard)
         lse = _log_sum_exp(z)
         # Where all is masked any finite reference will do: t * inf, or 0 without t.
@@ -56,12 +56,12 @@ class FormulaShards:
         out: Tensor | None = None,
     ) -> Tensor:
         """Return the gradient of sum(row_scale * loss) from log-sum-exps and masses of all shards."""
-        z = transformed_logits(logits, objective)
+        z = softcapped_logits(logits, objective)
         t = _target_weights(target, z, objective, shard)
         pull = whole.mass + 2 * objective.z_loss * whole.lse if objective.z_loss else whole.mass
         q = torch.exp(z - whole.lse.unsqueeze(1)).to(z.dtype)
         gradient = (pull * row_scale).to(z.dtype).unsqueeze(1) * q - row_scale.to(z.dtype).unsqueeze(1) * t
-        gradient = gradient * transformed_logits_derivative(logits, objective)
+        gradient = gradient * softcapped_logits_derivative(logits, objective)
         ignored = ignored_rows(target, replace(objective, ignore_index=IGNORED))
         if ignored is not None:
             gradient = gradient.masked_fill(ignored.unsqueeze(1), 0.0)
@@ -70,7 +70,7 @@ class FormulaShards:
 
     def statistics(self, logits: Tensor, labels: Tensor, objective: Objective, shard: Shard) -> LocalStatistics:
         """Return what the shard knows of each row; -inf for a label that lies elsewhere."""
-        z = transformed_logits(logits, objective).double()
+        z = softcapped_logits(logits, objective).double()
         lse = _log_sum_exp(z)
         nowhere = torch.full_like(lse, -torch.inf)
         if not z.shape[1]:

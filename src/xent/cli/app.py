@@ -97,13 +97,13 @@ def _known_rows(data: str) -> int | None:
     """The number of rows in the metadata of Parquet files; None for other formats."""
     import polars as pl
 
-    from xent.scoring import files
+    from xent.scoring import readers
 
-    paths = files.find(data)
+    paths = readers.find_files(data)
     if paths[0].suffix.lower() != ".parquet":
         return None
-    with files.reading(data):
-        return int(files.scan(paths).select(pl.len()).collect(engine="streaming").item())
+    with readers.reading(data):
+        return int(readers.scan_files(paths).select(pl.len()).collect(engine="streaming").item())
 
 
 # ----------------------------------------------------------------------------------------------------- text and tables
@@ -188,13 +188,13 @@ def source_of(data: str) -> dict[str, Any]:
     import numpy
     import polars
 
-    from xent.scoring import files
+    from xent.scoring import readers
 
-    paths = files.find(data)
+    paths = readers.find_files(data)
     return {
         "name": data,
         "files": len(paths),
         "bytes": sum(path.stat().st_size for path in paths),
-        "sha256": files.digest(paths),
+        "sha256": readers.digest(paths),
         "versions": {"xent": __version__, "polars": polars.__version__, "numpy": numpy.__version__},
     }

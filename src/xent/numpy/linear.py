@@ -113,7 +113,7 @@ def linear_statistics(
 ) -> Statistics:
     """Log-probability and rank of the labels, entropy, log-sum-exp and argmax of a linear layer, without its logits.
 
-    *Definition*: with the transformed logits z (`xent.Objective`) of ``input @ linear_weight.T + linear_bias`` and
+    *Definition*: with the softcapped logits z (`xent.Objective`) of ``input @ linear_weight.T + linear_bias`` and
     q = softmax(z), ``log_prob = log q[label]``, ``entropy = -sum(q * log q)``, ``lse = log(sum(exp(z)))``; ``argmax``
     is the first class with the greatest logit, and ``rank`` the number of classes whose logit is greater than the
     label's.

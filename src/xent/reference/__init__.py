@@ -1,7 +1,7 @@
 """The float64 definitions: plain, slow and as accurate as float64 allows. Every kernel is tested against them.
 
-They take rows of logits that are already checked (targets.py), and return one loss per row; reductions are made by
-reduction.py. docs/definitions.md has the equations, docs/accuracy.md the errors.
+They take rows of logits that have been checked (checks.py) and return one loss per row, before any reduction
+(reduction.py). docs/definitions.md has the equations, docs/accuracy.md the errors.
 """
 
 from xent.reference.cross_entropy import cross_entropy, cross_entropy_gradient

@@ -1,17 +1,17 @@
 """Softmax cross-entropy of logits, and its gradient, in float64.
 
-    z        = softcap * tanh(logit_scale * x / softcap)                  bent logits; without a softcap logit_scale * x
-    q        = exp(z - lse),  lse = log(sum(exp(z)))                      softmax
-    t        = weight * ((1 - label_smoothing) * p + label_smoothing / classes)   what each class counts for
+    z        = softcap * tanh(logit_scale * x / softcap)          softcapped logits; without a softcap logit_scale * x
+    q        = exp(z - lse),  lse = log(sum(exp(z)))              softmax
+    t        = weight * ((1 - label_smoothing) * p + label_smoothing / classes)   weight of each class in the loss
     loss     = sum(t * (lse - z)) + z_loss * lse**2
     dloss/dz = (sum(t) + 2 * z_loss * lse) * q - t
     dz/dx    = logit_scale * (1 - tanh(logit_scale * x / softcap)**2)
 
-The textbook form of the gradient cancels where q is near t, which is where training ends up. It is written here as
+The textbook form of the gradient cancels where q is near t, which is where training leads. It is written here as
 
     sum(t) * q[j] - t[j] = (sum of the other t) * q[j] - t[j] * (sum of the other q)
 
-in which, for one label without smoothing, no subtraction is left.
+which, for one label without smoothing, has no subtraction.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ Target = NDArray[np.generic]
 
 
 def cross_entropy(logits: Float64, target: Target, objective: Objective) -> tuple[Float64, Float64]:
-    """Return loss and log-sum-exp of each row. Ignored rows lose exactly 0, whatever their logits are."""
+    """Return loss and log-sum-exp of each row. The loss of ignored rows is exactly 0, whatever their logits are."""
     t = target_weights(target, logits.shape[1], objective)
-    z = bent_logits(logits, objective)
+    z = softcapped_logits(logits, objective)
     minus_log_q, lse = negative_log_softmax(z)
-    # 0 log 0 = 0: a class that counts for nothing may be impossible. NaN is not impossible, and stays.
-    nothing = (t == 0) & np.isposinf(minus_log_q)
-    terms = t * np.where(nothing, 0.0, minus_log_q)
+    # 0 log 0 = 0: a class of weight 0 may be impossible. NaN remains.
+    zero = (t == 0) & np.isposinf(minus_log_q)
+    terms = t * np.where(zero, 0.0, minus_log_q)
     loss = terms.sum(axis=1) + z_loss_term(lse, objective)
     return np.where(ignored(target, objective), 0.0, loss), lse
 
@@ -42,25 +42,25 @@ def cross_entropy(logits: Float64, target: Target, objective: Objective) -> tupl
 def cross_entropy_gradient(logits: Float64, target: Target, objective: Objective) -> Float64:
     """Return the gradient of each row's loss with respect to its logits."""
     t = target_weights(target, logits.shape[1], objective)
-    z = bent_logits(logits, objective)
+    z = softcapped_logits(logits, objective)
     q, other_q = softmax_and_complement(z)
     _, lse = negative_log_softmax(z)
     gradient = sum_of_others(t) * q - t * other_q
     if objective.z_loss:
         gradient = gradient + 2 * objective.z_loss * lse[:, None] * q
-    gradient = gradient * bent_logits_derivative(logits, objective)
+    gradient = gradient * softcapped_logits_derivative(logits, objective)
     return np.where(ignored(target, objective)[:, None], 0.0, gradient)
 
 
 def ignored(target: Target, objective: Objective) -> NDArray[np.bool_]:
-    """Which rows count for nothing: those labelled `ignore_index`."""
+    """Return which rows are ignored: those labelled `ignore_index`."""
     if target.ndim == 2:
         return np.zeros(target.shape[0], dtype=bool)
     return np.asarray(target == objective.ignore_index)
 
 
 def target_distribution(target: Target, classes: int, objective: Objective) -> Float64:
-    """The smoothed target of each row: (1 - label_smoothing) * p + label_smoothing / classes; 0 for ignored rows."""
+    """Return the smoothed target (1 - label_smoothing) * p + label_smoothing / classes; 0 for ignored rows."""
     if target.ndim == 2:
         p = target.astype(np.float64)
     else:
@@ -72,26 +72,26 @@ def target_distribution(target: Target, classes: int, objective: Objective) -> F
 
 
 def target_weights(target: Target, classes: int, objective: Objective) -> Float64:
-    """t of the equations above: the smoothed target times the class weights."""
+    """Return t of the equations above: the smoothed target times the class weights."""
     p = target_distribution(target, classes, objective)
     return p if objective.weight is None else p * np.asarray(objective.weight, dtype=np.float64)
 
 
 def z_loss_term(lse: Float64, objective: Objective) -> Float64:
-    """z_loss * lse**2. Without a z-loss it is 0, and not the NaN of 0 * inf."""
+    """Return z_loss * lse**2; 0 without a z-loss, where 0 * inf would be NaN."""
     return objective.z_loss * lse**2 if objective.z_loss else np.zeros_like(lse)
 
 
-def bent_logits(logits: Float64, objective: Objective) -> Float64:
-    """z of the equations above. Minus infinity stays (a masked class); plus infinity is no logit and becomes NaN."""
+def softcapped_logits(logits: Float64, objective: Objective) -> Float64:
+    """Return z of the equations above. -inf (a masked class) is preserved; +inf, not a legal logit, becomes NaN."""
     if objective.softcap is None:
         return objective.logit_scale * logits
     z = objective.softcap * np.tanh(objective.logit_scale * logits / objective.softcap)
     return np.where(np.isneginf(logits), -np.inf, np.where(np.isposinf(logits), np.nan, z))
 
 
-def bent_logits_derivative(logits: Float64, objective: Objective) -> Float64:
-    """dz/dx, with 1 - tanh(u)**2 = 1 / cosh(u)**2, which does not cancel for large u. 0 for a masked class."""
+def softcapped_logits_derivative(logits: Float64, objective: Objective) -> Float64:
+    """Return dz/dx, with 1 - tanh(u)**2 = 1 / cosh(u)**2, which does not cancel for large u; 0 for a masked class."""
     if objective.softcap is None:
         return np.full_like(logits, objective.logit_scale)
     with np.errstate(over="ignore"):
@@ -99,7 +99,7 @@ def bent_logits_derivative(logits: Float64, objective: Objective) -> Float64:
 
 
 def negative_log_softmax(z: Float64) -> tuple[Float64, Float64]:
-    """Return (lse - z, lse). The greatest exponential is set apart, so that the logarithm of q near 1 is accurate."""
+    """Return (lse - z, lse). The largest exponential is separated, so that the logarithm of q near 1 is accurate."""
     shifted, exponentials, is_maximum = exp_below_maximum(np, z, 1)
     log_rest = np.log1p(np.where(is_maximum, 0.0 * exponentials, exponentials).sum(axis=1, keepdims=True))
     lse = z.max(axis=1, keepdims=True) + log_rest
@@ -114,14 +114,14 @@ def softmax_and_complement(z: Float64) -> tuple[Float64, Float64]:
 
 
 def sum_of_others(values: Float64) -> Float64:
-    """For each entry the sum of the others in its row.
+    """Return for each entry the sum of the others in its row.
 
-    Taking one entry from the total loses digits only where that entry is the greatest; there the others are added up.
+    Subtracting an entry from the total loses digits only for the largest entry; for it the others are summed.
     """
     others: Float64 = values.sum(axis=1, keepdims=True) - values
-    greatest = np.abs(values).argmax(axis=1)[:, None]
+    largest = np.abs(values).argmax(axis=1)[:, None]
     without = values.copy()
-    np.put_along_axis(without, greatest, 0.0, axis=1)
-    # A row with a NaN is NaN throughout.
-    np.put_along_axis(others, greatest, (without.sum(axis=1) + 0.0 * others.sum(axis=1))[:, None], axis=1)
+    np.put_along_axis(without, largest, 0.0, axis=1)
+    # A row that has NaN becomes NaN throughout.
+    np.put_along_axis(others, largest, (without.sum(axis=1) + 0.0 * others.sum(axis=1))[:, None], axis=1)
     return others

@@ -6,8 +6,8 @@
     dweight      = dlogits.T @ input
     dbias        = sum of dlogits over the rows
 
-where dlogits is each row's gradient times what the reduction gives to that row. The kernels never hold the logits; this
-definition does.
+where dlogits is the gradient of each row times the factor that the reduction gives to the row. The kernels never hold
+all logits; this definition does.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def linear_cross_entropy_gradients(
     row_scale: Float64 | float,
     objective: Objective,
 ) -> Gradients:
-    """Return the gradients of sum(row_scale * loss); `row_scale` is one number or one for each row."""
+    """Return the gradients of sum(row_scale * loss); `row_scale` is one number or one per row."""
     logits = linear_logits(input, linear_weight, linear_bias)
     dlogits = cross_entropy_gradient(logits, target, objective) * np.reshape(row_scale, (-1, 1))
     dbias = None if linear_bias is None else dlogits.sum(axis=0)
@@ -51,6 +51,6 @@ def linear_cross_entropy_gradients(
 
 
 def linear_logits(input: Float64, linear_weight: Float64, linear_bias: Float64 | None) -> Float64:
-    """The logits that the other functions of this file read."""
+    """Return the logits of the linear layer."""
     logits = input @ linear_weight.T
     return logits if linear_bias is None else logits + linear_bias

@@ -1,7 +1,8 @@
-"""Records as pages: one HTML file that opens anywhere, offline, and a JSON file with every number of it.
+"""Records as reports: one HTML file that works offline, and a JSON file with all of its numbers.
 
-page.py makes a page out of a template, texts and charts; why_text.py and why_charts/ hold those of `xent why`,
-score_text.py and score_charts.py those of `xent score`, replay_page.py those of `xent why --predictions`.
+page.py makes a page from a template, texts and charts. why_text.py, why_answer.py, why_tables.py and why_charts/ have
+those of `xent why`, score_text.py and score_charts.py those of `xent score`, and replay_page.py those of
+`xent why --predictions`.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ __all__ = ["write_replay", "write_score", "write_why"]
 def write_why(record: Record | Mapping[str, Any], directory: Path) -> Path:
     """Write why.html, the report, and why.json, its numbers, into the directory; return the path of why.html.
 
-    Both files are made in memory first and take their names together at the end: a failure leaves neither.
+    Both files are prepared in memory and written together at the end: a failure leaves neither.
 
     Parameters
     ----------
-    record : what `xent.why.run` returned, or the dictionary that its `to_dict` (or why.json) holds
-    directory : made if it is missing; files of the two names are replaced
+    record : the result of `xent.why.run`, or the dictionary of its `to_dict` (and of why.json)
+    directory : created if it does not exist; existing files of the two names are replaced
     """
     from xent.report.why_charts import charts
     from xent.report.why_text import texts
@@ -40,12 +41,12 @@ def write_why(record: Record | Mapping[str, Any], directory: Path) -> Path:
 
 
 def write_score(record: Mapping[str, Any], path: Path) -> Path:
-    """Write the report of a score: one HTML file, whole or not at all; return its path.
+    """Write the report of a score, one HTML file, completely or not at all; return its path.
 
     Parameters
     ----------
-    record : what `Score.to_record` returned; "source", if there, names the input, its SHA-256 and the versions
-    path : of the file; one that is there is replaced
+    record : the result of `Score.to_record`; an optional "source" has the input, its SHA-256 and the versions
+    path : path of the file; an existing file is replaced
     """
     from xent.report.score_charts import charts
     from xent.report.score_text import SEARCH, texts
@@ -59,8 +60,8 @@ def write_replay(record: Mapping[str, Any], directory: Path) -> Path:
 
     Parameters
     ----------
-    record : what `GradientReplay.to_dict` returned
-    directory : made if it is missing; files of the two names are replaced
+    record : the result of `GradientReplay.to_dict`
+    directory : created if it does not exist; existing files of the two names are replaced
     """
     from xent.report.replay_page import charts, texts
 

@@ -1,4 +1,4 @@
-"""How numbers are written in the reports: one function for each kind of quantity, None where there is no number."""
+"""Formatting of numbers in the reports: one function per kind of quantity. None stands for a missing number."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def percent(share: float | None, digits: int = 1) -> str:
 
 
 def count(number: float | None) -> str:
-    """A number of rows, steps or the like, with thousands apart; medians of an even number may end in a half."""
+    """A count with thousands separators; the median of an even number of counts may end in .5."""
     return NOT_REACHED if number is None else f"{number:,g}" if number < 1e6 else f"{number:,.0f}"
 
 
 def significant(number: float | None, digits: int = 3) -> str:
-    """Three digits that count; very large and very small numbers as plain text, 1.2e-9."""
+    """Three significant digits; very large and very small numbers as 1.2e-9."""
     if number is None or not math.isfinite(number):
         return "infinite"
     if number == 0 or 1e-4 <= abs(number) < 1e6:
@@ -33,20 +33,20 @@ def significant(number: float | None, digits: int = 3) -> str:
 
 
 def scientific(number: float | str | None, digits: int = 3) -> Markup:
-    """1.04e-1817, as a number or, where a float cannot hold it, as text, with a raised exponent."""
+    """A number with a power of ten; as text it may exceed the range of a float, such as 1.04e-1817."""
     if number is None:
         return Markup("infinite")
     text = number if isinstance(number, str) else f"{number:.{digits - 1}e}"
-    found = re.fullmatch(r"([\d.]+)e([+-]?\d+)", text)
-    if not found:
+    parts = re.fullmatch(r"([\d.]+)e([+-]?\d+)", text)
+    if not parts:
         return escape(text)
-    exponent = str(int(found[2])).replace("-", MINUS)
-    mantissa = f"{float(found[1]):.{digits - 1}f}"
+    exponent = str(int(parts[2])).replace("-", MINUS)
+    mantissa = f"{float(parts[1]):.{digits - 1}f}"
     return Markup("{}\N{NO-BREAK SPACE}×\N{NO-BREAK SPACE}10<sup>{}</sup>").format(mantissa, exponent)
 
 
 def magnitude(number: float | None) -> Markup | str:
-    """Plain digits where they are readable, a power of ten where they are not."""
+    """Plain digits, or a power of ten for numbers that would be hard to read."""
     if number is not None and math.isfinite(number) and number != 0 and not 1e-3 <= abs(number) < 1e6:
         return scientific(number)
     return significant(number)
@@ -64,14 +64,20 @@ def plural(number: int, noun: str, plural_noun: str | None = None) -> str:
 
 
 def rounded(values: Iterable[float | None], digits: int = 4) -> list[float | None]:
-    """For the data of a chart: few digits, which save bytes, and null for what JSON cannot hold."""
+    """Round the data of a chart, to save bytes; infinite numbers and NaN become null."""
     return [None if v is None or not math.isfinite(v) else float(f"{v:.{digits}g}") for v in values]
 
 
 def median(values: Sequence[float | None], worst: float = math.inf) -> float | None:
-    """The median with None, a training that went nowhere, counted as the worst; None if that is the median."""
+    """The median, with None (a level not reached) counted as the worst; None if that is the median."""
     ordered = sorted(worst if v is None else v for v in values)
     if not ordered:
         return None
     middle = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
     return middle if math.isfinite(middle) else None
+
+
+def shortened(name: object, longest: int = 40) -> str:
+    """A name from the data, cut to a length."""
+    text = str(name)
+    return text if len(text) <= longest else text[: longest - 1] + "…"

@@ -1,7 +1,7 @@
-"""A page: a Jinja2 template filled with texts, and charts as Vega-Lite specifications with their JavaScript inlined.
+"""A page: a Jinja2 template filled with texts, and charts as Vega-Lite specifications, with inlined JavaScript.
 
-The page asks for nothing from outside: its Content-Security-Policy forbids that, and names the scripts that may run by
-their hash. Vega evaluates its expressions with an interpreter, so `eval` is forbidden as well.
+The page loads nothing: its Content-Security-Policy forbids it, and lists the scripts that may run by their hashes. Vega
+evaluates its expressions with an interpreter, so that `eval` is forbidden as well.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ const options = { config, mode: "vega-lite", renderer: "svg", ast: true, actions
   tooltip: { disableDefaultStyle: true, offsetX: 12, offsetY: 12 } };
 Promise.all(Object.entries(charts).map(([name, spec]) => vegaEmbed("#chart-" + name, spec, options)))
   .then(() => { document.documentElement.dataset.charts = "ready"; });
-// A finger that moves on leaves the mark it first touched, as a mouse does.
+// A moving touch releases the mark it touched first, as a mouse pointer does.
 document.addEventListener("pointerdown", (event) => {
   if (event.target.hasPointerCapture?.(event.pointerId)) event.target.releasePointerCapture(event.pointerId);
 });
 """
-"""Our own JavaScript that every page has."""
+"""JavaScript of every page, besides the libraries."""
 
 
 def render(template: str, charts: Mapping[str, Chart], context: Mapping[str, Any], script: str = "") -> str:
-    """The page as text. The template places a chart by its name; the context is whatever else it needs.
+    """Return the page as text. The template places charts by name; `context` has its other variables.
 
-    `script` is JavaScript that this page needs beside its charts.
+    `script` is further JavaScript of this page.
     """
     specs = {name: specification(chart) for name, chart in charts.items()}
     libraries, embed = javascript(), EMBED + script
@@ -61,34 +61,34 @@ def render(template: str, charts: Mapping[str, Chart], context: Mapping[str, Any
 
 
 def specification(chart: Chart) -> dict[str, Any]:
-    """A chart as Vega-Lite, without what the page says once for all charts. Tests check it against the schema."""
+    """Return a chart as Vega-Lite, without the parts that all charts share. Tests check it against the schema."""
     spec: dict[str, Any] = chart.to_dict(validate=False)
     return {key: value for key, value in spec.items() if key not in ("$schema", "config")}
 
 
 def environment() -> jinja2.Environment:
-    """Templates escape what they are given, and a name that they lack is an error."""
-    found = jinja2.Environment(
+    """Return an environment that escapes variables and raises an error for undefined ones."""
+    jinja = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters["zip"] = zip
-    return found
+    jinja.filters["zip"] = zip
+    return jinja
 
 
 @cache
 def javascript() -> str:
-    """Vega, Vega-Lite and vega-embed in the version that Altair writes for; once for all charts of a page."""
+    """Return Vega, Vega-Lite and vega-embed, in the versions that Altair targets."""
     version = altair.SCHEMA_VERSION.removeprefix("v").rsplit(".", 1)[0]
     bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=version)
     return bundle.replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 
 def content_security_policy(*scripts: str) -> str:
-    """Nothing may be loaded or sent, and no script may run but those given, unchanged."""
+    """Return a policy under which nothing may be loaded or sent, and only these scripts may run."""
     digests = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
     allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
     return (
@@ -98,7 +98,7 @@ def content_security_policy(*scripts: str) -> str:
 
 
 def write_together(directory: Path, contents: Mapping[str, str]) -> dict[str, Path]:
-    """Write all files or none: each under a temporary name first, then all under their own."""
+    """Write all files or none: first under temporary names, then under their own."""
     directory.mkdir(parents=True, exist_ok=True)
     temporary = {name: directory / f".{name}.{os.getpid()}.partial" for name in contents}
     try:
@@ -113,6 +113,6 @@ def write_together(directory: Path, contents: Mapping[str, str]) -> dict[str, Pa
 
 
 def _json_for_html(value: Any) -> Markup:
-    """JSON that stays inside its script element whatever the strings in it say."""
+    """Return JSON that is safe inside a script element, whatever its strings contain."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
     return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))

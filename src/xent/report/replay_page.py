@@ -1,23 +1,21 @@
-"""The report of `xent why --predictions`: both gradients on the user's own rows."""
+"""The report of `xent why --predictions`: both gradients on the rows of a table of predictions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-import altair as alt
-
 from xent.report.numbers import count, percent, rounded, significant
-from xent.report.theme import COLOR_OF, Layers, finished, layered, rows
+from xent.report.theme import COLOR_OF, Layers, finished, layered, rows, x_axis, y_axis
 
 KEYS = {"cross-entropy": 1, "squared error": 2}
 
 
 def charts(record: Mapping[str, Any]) -> dict[str, Layers]:
-    """The lengths of both gradients against the probability of the label."""
+    """Return the chart of both gradients' lengths against the probability of the label."""
     points = record["points"]
-    x = alt.X("q:Q", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(title="probability given to the label", format="%"))
-    y = alt.Y("length:Q", axis=alt.Axis(title="length of the gradient", tickCount=5))
+    x = x_axis("q:Q", "probability of the label", [0, 1], format="%")
+    y = y_axis("length:Q", "length of the gradient", tickCount=5)
     layers = []
     for loss, column in KEYS.items():
         data = rows(q=rounded(p[0] for p in points), length=rounded(p[column] for p in points))
@@ -29,7 +27,7 @@ def charts(record: Mapping[str, Any]) -> dict[str, Layers]:
 
 
 def texts(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Words, and the bands as a table."""
+    """Return the texts, and the bands as a table."""
     worst = record["bands"][0]
     sampled = record["rows"] != record["rows_in_source"]
     of_source = f" of {count(record['rows_in_source'])}, sampled" if sampled else ""
@@ -46,7 +44,7 @@ def texts(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def bands(record: Mapping[str, Any]) -> list[list[str]]:
-    """The table, as texts."""
+    """Return the table as text."""
     return [
         [
             f"{percent(b['low'], 0)} to {percent(b['high'], 0)}",

@@ -1,4 +1,4 @@
-"""The charts of `xent score`: Vega-Lite specifications made by Altair from the record of a score."""
+"""The charts of `xent score`: Vega-Lite specifications, made by Altair from the record of a score."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import altair as alt
 
 from xent.report.numbers import rounded, significant
-from xent.report.score_text import clip_matters, figure, number
+from xent.report.score_text import LN2, clip_matters, figure, number
 from xent.report.theme import (
     CROSS_ENTROPY,
     FAINT,
@@ -23,33 +23,35 @@ from xent.report.theme import (
     power,
     rows,
     ticks,
+    tooltips,
+    x_axis,
+    y_axis,
 )
 
 MOST_POINTS = 1500
-LN2 = math.log(2)
 
 
 def charts(record: Mapping[str, Any]) -> dict[str, Layers]:
-    """All charts that this record has numbers for, by the name under which the template places them."""
-    found = {"scale": _scale(record), "surprisal-histogram": _losses(record)}
+    """Return all charts for which the record has numbers, by their names in the template."""
+    by_name = {"scale": _scale(record), "surprisal-histogram": _losses(record)}
     if record["concentration"]:
-        found["concentration"] = _concentration(record)
+        by_name["concentration"] = _concentration(record)
     if record["reliability"]:
-        found |= {"reliability": _reliability(record), "confidence": _confidence(record)}
-    lost = figure(record, "miscalibration_nats")
-    if lost is not None and math.isfinite(lost):
-        found["decomposition"] = _decomposition(record)
+        by_name |= {"reliability": _reliability(record), "confidence": _confidence(record)}
+    miscalibration = figure(record, "miscalibration_nats")
+    if miscalibration is not None and math.isfinite(miscalibration):
+        by_name["decomposition"] = _decomposition(record)
     if any(number(s["loss"]) not in (None, math.inf) for s in record["sample"]):
-        found["log-loss-brier"] = _rows(record)
+        by_name["log-loss-brier"] = _rows(record)
     if clip_matters(record):
-        found["clip"] = _clip(record)
-    return found
+        by_name["clip"] = _clip(record)
+    return by_name
 
 
 def _scale(record: Mapping[str, Any]) -> Layers:
-    """Reference values on one line, in nats."""
+    """Return the cross-entropy among reference values, in nats."""
     places = [("certainty", 0.0, MUTED), ("base rate", figure(record, "base_rate_nats"), MUTED)]
-    places.append(("knowing nothing", figure(record, "uniform_nats"), MUTED))
+    places.append(("uniform prediction", figure(record, "uniform_nats"), MUTED))
     mean = figure(record, "cross_entropy_nats")
     possible = figure(record, "cross_entropy_possible_nats")
     if mean is not None and math.isfinite(mean):
@@ -58,7 +60,7 @@ def _scale(record: Mapping[str, Any]) -> Layers:
         places.append(("without impossible rows", possible, CROSS_ENTROPY))
     known = sorted([p for p in places if p[1] is not None], key=lambda p: p[1] or 0.0)
     top = max([p[1] or 0.0 for p in known]) or 1.0
-    x = alt.X("nats:Q", scale=alt.Scale(domain=[0, 1.02 * top]), axis=alt.Axis(title="nats per row", tickCount=6))
+    x = x_axis("nats:Q", "nats per row", [0, 1.02 * top], tickCount=6)
     base = rows(
         nats=rounded((p[1] for p in known), 5),
         text=[
@@ -78,13 +80,13 @@ def _scale(record: Mapping[str, Any]) -> Layers:
         placed = base.transform_filter(f"datum.side == '{side}'").encode(x=x, y=y, text="text:N")
         texts.append(label(placed, align=side, dx=dx, color=INK, baseline="middle"))
     description = (
-        "Cross-entropy of the predictions among certainty, the base rate and knowing nothing, in nats per row."
+        "Cross-entropy of the predictions between certainty, the base rate and a uniform prediction, in nats per row."
     )
     return finished(layered(drops, points, texts), "scale", description, 60 + 34 * len(known))
 
 
 def _losses(record: Mapping[str, Any]) -> Layers:
-    """The distribution of the loss, on a logarithmic axis, with the share of the loss that each bin brings."""
+    """Return the distribution of the loss on a logarithmic axis, with the share of the loss in each bin."""
     inside = _half_octaves(record)
     weight = math.fsum(b[2] for b in inside) or 1.0
     loss = math.fsum(b[3] for b in inside) or 1.0
@@ -95,48 +97,41 @@ def _losses(record: Mapping[str, Any]) -> Layers:
         loss=rounded((b[3] / loss for b in inside), 4),
     )
     x = alt.X(
-        "low:Q", scale=alt.Scale(type="log"), axis=alt.Axis(title="bits that a label cost", format="~g", tickCount=8)
+        "low:Q", scale=alt.Scale(type="log"), axis=alt.Axis(title="loss of a row in bits", format="~g", tickCount=8)
     )
-    y = alt.Y("rows:Q", axis=alt.Axis(title="share", format="%", tickCount=4))
-    tooltip = [
-        alt.Tooltip("low:Q", title="from, bits", format=".3g"),
-        alt.Tooltip("high:Q", title="to, bits", format=".3g"),
-        alt.Tooltip("rows:Q", title="share of rows", format=".2%"),
-        alt.Tooltip("loss:Q", title="share of the loss", format=".2%"),
-    ]
+    y = y_axis("rows:Q", "share", format="%", tickCount=4)
+    shares = {"rows": ("share of rows", ".2%"), "loss": ("share of the loss", ".2%")}
+    tooltip = tooltips(low=("from, bits", ".3g"), high=("to, bits", ".3g"), **shares)
     bars = data.mark_rect(color=RULE).encode(x=x, x2="high:Q", y=y, y2=alt.datum(0), tooltip=tooltip)
     middle = data.transform_calculate(middle="sqrt(datum.low * datum.high)")
     line = middle.mark_line(color=CROSS_ENTROPY, strokeWidth=2.5).encode(x=x.copy(), y="loss:Q")
     line.encoding.x.shorthand = "middle:Q"
-    description = "How many rows cost how many bits, and how much of the loss they bring."
+    description = "Share of the rows by their loss in bits, and their share of the total loss."
     return finished(layered(bars, line), "surprisal-histogram", description)
 
 
 def _half_octaves(record: Mapping[str, Any]) -> list[tuple[float, float, float, float]]:
-    """(from, to, weight, loss) with two bins to each octave, from the eight of the record."""
-    found: dict[int, list[float]] = {}
+    """Return (from, to, weight, loss) with two bins per octave, from the record's eight bins per octave."""
+    bins: dict[int, list[float]] = {}
     for low, high, weight, loss in (tuple(map(number, b)) for b in record["losses"]):
         middle = math.sqrt(max(low or 0.0, 2.0**-24) * min(high or 0.0, 2.0**10))
         place = math.floor(2 * math.log2(middle / LN2))
-        part = found.setdefault(place, [0.0, 0.0])
+        part = bins.setdefault(place, [0.0, 0.0])
         part[0] += weight or 0.0
         part[1] += loss or 0.0
-    if not found:
+    if not bins:
         return []
-    every = range(min(found), max(found) + 1)
-    return [(2 ** (k / 2) * LN2, 2 ** ((k + 1) / 2) * LN2, *found.get(k, (0.0, 0.0))) for k in every]
+    every = range(min(bins), max(bins) + 1)
+    return [(2 ** (k / 2) * LN2, 2 ** ((k + 1) / 2) * LN2, *bins.get(k, (0.0, 0.0))) for k in every]
 
 
 def _concentration(record: Mapping[str, Any]) -> Layers:
     points = [(0.0, 0.0), *((a, number(b) or 0.0) for a, b in record["concentration"]), (1.0, 1.0)]
     data = rows(rows=[a for a, _ in points], loss=rounded((b for _, b in points), 4))
-    x = alt.X("rows:Q", axis=alt.Axis(title="worst rows, share", format="%", tickCount=5))
-    y = alt.Y("loss:Q", axis=alt.Axis(title="share of the loss", format="%", tickCount=5))
+    x = x_axis("rows:Q", "worst rows, share", format="%", tickCount=5)
+    y = y_axis("loss:Q", "share of the loss", format="%", tickCount=5)
     even = rows(rows=[0, 1], loss=[0, 1]).mark_line(color=MUTED, strokeDash=[2, 3]).encode(x=x, y=y)
-    tooltip = [
-        alt.Tooltip("rows:Q", title="worst rows", format=".1%"),
-        alt.Tooltip("loss:Q", title="of the loss", format=".1%"),
-    ]
+    tooltip = tooltips(rows=("worst rows", ".1%"), loss=("of the loss", ".1%"))
     line = data.mark_line(color=CROSS_ENTROPY, strokeWidth=2.5, point=alt.OverlayMarkDef(color=CROSS_ENTROPY, size=50))
     description = "The share of the loss that the worst rows carry, against their share of the rows."
     return finished(layered(even, line.encode(x=x, y=y, tooltip=tooltip)), "concentration", description)
@@ -151,23 +146,15 @@ def _reliability(record: Mapping[str, Any]) -> Layers:
         high=rounded((b["correct_high"] for b in bins), 4),
         rows=rounded((b["weight"] for b in bins), 4),
     )
-    scale = alt.Scale(domain=[0, 1])
-    x = alt.X(
-        "claimed:Q", scale=scale, axis=alt.Axis(title="probability of the predicted class", format="%", tickCount=5)
-    )
-    y = alt.Y("correct:Q", scale=scale, axis=alt.Axis(title="share correct", format="%", tickCount=5))
+    x = x_axis("claimed:Q", "probability of the predicted class", [0, 1], format="%", tickCount=5)
+    y = y_axis("correct:Q", "share correct", [0, 1], format="%", tickCount=5)
     diagonal = rows(claimed=[0, 1], correct=[0, 1]).mark_line(color=MUTED, strokeDash=[2, 3]).encode(x=x, y=y)
-    tooltip = [
-        alt.Tooltip("claimed:Q", title="claimed", format=".1%"),
-        alt.Tooltip("correct:Q", title="correct", format=".1%"),
-        alt.Tooltip("rows:Q", title="rows", format=",.0f"),
-    ]
-    band = data.mark_area(color=CROSS_ENTROPY, opacity=0.18).encode(x=x, y=alt.Y("low:Q", scale=scale), y2="high:Q")
+    tooltip = tooltips(claimed=("predicted", ".1%"), correct=("correct", ".1%"), rows=("rows", ",.0f"))
+    low = alt.Y("low:Q", scale=alt.Scale(domain=[0, 1]))
+    band = data.mark_area(color=CROSS_ENTROPY, opacity=0.18).encode(x=x, y=low, y2="high:Q")
     line = data.mark_line(color=CROSS_ENTROPY, strokeWidth=2.5).encode(x=x, y=y)
     points = data.mark_circle(color=CROSS_ENTROPY, size=55, opacity=1).encode(x=x, y=y, tooltip=tooltip)
-    description = (
-        "The share of correct rows against the probability that the predicted class was given, with its 95% band."
-    )
+    description = "The share of correct rows against the probability of the predicted class, with its 95% band."
     return finished(layered(diagonal, band, line, points), "reliability", description, 300)
 
 
@@ -179,10 +166,10 @@ def _confidence(record: Mapping[str, Any]) -> Layers:
         high=[b["high"] for b in bins],
         rows=rounded((b["weight"] / total for b in bins), 4),
     )
-    x = alt.X("low:Q", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(title=None, format="%", tickCount=5))
-    y = alt.Y("rows:Q", axis=alt.Axis(title="share of rows", format="%", tickCount=3))
+    x = x_axis("low:Q", None, [0, 1], format="%", tickCount=5)
+    y = y_axis("rows:Q", "share of rows", format="%", tickCount=3)
     bars = data.mark_rect(color=RULE, stroke=FAINT).encode(x=x, x2="high:Q", y=y, y2=alt.datum(0))
-    return finished(layered(bars), "confidence", "How often the predicted class had which probability.", 90)
+    return finished(layered(bars), "confidence", "How often the predicted class had each probability.", 90)
 
 
 def _decomposition(record: Mapping[str, Any]) -> Layers:
@@ -201,35 +188,29 @@ def _decomposition(record: Mapping[str, Any]) -> Layers:
         text=[significant(p[2] - p[1]) for p in parts],
     )
     y = alt.Y("part:N", sort=[name for name, *_ in parts], axis=alt.Axis(title=None, labelColor=INK, labelFontSize=13))
-    x = alt.X(
-        "low:Q", scale=alt.Scale(domain=[0, 1.15 * max(u, u - d + m)]), axis=alt.Axis(title="nats per row", tickCount=5)
-    )
+    x = x_axis("low:Q", "nats per row", [0, 1.15 * max(u, u - d + m)], tickCount=5)
     bars = data.mark_bar(size=20).encode(x=x, x2="high:Q", y=y, color=alt.Color("color:N", scale=None))
     texts = label(data.encode(x="high:Q", y=y, text="text:N"), align="left", dx=6, color=INK)
     return finished(layered(bars, texts), "decomposition", "Uncertainty, discrimination, miscalibration.", 150)
 
 
 def _rows(record: Mapping[str, Any]) -> Layers:
-    """Each sampled row: what logarithm and square make of it."""
+    """Return the logarithmic loss of each sampled row against its Brier score."""
     finite = [s for s in record["sample"] if number(s["loss"]) not in (None, math.inf)][:MOST_POINTS]
     data = rows(
         brier=rounded((s["brier"] for s in finite), 4),
         loss=rounded((max(number(s["loss"]) or 0.0, 2.0**-24) / LN2 for s in finite), 4),
     )
-    x = alt.X(
-        "brier:Q", scale=alt.Scale(domain=[0, 2]), axis=alt.Axis(title="Brier score of the row, at most 2", tickCount=5)
-    )
-    y = alt.Y("loss:Q", axis=alt.Axis(title="bits", tickCount=5))
+    x = x_axis("brier:Q", "Brier score of the row, at most 2", [0, 2], tickCount=5)
+    y = y_axis("loss:Q", "bits", tickCount=5)
     points = data.mark_circle(color=CROSS_ENTROPY, opacity=0.35, size=22).encode(x=x, y=y)
-    description = (
-        "Sampled rows: the logarithmic loss against the Brier score, which ends at 2 where the logarithm goes on."
-    )
+    description = "Sampled rows: the logarithmic loss, which has no limit, against the Brier score, which is at most 2."
     return finished(layered(points), "log-loss-brier", description)
 
 
 def _clip(record: Mapping[str, Any]) -> Layers:
-    found = sorted((math.log10(eps), number(value)) for eps, value in record["clip_sensitivity"])
-    data = rows(eps=rounded((a for a, _ in found), 5), nats=rounded((b for _, b in found), 5))
+    means = sorted((math.log10(eps), number(value)) for eps, value in record["clip_sensitivity"])
+    data = rows(eps=rounded((a for a, _ in means), 5), nats=rounded((b for _, b in means), 5))
     names = {
         -3.0: "0.001",
         math.log10(2.0**-23): "float32",
@@ -239,12 +220,12 @@ def _clip(record: Mapping[str, Any]) -> Layers:
     }
     x = alt.X("eps:Q", axis=ticks(names, title="smallest probability that a label would be scored with"))
     y = alt.Y("nats:Q", scale=alt.Scale(zero=False), axis=alt.Axis(title="mean, nats per row", tickCount=4))
-    tooltip = [
-        alt.Tooltip("eps:Q", title="log10 of the floor", format=".2f"),
-        alt.Tooltip("nats:Q", title="nats", format=".5g"),
-    ]
+    tooltip = tooltips(eps=("log10 of the clip", ".2f"), nats=("nats", ".5g"))
     line = data.mark_line(color=CROSS_ENTROPY, strokeWidth=2.5).encode(x=x, y=y)
     points = data.mark_circle(color=CROSS_ENTROPY, size=60, opacity=1).encode(x=x, y=y, tooltip=tooltip)
     return finished(
-        layered(line, points), "clip", "The mean cross-entropy against the floor of the probabilities.", 220
+        layered(line, points),
+        "clip",
+        "The mean cross-entropy against the clip, the smallest probability of a label.",
+        220,
     )

@@ -1,4 +1,4 @@
-"""What the report of `xent score` says in words, figures and tables; the record is that of `Score.to_record`."""
+"""The texts, figures and tables of the report of `xent score`; the record is that of `Score.to_record`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from xent.report.numbers import count, magnitude, percent, plural, scientific, significant
+from xent.report.numbers import count, magnitude, percent, plural, scientific, shortened, significant
 
 MOST_CLASSES = 200
 MOST_SEGMENTS = 200
@@ -25,36 +25,34 @@ search?.addEventListener("input", () => {
   }
 });
 """
-"""The search in the table of the most surprising rows."""
+"""JavaScript of the search in the table of the most surprising rows."""
 
 
 def number(value: Any) -> float | None:
-    """A number of the record, in which infinities are text; None where there is none."""
-    if value is None:
-        return None
-    return float(value)
+    """Return a number of the record, in which infinities are text; None if there is none."""
+    return None if value is None else float(value)
 
 
 def figure(record: Mapping[str, Any], name: str) -> float | None:
-    """A figure by its name in `Score.to_dict`."""
-    found = record["figures"].get(name)
-    return None if found is None else number(found["value"])
+    """Return a figure by its name in `Score.to_dict`; None if there is none."""
+    entry = record["figures"].get(name)
+    return None if entry is None else number(entry["value"])
 
 
 def shown(value: Any, digits: int = 4) -> str:
-    """A number as text; empty where there is none."""
+    """Return a number as text; empty if there is none."""
     value = number(value)
     return "" if value is None else ("\N{MINUS SIGN}infinite" if value == -math.inf else significant(value, digits))
 
 
 def share(value: Any) -> str:
-    """A share as a percentage; empty where there is none or where it is infinite."""
+    """Return a share as a percentage; empty if there is none or if it is infinite."""
     value = number(value)
     return "" if value is None or not math.isfinite(value) else percent(value)
 
 
 def texts(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that the template needs beside the charts."""
+    """Return all variables of the template besides the charts."""
     wide = bool(record["form"]["classes"])
     return {
         "name": _name(record),
@@ -79,31 +77,30 @@ def texts(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def answer(record: Mapping[str, Any]) -> list[Markup | str]:
-    """The score in a few sentences."""
+    """Return the score in a few sentences."""
     nats, bits = figure(record, "cross_entropy_nats"), figure(record, "cross_entropy_bits")
     rows = plural(int(figure(record, "rows") or 0), "row")
     if nats is None:
-        return [f"None of the {rows} has a weight: there is nothing to average."]
+        return [f"All weights are 0 ({rows}): there is no mean."]
     if math.isinf(nats):
         impossible = plural(int(figure(record, "impossible_rows") or 0), "row")
         rest = shown(figure(record, "cross_entropy_possible_nats"))
         return [
-            f"The mean cross-entropy is infinite: {impossible} of {rows} had a label that was called impossible.",
+            f"The mean cross-entropy is infinite: {impossible} of {rows} had a label that was predicted as impossible.",
             f"Without them it is {rest} nats per row.",
         ]
     low, high = shown(figure(record, "cross_entropy_low_nats")), shown(figure(record, "cross_entropy_high_nats"))
     interval = f" (95% interval {low} to {high})" if low else ""
     mean = Markup('<strong class="cross-entropy">{} nats</strong>').format(shown(nats))
-    found: list[Markup | str] = [
-        Markup("A label cost {} on average{}, which is {} bits, over {}.").format(mean, interval, shown(bits), rows)
-    ]
+    mean_loss = Markup("The mean cross-entropy is {}{}, or {} bits, over {}.").format(mean, interval, shown(bits), rows)
+    sentences: list[Markup | str] = [mean_loss]
     base, explained = figure(record, "base_rate_nats"), figure(record, "explained")
     if base and explained is not None:
         better = f"explain {percent(explained)} of that" if explained >= 0 else "are worse than that"
-        found.append(f"Always predicting the classes’ frequencies would cost {shown(base)}; the predictions {better}.")
+        sentences.append(f"Always predicting the class frequencies would cost {shown(base)}; the predictions {better}.")
     perplexity = shown(figure(record, "perplexity"), 3)
-    found.append(f"They were as uncertain as a choice among {perplexity} equally likely classes.")
-    return found
+    sentences.append(f"They are as uncertain as a choice among {perplexity} equally likely classes.")
+    return sentences
 
 
 def _tiles(record: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -111,17 +108,17 @@ def _tiles(record: Mapping[str, Any]) -> list[dict[str, Any]]:
         ("cross_entropy_nats", "nats per row", "cross-entropy"),
         ("perplexity", "perplexity", "equally likely classes, of all rows together"),
         ("explained", "explained", "share of the base rate’s entropy (D²)"),
-        ("accuracy", "accuracy", "share of rows whose likeliest class is the label"),
+        ("accuracy", "accuracy", "share of rows whose most likely class is the label"),
     ]
-    found = []
+    tiles = []
     for name, unit, label in names:
         value = figure(record, name)
         if value is not None:
             text = percent(value) if name in ("explained", "accuracy") and math.isfinite(value) else magnitude(value)
             text = "\N{MINUS SIGN}infinite" if value == -math.inf else text
-            found.append({"figure": text, "unit": unit, "label": label})
+            tiles.append({"figure": text, "unit": unit, "label": label})
     text = "0" if figure(record, "likelihood_per_row") == 0 else scientific(record["likelihood"])
-    return [*found, {"figure": text, "unit": "likelihood", "label": "probability of all labels together"}]
+    return [*tiles, {"figure": text, "unit": "likelihood", "label": "probability of all labels together"}]
 
 
 def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -142,7 +139,7 @@ def _classes(record: Mapping[str, Any]) -> list[list[str]]:
     worst = sorted(record["classes"], key=lambda c: -(number(c["share_of_loss"]) or 0.0))
     return [
         [
-            shortened(c["name"]),
+            _short(c["name"]),
             share(c["share"]),
             share(c["predicted_share"]),
             shown(c["loss"]),
@@ -155,56 +152,56 @@ def _classes(record: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _segments(rows: list[Mapping[str, Any]]) -> list[list[str]]:
-    found = []
+    body = []
     for s in rows[:MOST_SEGMENTS]:
         e = s["cross_entropy"]
         interval = f"{shown(e['low'])} to {shown(e['high'])}" if e["low"] is not None else ""
         numbers = [count(s["rows"]), shown(e["nats"]), interval, share(s["share_of_loss"]), share(s["accuracy"])]
-        found.append([shortened(s["value"]), *numbers])
-    return found
+        body.append([_short(s["value"]), *numbers])
+    return body
 
 
 def _surprising(record: Mapping[str, Any]) -> list[list[str]]:
-    found = []
+    body = []
     for row in record["surprising"]:
-        likeliest = ", ".join(f"{shortened(name)} {shown(p, 3)}" for name, p in row["likeliest"])
-        name = shortened(row["id"]) if row["id"] is not None else count(row["row"])
-        label, predicted = (shortened(row[key]) if row[key] is not None else "" for key in ("label", "predicted"))
-        found.append([name, label, predicted, shown(row["bits"]), likeliest])
-    return found
+        likeliest = ", ".join(f"{_short(name)} {shown(p, 3)}" for name, p in row["likeliest"])
+        name = _short(row["id"]) if row["id"] is not None else count(row["row"])
+        label, predicted = (_short(row[key]) if row[key] is not None else "" for key in ("label", "predicted"))
+        body.append([name, label, predicted, shown(row["bits"]), likeliest])
+    return body
 
 
 def _temperature(record: Mapping[str, Any]) -> str:
     t = record["temperature"]
     if t is None:
         return ""
-    far = "too confident" if t["temperature"] > 1 else "not confident enough"
+    too = "too confident" if t["temperature"] > 1 else "not confident enough"
     gain = f"{shown(t['gain'], 3)} nats per row (95% interval {shown(t['gain_low'], 3)} to {shown(t['gain_high'], 3)})"
     verdict = (
-        f"The predictions are {far}: a temperature of {shown(t['temperature'], 3)} would win {gain}."
+        f"The predictions are {too}: a temperature of {shown(t['temperature'], 3)} would gain {gain}."
         if t["gain_low"] > 0
-        else f"No temperature clearly helps: the best, {shown(t['temperature'], 3)}, would win {gain}."
+        else f"No temperature clearly helps: the best, {shown(t['temperature'], 3)}, would gain {gain}."
     )
-    return f"{verdict} It was judged on rows that did not choose it, {count(t['rows'])} sampled rows in five parts."
+    return f"{verdict} The gain is cross-fitted on {count(t['rows'])} sampled rows in five parts."
 
 
 def _decomposition(record: Mapping[str, Any]) -> str:
     parts = [shown(figure(record, f"{name}_nats"), 3) for name in ("uncertainty", "discrimination", "miscalibration")]
-    lost = figure(record, "miscalibration_nats")
-    if lost is None or not math.isfinite(lost):
-        return ""  # an impossible event makes it infinite, and nothing is left to divide
+    miscalibration = figure(record, "miscalibration_nats")
+    if miscalibration is None or not math.isfinite(miscalibration):
+        return ""  # infinite with an impossible event
     return (
-        f"Each class against the rest, averaged: the base rate’s uncertainty of {parts[0]} nats, less {parts[1]} that "
-        f"the predictions discriminate, plus {parts[2]} lost to miscalibration, which a non-decreasing correction of "
-        "the probabilities (isotonic regression) would win back. It is made from histograms, in which probabilities "
-        "nearer to 0 or 1 than one in a million count with their mean: the worst rows weigh less than in the score."
+        f"Each class against the rest, averaged: the base rate’s uncertainty of {parts[0]} nats, minus {parts[1]} of "
+        f"discrimination, plus {parts[2]} of miscalibration, which a non-decreasing recalibration of the probabilities "
+        "(isotonic regression) would gain. It is computed from histograms, in which probabilities nearer to 0 or 1 "
+        "than one in a million count with their mean: the worst rows weigh less than in the score."
     )
 
 
 def _concentration(record: Mapping[str, Any]) -> str:
     carried = dict(record["concentration"])
     if not carried:
-        return "There is no loss to divide."
+        return "There is no loss."
     finite = " of the finite loss" if figure(record, "impossible_rows") else " of the loss"
     return f"The worst 1% of the rows carry {percent(carried[0.01])}{finite}, the worst 10% {percent(carried[0.1])}."
 
@@ -212,26 +209,26 @@ def _concentration(record: Mapping[str, Any]) -> str:
 def _clip(record: Mapping[str, Any]) -> str:
     eps = record["form"]["clip"]
     if eps is not None:
-        return f"Probabilities of labels below {eps:g} were scored as {eps:g}, because it was asked for."
+        return f"Probabilities of labels below {eps:g} were scored as {eps:g}, as requested."
     if not record["clip_sensitivity"]:
         return ""
     low, high = clip_range(record)
     if not clip_matters(record):
-        return "Raising the smallest probabilities to a floor hardly changes the mean: no row hangs on it."
+        return "Clipping the smallest probabilities hardly changes the mean."
     return (
-        f"Raising the smallest probabilities to a floor would make the mean anything from {shown(low)} to "
-        f"{shown(high)} nats. Tools that clip silently choose one of these."
+        f"Depending on where the smallest probabilities are clipped, the mean would be anything from {shown(low)} to "
+        f"{shown(high)} nats. Tools that clip silently choose one of these values."
     )
 
 
 def clip_range(record: Mapping[str, Any]) -> tuple[float, float]:
-    """The smallest and largest mean that a floor of the probabilities would make."""
+    """Return the smallest and largest mean over the clips."""
     means = [number(v) or 0.0 for _, v in record["clip_sensitivity"]]
     return min(means), max(means)
 
 
 def clip_matters(record: Mapping[str, Any]) -> bool:
-    """Whether a floor of the probabilities would change what is shown of the mean."""
+    """Return whether clipping would visibly change the mean."""
     if not record["clip_sensitivity"]:
         return False
     low, high = clip_range(record)
@@ -240,7 +237,7 @@ def clip_matters(record: Mapping[str, Any]) -> bool:
 
 def _name(record: Mapping[str, Any]) -> str:
     source = record.get("source")
-    return shortened(source["name"]) if source else "predictions"
+    return _short(source["name"]) if source else "predictions"
 
 
 def _title(name: str) -> str:
@@ -248,7 +245,5 @@ def _title(name: str) -> str:
     return words[0].upper() + words[1:]
 
 
-def shortened(name: object) -> str:
-    """A name that comes from the data, at a length that a table can take."""
-    text = str(name)
-    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+def _short(name: object) -> str:
+    return shortened(name, LONGEST)

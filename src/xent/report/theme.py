@@ -1,7 +1,7 @@
-"""The look of all charts. Colours are variables of the page's style sheet, so that light and dark are its business.
+"""The style of all charts. Colours are variables of the page's style sheet, which has a light and a dark scheme.
 
-A chart is one view as wide as its container. What a reader can move or choose stands in the page as an ordinary
-control, and charts are bound to it: two charts that are bound to the same control move together.
+A chart is a single view as wide as its container. Interactive choices are ordinary controls of the page, to which
+charts are bound: charts bound to the same control change together.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Layers = alt.Chart | alt.LayerChart
 
 
 def config() -> dict[str, Any]:
-    """What all charts share; it is in the page once."""
+    """Return the configuration that all charts share."""
     axis = {
         "labelColor": MUTED,
         "titleColor": MUTED,
@@ -64,25 +64,25 @@ def config() -> dict[str, Any]:
 
 
 def inline(rows_: list[dict[str, Any]]) -> alt.InlineData:
-    """Rows as inline data. As a text, since Altair copies a tree of lists many times over while it builds a chart."""
+    """Return rows as inline data, in JSON: Altair copies nested lists many times while it builds a chart."""
     text = json.dumps(rows_, allow_nan=False, separators=(",", ":"))
     return alt.InlineData(values=text, format=alt.JsonDataFormat(type="json"))
 
 
 def rows(**columns: Iterable[Any]) -> alt.Chart:
-    """A chart of inline columns of one length, to which marks and encodings are still to be added."""
+    """Return a chart of inline columns of equal length, without marks and encodings."""
     data = {name: list(column) for name, column in columns.items()}
     return alt.Chart(inline([data])).transform_flatten(list(data))
 
 
 def power(exponent: int) -> str:
-    """10 to a power, in characters that a chart can show; short numbers in full."""
+    """Return a power of ten in superscript characters; short numbers in full."""
     plain = {-3: "0.001", -2: "0.01", -1: "0.1", 0: "1", 1: "10"}
     return plain.get(exponent, "10" + str(exponent).translate(SUPERSCRIPT))
 
 
 def ticks(labels: Mapping[float, str], **axis: Any) -> alt.Axis:
-    """An axis with ticks at these values, labelled so."""
+    """Return an axis with labelled ticks at these values."""
     step = min((abs(a - b) for a, b in pairwise(sorted(labels))), default=1.0)
     near = 1e-6 * step
     text = "''"
@@ -91,15 +91,34 @@ def ticks(labels: Mapping[float, str], **axis: Any) -> alt.Axis:
     return alt.Axis(values=list(labels), labelExpr=text, **axis)
 
 
+def x_axis(field: str, title: str | None, domain: list[float] | None = None, **axis: Any) -> alt.X:
+    """Return an x channel with an axis and, if it is not to follow the data, a domain."""
+    return alt.X(field, scale=_scale(domain), axis=alt.Axis(title=title, **axis))
+
+
+def y_axis(field: str, title: str | None, domain: list[float] | None = None, **axis: Any) -> alt.Y:
+    """Return a y channel, as `x_axis` does."""
+    return alt.Y(field, scale=_scale(domain), axis=alt.Axis(title=title, **axis))
+
+
+def _scale(domain: list[float] | None) -> Any:
+    return alt.Undefined if domain is None else alt.Scale(domain=domain)
+
+
+def tooltips(**columns: tuple[str, str]) -> list[alt.Tooltip]:
+    """Return tooltips of quantities: the title and the format of each column."""
+    return [alt.Tooltip(f"{name}:Q", title=title, format=form) for name, (title, form) in columns.items()]
+
+
 def control(name: str, element: str, value: str) -> alt.Parameter:
-    """A parameter that holds, as text, what the page's control with this id is set to; at first this value."""
+    """Return a parameter with the value, as text, of the page's control with this id; `value` is the initial one."""
     return alt.param(name=name, value=value, bind=alt.BindDirect(element=f"#{element}"))
 
 
 def nearest(
     name: str, field: str, start: str | float, view: str, *, element: str | None = None, drag: bool = False
 ) -> alt.Parameter:
-    """Selects the mark of a view that is nearest to the pointer, by a field; moves a control along if one is named."""
+    """Return a selection, by a field, of the mark nearest to the pointer; it moves a control if one is named."""
     cells = f"@{view}_voronoi"
     moved = f"[{cells}:pointerdown, window:pointerup] > {cells}:pointermove" if drag else f"{cells}:pointermove"
     bind: Any = {field: alt.BindDirect(element=f"#{element}")} if element else alt.Undefined
@@ -117,7 +136,7 @@ def nearest(
 
 
 def layered(*parts: Any) -> alt.LayerChart:
-    """Charts, and lists of charts, on top of each other, the last on top."""
+    """Layer charts, and lists of charts, the last on top."""
     return cast(alt.LayerChart, alt.layer(*_flat(parts)))
 
 
@@ -127,13 +146,13 @@ def _flat(parts: Iterable[Any]) -> Iterator[alt.Chart]:
 
 
 def label(chart: alt.Chart, **mark: Any) -> list[alt.Chart]:
-    """Text with a halo in the colour of the paper, readable on top of lines."""
+    """Return text with a halo in the colour of the paper, readable on top of lines."""
     halo = {**mark, "stroke": PAPER, "strokeWidth": 5, "strokeJoin": "round", "color": PAPER, "aria": False}
     return [chart.mark_text(**halo), chart.mark_text(**mark)]
 
 
 def beside_bars(chart: alt.Chart, color: str, fits_outside: str) -> list[alt.Chart]:
-    """A bar's text beyond its end or, where this expression is false, inside it. The chart encodes where the end is."""
+    """Return the text of a bar beyond its end or, where an expression is false, inside it; `chart` encodes the end."""
     inside: dict[str, Any] = {"align": "right", "dx": -6, "color": PAPER, "fontWeight": 600}
     return [
         *label(chart.transform_filter(fits_outside), align="left", dx=6, color=color, fontWeight=600),
@@ -142,5 +161,5 @@ def beside_bars(chart: alt.Chart, color: str, fits_outside: str) -> list[alt.Cha
 
 
 def finished(chart: Layers, name: str, description: str, height: int = HEIGHT) -> Layers:
-    """As wide as its container, and with a description for those who do not see it."""
+    """Return a chart as wide as its container, with a description for screen readers."""
     return chart.properties(width="container", height=height, description=description, name=name)

@@ -1,4 +1,4 @@
-"""The head of the report of `xent why`: the answer in one paragraph, the key figures, the facts about the data."""
+"""The head of the report of `xent why`: the answer in one paragraph, the key figures, and facts about the data."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any
 
 from markupsafe import Markup
 
-from xent.report.numbers import count, magnitude, median, percent, plural, scientific, significant
+from xent.report.numbers import count, magnitude, median, percent, plural, scientific, shortened, significant
 from xent.report.why_tables import headline, level_of, number, score, seeds_there, several_seeds
 
-LONGEST_NAME, LONGEST_LIST = 40, 120
+LONGEST_LIST = 120
 MOST_CLASSES = 12
-"""Named in the report; more are only counted."""
+"""Classes named in the report; more are only counted."""
 
 
 def facts(record: dict[str, Any]) -> list[tuple[str, str]]:
-    """The data in pairs of term and description."""
+    """Return facts about the data, as pairs of term and description."""
     data = record["data"]
     sampled = data["rows_in_source"] != data["rows"]
     rows_ = plural(data["rows"], "row") + (f" of {count(data['rows_in_source'])}, sampled" if sampled else "")
@@ -35,20 +35,22 @@ def facts(record: dict[str, Any]) -> list[tuple[str, str]]:
             f"{count(data['rows_test'])} to test",
         ),
         (
-            "Knowing nothing",
-            f"{percent(data['majority_accuracy'])} accuracy by always naming the commonest class; "
+            "Baseline",
+            f"{percent(data['majority_accuracy'])} accuracy by always predicting the most frequent class; "
             f"{significant(data['label_entropy_nats'])} nats of entropy in the labels",
         ),
     ]
 
 
 def answer(record: dict[str, Any]) -> list[Markup]:
-    """The question answered in one paragraph, from the results."""
+    """Return the answer to the question in one paragraph, from the results."""
     seeds = plural(len(record["settings"]["seeds"]), "seed")
     opening = Markup("On {rows} rows of {name}, with a learning rate chosen for each loss on its own, {race}")
     sentences = [
         opening.format(
-            rows=count(record["data"]["rows"]), name=shortened(record["data"]["name"]), race=_raced(record, "random")
+            rows=count(record["data"]["rows"]),
+            name=shortened(record["data"]["name"]),
+            race=_raced(record, "random"),
         ),
         Markup("From a confidently wrong start {}{}").format(_raced(record, "confidently wrong"), _stalls(record)),
     ]
@@ -62,7 +64,7 @@ def answer(record: dict[str, Any]) -> list[Markup]:
 
 
 def _raced(record: dict[str, Any], start: str) -> Markup:
-    """How many steps each loss took to the highest level of accuracy that either reached, with both models."""
+    """Return how many steps each loss took to the highest accuracy level that either reached, for both models."""
     models = list(dict.fromkeys(c["model"] for c in record["comparisons"]))
     return Markup("; ").join(_raced_with(record, start, model, model == models[-1]) for model in reversed(models)) + "."
 
@@ -92,7 +94,7 @@ def _colored(loss: str, text: str) -> Markup:
 
 
 def _stalls(record: dict[str, Any]) -> Markup:
-    """Why, if it was so: the gradients measured at that start."""
+    """Return the explanation of a stall, if there was one: the gradients measured at that start."""
     lengths = gradient_lengths(record, "confidently wrong")
     if lengths is None or lengths[0] <= 2 * lengths[1]:
         return Markup("")
@@ -103,19 +105,19 @@ def _stalls(record: dict[str, Any]) -> Markup:
 
 
 def tiles(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """Key figures: a label, and one or two numbers with their unit."""
+    """Return the key figures: a label, and one or two numbers with their unit."""
     model = record["comparisons"][-1]["model"] if record["comparisons"] else ""
-    found = []
+    figures = []
     for start in ("confidently wrong", "random"):
         c = headline(record, start, model)
         if c is not None:
             seeds = plural(len(record["settings"]["seeds"]), "seed")
             label = f"to {level_of(c)} test accuracy from a {start} start, {model}, median of {seeds}"
             pair = [number(c[key]["median"], "steps") for key in ("cross_entropy", "squared_error")]
-            found.append({"pair": pair, "unit": "steps", "label": label})
+            figures.append({"pair": pair, "unit": "steps", "label": label})
     lengths = gradient_lengths(record, "confidently wrong")
     if lengths:
-        found.append(
+        figures.append(
             {
                 "pair": [magnitude(value) for value in lengths],
                 "unit": "length of gradient",
@@ -125,24 +127,18 @@ def tiles(record: dict[str, Any]) -> list[dict[str, Any]]:
     before = record["likelihood"]["before"]
     lost = before["rows_until_underflow"]
     detail = f"a float64 product of it is 0 from row {count(lost)}" if lost else "the product of one factor per row"
-    found.append(
+    figures.append(
         {
             "single": scientific(before["likelihood"]),
             "unit": "likelihood",
             "label": f"of {count(record['likelihood']['rows'])} rows before training; {detail}",
         }
     )
-    return found
+    return figures
 
 
 def gradient_lengths(record: dict[str, Any], start: str) -> tuple[float, float] | None:
-    """The median lengths of both gradients over the sampled rows at a start."""
+    """Return the median lengths of both gradients over the sampled rows at a start."""
     samples = [s for s in record["gradients"] if s["start"] == start]
     ce, se = (median([s[f"{loss}_gradient"] for s in samples]) for loss in ("cross_entropy", "squared_error"))
     return None if ce is None or se is None else (ce, se)
-
-
-def shortened(name: object) -> str:
-    """A name that comes from the data, at a length that a sentence can take."""
-    text = str(name)
-    return text if len(text) <= LONGEST_NAME else text[: LONGEST_NAME - 1] + "…"

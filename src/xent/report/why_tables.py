@@ -1,4 +1,4 @@
-"""The comparison of `xent why` as tables and as counts: who was better, where, and how clearly."""
+"""The comparison of `xent why` as tables and as counts: which loss was better, where, and how clearly."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Comparison = dict[str, Any]
 
 
 def tables(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """One table for each start and model, a row for each measure."""
+    """Return one table for each start and model, with one row per measure."""
     keys = dict.fromkeys((c["start"], c["model"]) for c in record["comparisons"])
     return [
         {
@@ -26,7 +26,7 @@ def tables(record: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _row(c: Comparison) -> dict[str, Any]:
     spreads = (("cross-entropy", c["cross_entropy"]), ("squared error", c["squared_error"]))
-    nobody = c["unit"] == "steps" and all(spread["median"] is None for _, spread in spreads)
+    neither = c["unit"] == "steps" and all(spread["median"] is None for _, spread in spreads)
     return {
         "measure": c["measure"],
         "unit": c["unit"],
@@ -39,13 +39,13 @@ def _row(c: Comparison) -> dict[str, Any]:
             }
             for loss, spread in spreads
         ],
-        "verdict": "neither" if nobody else c["winner"],
-        "note": "" if nobody or c["winner"] == "tie" else "clearly" if c["clear"] else "ranges overlap",
+        "verdict": "neither" if neither else c["winner"],
+        "note": "" if neither or c["winner"] == "tie" else "clearly" if c["clear"] else "ranges overlap",
     }
 
 
 def number(value: float | None, unit: str) -> str:
-    """A figure of the comparison as its unit wants it."""
+    """Return a figure of the comparison as text, according to its unit."""
     if unit == "steps":
         return count(value)
     if value is None:
@@ -63,17 +63,17 @@ def _range(spread: dict[str, float | None], unit: str) -> str:
 
 
 def score(record: dict[str, Any]) -> dict[str, int]:
-    """How many comparisons each loss won, how many of them clearly, and how many were ties."""
-    all_of = record["comparisons"]
-    found = {"all": len(all_of), "ties": sum(c["winner"] == "tie" for c in all_of)}
+    """Return how many comparisons each loss won, how many of these clearly, and how many were ties."""
+    comparisons = record["comparisons"]
+    counts = {"all": len(comparisons), "ties": sum(c["winner"] == "tie" for c in comparisons)}
     for loss, short in SHORT.items():
-        found[short] = sum(c["winner"] == loss for c in all_of)
-        found[short + " clearly"] = sum(c["winner"] == loss and c["clear"] for c in all_of)
-    return found
+        counts[short] = sum(c["winner"] == loss for c in comparisons)
+        counts[short + " clearly"] = sum(c["winner"] == loss and c["clear"] for c in comparisons)
+    return counts
 
 
 def verdict(record: dict[str, Any]) -> Markup:
-    """The count of all comparisons in a sentence, with squared error's share said plainly."""
+    """Return the counts of all comparisons as a sentence."""
     won = score(record)
     ties = plural(won["ties"], "was a tie", "were ties")
     sentence = Markup(
@@ -82,14 +82,14 @@ def verdict(record: dict[str, Any]) -> Markup:
     ).format(all=won["all"], ce=won["CE"], se=won["SE"], ties=ties)
     if several_seeds(record):
         sentence += Markup(
-            " Where the ranges over the seeds do not touch, which is what the tables call clearly, it was {ce} against "
-            "{se}."
+            " Of the comparisons whose ranges over the seeds do not touch (“clearly” in the tables), cross-entropy was "
+            "better in {ce} and squared error in {se}."
         ).format(ce=won["CE clearly"], se=won["SE clearly"])
     return sentence
 
 
 def wins_of_squared_error(record: dict[str, Any]) -> list[str]:
-    """Where squared error was better: a phrase for each start and model."""
+    """Return where squared error was better: a phrase for each start and model."""
     phrases = []
     for start, model in dict.fromkeys((c["start"], c["model"]) for c in record["comparisons"]):
         won = [
@@ -107,7 +107,7 @@ def _named(c: Comparison, with_clear: bool) -> str:
 
 
 def rates(record: dict[str, Any]) -> list[tuple[str, list[str]]]:
-    """The learning rates chosen, for each start and model: of cross-entropy, of squared error."""
+    """Return the chosen learning rates of cross-entropy and squared error, for each start and model."""
     chosen = {(t["start"], t["model"], t["loss"]): t["learning_rate"] for t in record["learning_rates"] if t["chosen"]}
     return [
         (f"{model}, {start} start", [f"{chosen[start, model, loss]:g}" for loss in SHORT])
@@ -117,23 +117,23 @@ def rates(record: dict[str, Any]) -> list[tuple[str, list[str]]]:
 
 
 def several_seeds(record: dict[str, Any]) -> bool:
-    """Whether there are ranges at all."""
+    """Return whether there are ranges over seeds."""
     return len(record["settings"]["seeds"]) > 1
 
 
 def headline(record: dict[str, Any], start: str, model: str) -> Comparison | None:
-    """The steps to the highest accuracy level that at least one loss got to, by its median."""
-    found = [
+    """Return the comparison of steps to the highest accuracy level that a loss reached, by its median."""
+    reached = [
         c
         for c in record["comparisons"]
         if (c["start"], c["model"], c["unit"]) == (start, model, "steps")
         and (c["cross_entropy"]["median"] is not None or c["squared_error"]["median"] is not None)
     ]
-    return found[-1] if found else None
+    return reached[-1] if reached else None
 
 
 def seeds_there(record: dict[str, Any], comparison: Comparison, loss: str) -> int:
-    """With how many seeds a loss reached the level of a comparison of steps."""
+    """Return with how many seeds a loss reached the level of a comparison of steps."""
     start, model = comparison["start"], comparison["model"]
     timed = [c for c in record["comparisons"] if (c["start"], c["model"], c["unit"]) == (start, model, "steps")]
     place = timed.index(comparison)
@@ -142,7 +142,7 @@ def seeds_there(record: dict[str, Any], comparison: Comparison, loss: str) -> in
 
 
 def level_of(comparison: Comparison) -> str:
-    """steps to 95.7% test accuracy: 95.7%."""
+    """Return the level of a comparison: 95.7% of 'steps to 95.7% test accuracy'."""
     return next(word for word in str(comparison["measure"]).split() if word.endswith("%"))
 
 

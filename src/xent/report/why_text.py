@@ -1,4 +1,4 @@
-"""What the report of `xent why` says: sentences whose every number is computed, here or in the record."""
+"""The texts of the report of `xent why`; all their numbers are computed, here or in the record."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from xent import information as of
+from xent.information import cross_entropy, information_content
 from xent.numpy import cross_entropy_value_and_grad, squared_error_value_and_grad
-from xent.report.numbers import count, listed, magnitude, median, percent, plural, scientific, significant
+from xent.report.numbers import count, listed, magnitude, median, percent, plural, scientific, shortened, significant
 from xent.report.theme import power
-from xent.report.why_answer import answer, facts, gradient_lengths, shortened, tiles
+from xent.report.why_answer import answer, facts, gradient_lengths, tiles
 from xent.report.why_charts import information as simplex
 from xent.report.why_charts import punishment
 from xent.report.why_charts.race import MEASURES, MOST_SEEDS
@@ -20,7 +20,7 @@ from xent.report.why_tables import rates, tables, verdict, wins_of_squared_error
 
 
 def texts(record: dict[str, Any]) -> dict[str, Any]:
-    """Everything that the template places."""
+    """Return all variables of the template."""
     return {
         "name": shortened(record["data"]["name"]),
         "facts": facts(record),
@@ -38,7 +38,7 @@ def texts(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def controls(record: dict[str, Any]) -> dict[str, Any]:
-    """Where the page's sliders and menus begin, and what they offer."""
+    """Return the initial values and the options of the page's sliders and menus."""
     lowest = punishment.lowest_exponent(record)
     return {
         "truth": {"last": punishment.GRID - 1, "start": punishment.grid_start(lowest)},
@@ -52,26 +52,26 @@ def controls(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def punishment_text(record: dict[str, Any]) -> list[Markup]:
-    """Part 1."""
+    """Return the texts of part 1."""
     p = 0.01
     values = {name: tuple(float(v[0]) for v in pair) for name, pair in punishment.two_losses([p]).items()}
     (ce, ce_length), (se, se_length) = values["cross-entropy"], values["squared error"]
-    found = [
+    paragraphs = [
         Markup(
-            "A prediction that gives the truth {p} costs {ce} nats by cross-entropy and {se} by squared error, which "
-            "can never charge more than 2. Every tenfold fall of that probability adds {tenth} nats to the one and "
-            "next to nothing to the other."
+            "A prediction that gives the true class {p} costs {ce} nats by cross-entropy and {se} by squared error, "
+            "which never exceeds 2. Each tenfold decrease of that probability adds {tenth} nats to the former and "
+            "almost nothing to the latter."
         ).format(p=percent(p, 0), ce=significant(ce), se=significant(se), tenth=significant(math.log(10))),
         Markup(
-            "Learning follows the gradient. There it is {ce} long for cross-entropy and {se} for squared error, "
-            "{ratio} times shorter, because the chain rule multiplies it by the probability itself."
+            "Training follows the gradient. Its length there is {ce} for cross-entropy and {se} for squared error, "
+            "{ratio} times less, because the chain rule multiplies it by the probability itself."
         ).format(ce=significant(ce_length), se=significant(se_length), ratio=significant(ce_length / se_length, 2)),
     ]
     wrong = [s for s in record["gradients"] if s["start"] == "confidently wrong"]
     lengths = gradient_lengths(record, "confidently wrong")
     if wrong and lengths:
         p_median = median([s["probability_of_label"] for s in wrong])
-        found.append(
+        paragraphs.append(
             Markup(
                 "On {name}, at the confidently wrong start, the median training row gives its label {p}; the median "
                 "gradients are {ce} and {se}."
@@ -82,39 +82,37 @@ def punishment_text(record: dict[str, Any]) -> list[Markup]:
                 se=magnitude(lengths[1]),
             )
         )
-    return found
+    return paragraphs
 
 
 def caption_of_rows(record: dict[str, Any]) -> str:
-    """What the points of the chart of gradients are."""
+    """Return the caption of the chart of gradients."""
     lowest = 10.0 ** punishment.lowest_exponent(record)
     samples = record["gradients"]
     below = sum(s["probability_of_label"] < lowest for s in samples)
     text = f"Points are {plural(len(samples), 'sampled training row')} of {shortened(record['data']['name'])}"
     if below:
         least = power(punishment.lowest_exponent(record))
-        text += f"; {count(below)} with less than {least} for their label stand at the left edge"
+        text += f"; {count(below)} with less than {least} for their label are drawn at the left edge"
     if len(record["data"]["classes"]) > 2:
-        text += ". Lines: all wrong probability on one class; shaded down to where it is even over all others"
+        text += ". Lines: all other probability on one class; shaded down to a uniform distribution over all others"
     return text + "."
 
 
 def information_text(record: dict[str, Any]) -> dict[str, Any]:
-    """Part 2."""
+    """Return the texts of part 2."""
     info, q = record["information"], np.array(simplex.Q)
-    costs = [float(v) for v in of.cross_entropy(np.eye(3), q, base=2)]
-    nats = float(of.cross_entropy(np.eye(3)[2], q))
+    costs = [float(v) for v in cross_entropy(np.eye(3), q, base=2)]
+    nats = float(cross_entropy(np.eye(3)[2], q))
     content = Markup(
-        "Information content is the surprise in an event: {one} bit for a probability of one half, {two} for a "
-        "quarter, none for what is certain. Independent events multiply their probabilities, and the logarithm makes "
-        "that a sum."
-    ).format(
-        one=count(float(of.information_content(0.5, base=2))), two=count(float(of.information_content(0.25, base=2)))
-    )
+        "Information content measures how surprising an event is: {one} bit for a probability of one half, {two} for "
+        "a quarter, none for a certain event. The probabilities of independent events multiply, and the logarithm "
+        "turns the product into a sum."
+    ).format(one=count(float(information_content(0.5, base=2))), two=count(float(information_content(0.25, base=2))))
     drag = Markup(
-        "Drag p. Cross-entropy is the bits that p costs when it is coded for q, its own entropy plus the divergence; "
-        "put p on q and only the entropy is left. At a corner p is a one-hot label and its entropy is 0: there "
-        "cross-entropy, divergence and surprise are one number, {a} bits at A and {c} at C ({nats} nats)."
+        "Drag p. Cross-entropy is the number of bits per event from p in a code made for q: the entropy of p plus the "
+        "divergence. With p on q only the entropy is left. At a corner p is a one-hot label of entropy 0: there "
+        "cross-entropy, divergence and surprisal are equal, {a} bits at A and {c} at C ({nats} nats)."
     ).format(a=f"{costs[0]:.4f}", c=f"{costs[2]:.4f}", nats=f"{nats:.4f}")
     ratio = _asymmetry(info)
     checked = Markup(
@@ -155,30 +153,30 @@ def _asymmetry(info: dict[str, Any]) -> str:
 
 def _left_out(record: dict[str, Any]) -> str:
     samples, shown = record["information"]["samples"], simplex.divergences(record)
-    below = sum(min(s["kl_divergence"], s["kl_divergence_reversed"]) < simplex.FLOOR for s in shown)
+    below = sum(min(s["kl_divergence"], s["kl_divergence_reversed"]) < simplex.SMALLEST_DRAWN for s in shown)
     text = f"{plural(len(shown), 'test row')}, spread evenly from the smallest divergence to the largest"
     if below:
-        text += f"; {count(below)} below {power(round(math.log10(simplex.FLOOR)))} nats at the edge"
+        text += f"; {count(below)} below {power(round(math.log10(simplex.SMALLEST_DRAWN)))} nats at the edge"
     if len(shown) < len(samples):
-        text += f"; {count(len(samples) - len(shown))} infinite ones left out"
+        text += f"; {count(len(samples) - len(shown))} infinite ones are not shown"
     return text + "."
 
 
 def likelihood_text(record: dict[str, Any]) -> list[Markup]:
-    """Part 3."""
+    """Return the texts of part 3."""
     part = record["likelihood"]
     before, after = part["before"], part["after"]
     rows_ = count(part["rows"])
-    lost = before["rows_until_underflow"]
+    underflow = before["rows_until_underflow"]
     product = (
-        Markup("as a product of float64 numbers it is exactly 0 from row {} on").format(count(lost))
-        if lost
-        else Markup("a float64 still holds it, but at this rate no more than {} rows of it").format(_room(record))
+        Markup("as a product of float64 numbers it is exactly 0 from row {} on").format(count(underflow))
+        if underflow
+        else Markup("a float64 can still represent it, but at this rate for {} rows at most").format(_most_rows(record))
     )
     first = Markup(
-        "The likelihood of a model is the product of the probabilities that it gave to what happened: one factor for "
+        "The likelihood of a model is the product of the probabilities that it gave to the labels: one factor for "
         "each of {rows} rows. Before training it is {before}; {product}. The sum of the logarithms is {log} nats, "
-        "without any trouble."
+        "far from any limit."
     ).format(
         rows=rows_,
         before=scientific(before["likelihood"]),
@@ -188,8 +186,8 @@ def likelihood_text(record: dict[str, Any]) -> list[Markup]:
     mean = None if after["log_likelihood_nats"] is None else -after["log_likelihood_nats"] / part["rows"]
     second = Markup(
         "Training by cross-entropy raises the likelihood to {after}. The two are one quantity: {nll} nats of negative "
-        "log-likelihood are {rows} rows times a mean cross-entropy of {mean} nats per row, so the least cross-entropy "
-        "is the greatest likelihood."
+        "log-likelihood are {rows} rows times a mean cross-entropy of {mean} nats per row, so that minimum "
+        "cross-entropy is maximum likelihood."
     ).format(
         after=scientific(after["likelihood"]),
         nll=_nats(None if after["log_likelihood_nats"] is None else -after["log_likelihood_nats"]),
@@ -199,8 +197,8 @@ def likelihood_text(record: dict[str, Any]) -> list[Markup]:
     return [first, second]
 
 
-def _room(record: dict[str, Any]) -> str:
-    """For how many rows a float64 could hold the product, at the rate of those there are."""
+def _most_rows(record: dict[str, Any]) -> str:
+    """Return for about how many rows a float64 could represent the product, at the mean rate of these rows."""
     log10 = (record["likelihood"]["before"]["log_likelihood_nats"] or -math.inf) / math.log(10)
     return f"about {significant(record['likelihood']['rows'] * math.log10(5e-324) / log10, 2)}"
 
@@ -210,27 +208,27 @@ def _nats(value: float | None) -> str:
 
 
 def race_text(record: dict[str, Any]) -> dict[str, Any]:
-    """Part 4."""
+    """Return the texts of part 4."""
     seeds = len(record["settings"]["seeds"])
     thin = f"the first {MOST_SEEDS} of {count(seeds)} seeds" if seeds > MOST_SEEDS else "seeds"
     return {
         "verdict": verdict(record),
         "squared_error": wins_of_squared_error(record),
         "rates": rates(record),
-        "title": f"Test rows in the course of training: thin lines are {thin}, thick ones medians",
+        "title": f"Test rows during training: thin lines are {thin}, thick lines are medians",
     }
 
 
 def sliders_text() -> list[Markup]:
-    """Part 1, beside the sliders: what they show where they begin."""
+    """Return the texts beside the sliders of part 1, about their initial values."""
     logits = np.array(punishment.WRONG_LOGITS)
     (ce, ce_gradient), (se, se_gradient) = (
         function(logits, 0) for function in (cross_entropy_value_and_grad, squared_error_value_and_grad)
     )
     first = Markup(
-        "Class 1 is the truth, and the sliders begin where a model is confidently wrong. Cross-entropy charges {ce} "
-        "nats and its gradient is {ce_length} long. Squared error charges {se}, nearly all that it can, and its "
-        "gradient is {se_length}: the worst prediction is left almost as it is."
+        "Class 1 is the true class, and initially the sliders describe a model that is confidently wrong. "
+        "Cross-entropy is {ce} nats, with a gradient of length {ce_length}. Squared error is {se}, nearly its maximum, "
+        "but its gradient has length {se_length}: the worst prediction is left almost unchanged."
     ).format(
         ce=significant(float(ce)),
         se=significant(float(se)),
@@ -240,13 +238,14 @@ def sliders_text() -> list[Markup]:
     return [
         first,
         Markup(
-            "Bring the three logits together, and both losses pull. They differ in being wrong, not in being unsure."
+            "With three equal logits both losses have a large gradient: they differ where a prediction is wrong, not "
+            "where it is unsure."
         ),
     ]
 
 
 def method(record: dict[str, Any]) -> dict[str, Any]:
-    """Settings and versions, for the last section."""
+    """Return settings and versions, for the last section."""
     settings = record["settings"]
     return {
         "settings": [
@@ -264,7 +263,6 @@ def method(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tried(record: dict[str, Any]) -> str:
-    found = sorted({trial["learning_rate"] for trial in record["learning_rates"]})
-    return (
-        f"{plural(len(record['learning_rates']), 'training')}, from {found[0]:g} to {found[-1]:g}" if found else "none"
-    )
+    tried = sorted({trial["learning_rate"] for trial in record["learning_rates"]})
+    trainings = plural(len(record["learning_rates"]), "training")
+    return f"{trainings}, from {tried[0]:g} to {tried[-1]:g}" if tried else "none"

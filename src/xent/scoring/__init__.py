@@ -1,13 +1,14 @@
 """How good predictions are, in which units, and which rows are to blame.
 
-A batch of rows becomes a `ScoreState` (batch.py, with the loops of kernels.py), states are added, and their sum says
-all that a `Score` reports (score.py, calibration.py). frames.py adds them up; batches.py gives the batches of files
-(files.py) and of frames of many libraries (columns.py knows which column is what), arrays.py those of arrays, and in
-clusters.py the workers make the states. compare.py pairs two tables row by row. sklearn.py is a front for scikit-learn.
+readers.py    files, frames and arrays, in pieces        clusters.py   Dask and Spark
+form.py       which column is what                       batch.py      the score of each row of a piece
+state.py      `ScoreState`, a sum over rows              loops.py      the compiled loops; sums.py, selection.py
+score.py      `Score`, what a state says                 figures.py    computes it; calibration.py
+api.py        `score`     compare.py   `compare`         sklearn.py    metrics and scorers for scikit-learn
 """
 
+from xent.scoring.api import score
 from xent.scoring.compare import Comparison, compare
-from xent.scoring.frames import score
 from xent.scoring.score import Score
 from xent.scoring.state import ScoreState
 

@@ -1,4 +1,4 @@
-"""Dask and Spark: states are made where the partitions are, and come back as text."""
+"""Dask and Spark: their workers turn partitions into states, which return as text."""
 
 from __future__ import annotations
 
@@ -10,28 +10,29 @@ import polars as pl
 
 from xent import errors
 from xent.errors import DataError, message
-from xent.scoring.columns import Plan, Request
-from xent.scoring.frames import ONE_ROW_PER_ID, PARTITION, add_partitions
+from xent.scoring.form import CALL, ONE_ROW_PER_ID, Plan, Request
+from xent.scoring.readers import to_polars
 from xent.scoring.state import ScoreState, add_all
 
-CALL = "score"
+PARTITION = 2**40
+"""The rows of partition k are numbered from k * PARTITION until the rows of all partitions have been counted."""
 
 
 def dask_state(frame: Any, request: Request) -> ScoreState:
-    """The state of a Dask frame: one task for each partition."""
+    """Return the state of a Dask frame, made by one task for each partition."""
     from dask.base import compute
     from dask.delayed import delayed
 
-    plan = request.plan(list(map(str, frame.columns)), _dtypes_of_pandas(frame._meta))
+    plan = request.plan(list(frame.columns), _dtypes_of_pandas(frame._meta))
     tasks = [delayed(_of_pandas)(part, plan, number) for number, part in enumerate(frame[plan.needed].to_delayed())]
     if request.id is not None:
         _refuse_repeated(int((frame[request.id].value_counts() > 1).sum().compute()))
     (parts,) = compute(tasks)  # type: ignore[no-untyped-call]
-    return add_partitions([part for part in parts if part is not None])
+    return _sum_of_partitions([part for part in parts if part is not None])
 
 
 def spark_state(frame: Any, request: Request) -> ScoreState:
-    """The state of a Spark frame: `mapInArrow` over its partitions."""
+    """Return the state of a Spark frame, made by `mapInArrow` over its partitions."""
     from pyspark.errors import PySparkException
     from pyspark.sql import functions
 
@@ -44,24 +45,40 @@ def spark_state(frame: Any, request: Request) -> ScoreState:
         collected = states.collect()
     except PySparkException as error:
         raise _own_error(error) from None
-    return add_partitions([(row["number"], row["state"]) for row in collected])
+    return _sum_of_partitions([(row["number"], row["state"]) for row in collected])
+
+
+STATES: dict[str, Callable[[Any, Request], ScoreState]] = {"dask": dask_state, "pyspark": spark_state}
+
+
+def _sum_of_partitions(parts: list[tuple[int, str]]) -> ScoreState:
+    """Add the states of numbered partitions, and number their rows as those of one table."""
+    first, states = 0, []
+    for number, text in sorted(parts):
+        state = ScoreState.from_json(text)
+        states.append(state.moved(first - number * PARTITION))
+        first += state.rows + state.invalid_rows
+    if not states:
+        raise DataError(message(CALL, "data", "there are no rows", "Check the filter before it"))
+    return add_all(states)
 
 
 def _own_error(error: Exception) -> Exception:
-    """The error of ours that a worker raised, which Spark brings back as text; else Spark's own."""
-    found = re.search(r"^xent\.errors\.(\w+): (.*)$", str(error), re.MULTILINE)
-    kind = getattr(errors, found[1], None) if found else None
-    return kind(found[2]) if found and kind else error
+    """Return the XentError that a worker raised, which Spark reports as text; otherwise Spark's own error."""
+    match = re.search(r"^xent\.errors\.(\w+): (.*)$", str(error), re.MULTILINE)
+    kind = getattr(errors, match[1], None) if match else None
+    return kind(match[2]) if match and kind else error
 
 
 def _of_pandas(part: Any, plan: Plan, number: int) -> tuple[int, str] | None:
     if not len(part):
         return None
-    return number, plan.state(pl.from_pandas(part.reset_index(drop=True)), number * PARTITION).to_json()
+    frame = pl.from_pandas(part.reset_index(drop=True))
+    return number, ScoreState.from_batch(**plan.arguments(frame, number * PARTITION)).to_json()
 
 
 def _of_arrow(plan: Plan) -> Callable[[Iterator[Any]], Iterator[Any]]:
-    """What a Spark worker does with the Arrow batches of a partition."""
+    """Return the function that a Spark worker applies to the Arrow batches of a partition."""
 
     def states(batches: Iterator[Any]) -> Iterator[Any]:
         import pyarrow
@@ -69,14 +86,13 @@ def _of_arrow(plan: Plan) -> Callable[[Iterator[Any]], Iterator[Any]]:
 
         context = TaskContext.get()
         number = context.partitionId() if context is not None else 0
-        found, first = [], number * PARTITION
+        parts, first = [], number * PARTITION
         for batch in batches:
             if batch.num_rows:
-                table = pl.from_arrow(batch)
-                found.append(plan.state(table if isinstance(table, pl.DataFrame) else table.to_frame(), first))
+                parts.append(ScoreState.from_batch(**plan.arguments(to_polars(batch), first)))
                 first += batch.num_rows
-        if found:
-            text = add_all(found).to_json()
+        if parts:
+            text = add_all(parts).to_json()
             yield pyarrow.RecordBatch.from_pydict({"number": [number], "state": [text]})
 
     return states
@@ -88,12 +104,9 @@ def _refuse_repeated(repeated: int) -> None:
 
 
 def _dtypes_of_pandas(meta: Any) -> dict[str, Any]:
-    """Enough to know a column of lists, which pandas calls objects, from one of numbers."""
-    found = {}
-    for name, dtype in meta.dtypes.items():
-        if "list" in str(dtype) or dtype.kind == "O":
-            found[str(name)] = pl.List(pl.Float64)
-    return found
+    """Return the columns that may hold lists: pandas calls such columns objects."""
+    may_be_lists = [name for name, dtype in meta.dtypes.items() if "list" in str(dtype) or dtype.kind == "O"]
+    return {str(name): pl.List(pl.Float64) for name in may_be_lists}
 
 
 def _dtypes_of_spark(frame: Any) -> dict[str, Any]:

@@ -1,16 +1,15 @@
 """`xent.compare`: two sets of predictions of the same rows, paired by id.
 
-difference   d = loss of a - loss of b, for each row; below 0 a is better; nats
-interval     mean(d) +- t * s / sqrt(n): the rows' common difficulty drops out, which two separate intervals keep
+difference   d = loss of a - loss of b, for each row, in nats; below 0 a is better
+interval     mean(d) +- t * s / sqrt(n); unlike in two separate intervals, how difficult the rows are cancels
 cluster      rows of one cluster (a user, a document) are not independent: s from the clusters' sums (CR1)
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -18,12 +17,12 @@ import polars as pl
 from scipy import special
 
 from xent.errors import ArgumentError, DataError, DistributionError, message
-from xent.scoring import files, frames, kernels
-from xent.scoring.batches import batches_of
-from xent.scoring.columns import Names, Plan, Request
-from xent.scoring.score import Estimate
+from xent.scoring import loops
+from xent.scoring.batch import checked_clip, checked_count, row_scores
+from xent.scoring.form import ONE_ROW_PER_ID, Names, Plan, Request, names_of
+from xent.scoring.readers import batches_of, reading
+from xent.scoring.score import Estimate, plain
 from xent.scoring.sums import Array
-from xent.scoring.text import plain
 
 __all__ = ["Comparison", "RowDifference", "SegmentDifference", "compare"]
 
@@ -34,7 +33,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class SegmentDifference:
-    """The rows with one value of a segment column. `share` is the part of the summed difference that they bring."""
+    """The rows with one value of a segment column. `share` is their share of the summed difference."""
 
     column: str
     value: str
@@ -55,13 +54,13 @@ class RowDifference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How a's losses differ from b's: nats per row. A difference below 0 means that a is better."""
+    """How the losses of a differ from those of b, in nats per row. A difference below 0 means that a is better."""
 
     rows: int
     clusters: int | None
     difference: Estimate
     p_value: float
-    """Of no difference: paired t-test, two-sided; of clusters if there are any."""
+    """Of the hypothesis of no difference: paired t-test, two-sided, over clusters if there are any."""
     cross_entropy_a: float
     cross_entropy_b: float
     accuracy_a: float
@@ -73,7 +72,7 @@ class Comparison:
     only_in_a: int
     only_in_b: int
     missing: Mapping[str, tuple[str, ...]]
-    """The first ids that only one side has."""
+    """The first ids that are on one side only."""
     segments: tuple[SegmentDifference, ...]
     drivers: tuple[RowDifference, ...]
     clip: float | None
@@ -88,7 +87,7 @@ class Comparison:
     def to_dict(self) -> dict[str, float]:
         """Flat floats, named with their units."""
         d = self.difference
-        found = {
+        figures = {
             "difference_nats": d.nats,
             "difference_bits": d.bits,
             "difference_low_nats": d.low,
@@ -103,12 +102,12 @@ class Comparison:
             "only_in_a": self.only_in_a,
             "only_in_b": self.only_in_b,
         }
-        return {name: float(value) for name, value in found.items() if not math.isnan(value)}
+        return {name: float(value) for name, value in figures.items() if not math.isnan(value)}
 
     def to_record(self) -> dict[str, Any]:
-        """Everything, as JSON can hold it."""
-        fields = {field.name: plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
-        return {"record": "xent compare", "schema": SCHEMA, "winner": self.winner, **fields}
+        """Everything as plain JSON: infinite numbers as "inf", NaN as null."""
+        parts = {field.name: plain(getattr(self, field.name)) for field in fields(self)}
+        return {"record": "xent compare", "schema": SCHEMA, "winner": self.winner, **parts}
 
 
 def compare(
@@ -135,13 +134,13 @@ def compare(
 
     Parameters
     ----------
-    a, b : paths or frames, as in `xent.score`; Dask and Spark frames are not taken
+    a, b : paths or frames, as in `xent.score`, but not Dask or Spark frames
     id : the column that names the rows on both sides
     label, proba, logits, log_prob, weight, classes, clip, tolerance : as in `xent.score`, for both sides; weights are
         those of a
-    proba_b : the columns of b's probabilities where they have other names
+    proba_b : the columns of b's probabilities, if their names differ
     by : columns of a: segments
-    cluster : column of a: rows with one value may depend on each other
+    cluster : column of a; rows with the same value may depend on each other
     worst : how many of the rows with the largest differences are kept
 
     Returns
@@ -151,20 +150,20 @@ def compare(
     Raises
     ------
     DataError
-        No id is on both sides, or one is twice on one side; labels differ.
-    DistributionError, LabelError, ArgumentError
+        No id is on both sides, an id is repeated on one side, or labels differ.
+    DistributionError, LabelError, ArgumentError, DTypeError
         As in `xent.score`.
 
     Notes
     -----
-    *Numerics*: differences in float64, summed by pairs (NumPy); 40 bytes for each row are kept.
+    *Numerics*: differences in float64 with NumPy's pairwise summation; 40 bytes of memory per row.
 
     Examples
     --------
     >>> a = pl.DataFrame({"id": [1, 2, 3], "y": [0, 1, 1], "p": [0.2, 0.7, 0.9]})
     >>> b = pl.DataFrame({"id": [3, 2, 1], "y": [1, 1, 0], "p": [0.6, 0.6, 0.5]})
-    >>> found = compare(a, b, id="id", label="y", proba="p")
-    >>> round(found.difference.nats, 4), found.winner
+    >>> result = compare(a, b, id="id", label="y", proba="p")
+    >>> round(result.difference.nats, 4), result.winner
     (-0.3432, 'neither')
 
     References
@@ -172,64 +171,62 @@ def compare(
     Student (1908), The probable error of a mean; Cameron and Miller (2015), A Practitioner's Guide to Cluster-Robust
     Inference
     """
-    segments = (by,) if isinstance(by, str) else tuple(by)
-    names = None if classes is None else tuple(map(str, classes))
-    options = {"tolerance": tolerance}
+    if id is None:
+        raise ArgumentError(message(CALL, "id", "found None", "Name the column that identifies the rows of both"))
+    segments, clip = names_of("by", by), checked_clip(CALL, clip)
+    worst = checked_count(CALL, "worst", worst)
+    names = None if classes is None else names_of("classes", classes)
     extra = tuple(dict.fromkeys((*segments, *(() if cluster is None else (cluster,)))))
-    request = Request(label, proba, logits, log_prob, None, weight, id, (), names, options, extra)
-    others = dataclasses.replace(request, weight=None, also=())
-    if proba_b is not None:
-        others = dataclasses.replace(others, proba=proba_b)
-    left, right = row_table("a", a, request), row_table("b", b, others)
+    of_both = Request(label, proba, logits, log_prob, id=id, classes=names, options={"tolerance": tolerance})
+    of_b = of_both if proba_b is None else replace(of_both, proba=proba_b)
+    left, right = row_table("a", a, replace(of_both, weight=weight, also=extra)), row_table("b", b, of_b)
     both = left.join(right, on="id", how="inner", suffix="_b", maintain_order="left")
     if not both.height:
-        text = f"no id of {left.height} rows in a is among the {right.height} in b"
-        raise DataError(message(CALL, "id", text, "Choose the column that names the same rows on both sides"))
+        problem = f"no id of {left.height} rows in a is among the {right.height} in b"
+        raise DataError(message(CALL, "id", problem, "Choose the column that names the same rows on both sides"))
     if "label" in both.columns and not (both["label"] == both["label_b"]).all():
         wrong = both.filter(pl.col("label") != pl.col("label_b"))
-        text = f"{wrong.height} rows have other labels in b than in a, the first with id {wrong['id'][0]}"
-        raise DataError(message(CALL, "label", text, "Both have to predict the same"))
-    limit = math.inf if clip is None else 0.0 - math.log(_checked_clip(clip))
-    return _compared(left, right, both, limit, segments, cluster, worst, clip)
+        problem = f"{wrong.height} rows have other labels in b than in a, the first with id {wrong['id'][0]}"
+        raise DataError(message(CALL, "label", problem, "Both have to predict the same"))
+    return _compared(left, right, both, segments, cluster, worst, clip)
 
 
 def row_table(side: str, data: Any, request: Request) -> pl.DataFrame:
-    """The id, loss, correctness, label and further columns of each row."""
-    parts = []
-    with files.reading(data if isinstance(data, str) else side):
+    """Return id, loss, correctness, label and further columns of each row."""
+    parts, first = [], 0
+    with reading(data if isinstance(data, str) else side):
         plan, batches = batches_of(data, request)
-        first = 0
         for batch in batches:
             parts.append(_rows_of(side, plan, batch, first))
             first += batch.height
-    if not parts or not sum(part.height for part in parts):
+    if not first:
         raise DataError(message(CALL, side, "there are no rows", "Check the file or the filter before it"))
     table = pl.concat(parts)
     if table["id"].n_unique() < table.height:
         repeated = table.filter(pl.col("id").is_duplicated())
-        text = f"{repeated.height} rows share an id, such as {repeated['id'][0]!r}"
-        raise DataError(message(CALL, side, text, frames.ONE_ROW_PER_ID))
+        problem = f"{repeated.height} rows share an id, such as {repeated['id'][0]!r}"
+        raise DataError(message(CALL, side, problem, ONE_ROW_PER_ID))
     return table
 
 
 def _rows_of(side: str, plan: Plan, batch: pl.DataFrame, first: int) -> pl.DataFrame:
-    scored, request = plan.rows(batch, first), plan.request
-    if (scored.status != kernels.VALID).any():
-        row = int((scored.status != kernels.VALID).argmax())
-        reason = kernels.REASONS[int(scored.status[row])]
-        text = f"row {first + row} (id {batch[request.id or ''][row]}) cannot be scored: {reason}"
-        raise DistributionError(message(CALL, side, text, "Correct it, or leave it out"))
-    columns: dict[str, Any] = {"id": batch[request.id or ""].cast(pl.String), "loss": scored.loss}
+    rows = row_scores(**plan.row_arguments(batch, first))
+    ids = batch[plan.request.id or ""]
+    if (rows.status != loops.VALID).any():
+        row = int((rows.status != loops.VALID).argmax())
+        problem = f"row {first + row} (id {ids[row]}) cannot be scored: {loops.REASONS[int(rows.status[row])]}"
+        raise DistributionError(message(CALL, side, problem, "Correct it, or leave it out"))
+    columns: dict[str, Any] = {"id": ids.cast(pl.String), "loss": rows.loss}
     if columns["id"].null_count():
         raise DataError(message(CALL, side, "a row has no id", "Choose a column that names every row"))
-    if len(scored.correct):
-        columns["correct"] = scored.correct
-    if len(scored.label):
-        names = plan.names(batch)
-        columns["label"] = pl.Series([names[k] for k in scored.label.tolist()], dtype=pl.String)
-    if len(scored.weight):
-        columns["weight"] = scored.weight
-    further = {f"by {name}": batch[name].cast(pl.String).fill_null("(missing)") for name in request.also}
+    if len(rows.correct):
+        columns["correct"] = rows.correct
+    if len(rows.label):
+        names = plan.class_names(batch) or ()
+        columns["label"] = pl.Series([names[k] for k in rows.label.tolist()], dtype=pl.String)
+    if len(rows.weight):
+        columns["weight"] = rows.weight
+    further = {f"by {name}": batch[name].cast(pl.String).fill_null("(missing)") for name in plan.request.also}
     return pl.DataFrame({**columns, **further})
 
 
@@ -237,15 +234,15 @@ def _compared(
     left: pl.DataFrame,
     right: pl.DataFrame,
     both: pl.DataFrame,
-    limit: float,
     by: tuple[str, ...],
     cluster: str | None,
     worst: int,
     clip: float | None,
 ) -> Comparison:
+    limit = math.inf if clip is None else 0.0 - math.log(clip)
     loss_a, loss_b = (np.minimum(both[name].to_numpy(), limit) for name in ("loss", "loss_b"))
     weight = both["weight"].to_numpy() if "weight" in both.columns else np.ones(both.height)
-    # Rows that both sides call impossible differ by nothing that a number could say; they are counted.
+    # inf - inf is NaN: a row that is impossible on both sides counts as no difference, and is counted as impossible.
     with np.errstate(invalid="ignore"):
         difference = np.where(np.isinf(loss_a) & np.isinf(loss_b), 0.0, loss_a - loss_b)
     groups = None if cluster is None else both[f"by {cluster}"].rank("dense").to_numpy() - 1
@@ -253,17 +250,18 @@ def _compared(
     only_a, only_b = left.join(right, on="id", how="anti"), right.join(left, on="id", how="anti")
     order = np.argsort(-np.abs(difference), kind="stable")[:worst]
     ids = both["id"].to_list()
-    correct = [both[name].to_numpy() if name in both.columns else None for name in ("correct", "correct_b")]
-    accuracy = [math.nan if c is None else float(np.average(c, weights=weight)) for c in correct]
+    correct_a, correct_b = (
+        both[name].to_numpy() if name in both.columns else None for name in ("correct", "correct_b")
+    )
     return Comparison(
         rows=both.height,
         clusters=None if groups is None else int(groups.max()) + 1,
         difference=estimate,
         p_value=p_value,
-        cross_entropy_a=float(np.average(loss_a, weights=weight)),
-        cross_entropy_b=float(np.average(loss_b, weights=weight)),
-        accuracy_a=accuracy[0],
-        accuracy_b=accuracy[1],
+        cross_entropy_a=_mean(loss_a, weight),
+        cross_entropy_b=_mean(loss_b, weight),
+        accuracy_a=_mean(correct_a, weight),
+        accuracy_b=_mean(correct_b, weight),
         better_a=int((difference < 0).sum()),
         better_b=int((difference > 0).sum()),
         impossible_a=int(np.isinf(both["loss"].to_numpy()).sum()),
@@ -277,12 +275,16 @@ def _compared(
     )
 
 
+def _mean(values: Array | None, weight: Array) -> float:
+    """Return the weighted mean; NaN without values or weight."""
+    return float(np.average(values, weights=weight)) if values is not None and weight.any() else math.nan
+
+
 def mean_difference(difference: Array, weight: Array, groups: Array | None = None) -> tuple[Estimate, float]:
-    """The weighted mean with its interval and the p-value of 0; with groups, from the sums of each."""
+    """Return the weighted mean with its interval, and the p-value of a mean of 0; with groups, from their sums."""
     total = weight.sum()
     if not total or not np.isfinite(difference).all():
-        mean = float(np.average(difference, weights=weight)) if total else math.nan
-        return Estimate(mean, math.nan, math.nan, math.nan), math.nan
+        return Estimate(_mean(difference, weight), math.nan, math.nan, math.nan), math.nan
     mean = float(difference @ weight / total)
     residual = weight * (difference - mean)
     if groups is not None:
@@ -291,38 +293,27 @@ def mean_difference(difference: Array, weight: Array, groups: Array | None = Non
     if units < 2:
         return Estimate(mean, math.nan, math.nan, math.nan), math.nan
     error = math.sqrt(float(residual @ residual) * units / (units - 1)) / float(total)
-    reach = float(special.stdtrit(units - 1, 0.975)) * error
+    half_width = float(special.stdtrit(units - 1, 0.975)) * error
     if error:
         p_value = float(2 * special.stdtr(units - 1, -abs(mean) / error))
     else:
         p_value = 1.0 if mean == 0 else 0.0
-    return Estimate(mean, error, mean - reach, mean + reach), p_value
+    return Estimate(mean, error, mean - half_width, mean + half_width), p_value
 
 
 def _segments(
     both: pl.DataFrame, difference: Array, weight: Array, groups: Array | None, by: tuple[str, ...]
 ) -> tuple[SegmentDifference, ...]:
     total = float(difference @ weight)
-    found = []
+    segments = []
     for column in by:
         values = both[f"by {column}"]
         for value in values.unique().to_list():
             rows = (values == value).to_numpy()
-            inside = None if groups is None else _renumbered(groups[rows])
+            # The clusters of the segment, numbered from 0 without gaps.
+            inside = None if groups is None else np.unique(groups[rows], return_inverse=True)[1]
             estimate, _ = mean_difference(difference[rows], weight[rows], inside)
             part = float(difference[rows] @ weight[rows])
             share = part / total if total and math.isfinite(total) else math.nan
-            found.append(SegmentDifference(column, value, int(rows.sum()), estimate, share))
-    return tuple(sorted(found, key=lambda s: (-abs(s.share) if not math.isnan(s.share) else 0.0, s.column, s.value)))
-
-
-def _renumbered(groups: Array) -> Array:
-    """The same groups, numbered from 0 without gaps."""
-    return np.unique(groups, return_inverse=True)[1]
-
-
-def _checked_clip(clip: float) -> float:
-    if not 0 < clip < 1:
-        text = f"found {clip}, expected a probability between 0 and 1"
-        raise ArgumentError(message(CALL, "clip", text, "Leave it out to score probabilities as they are"))
-    return clip
+            segments.append(SegmentDifference(column, value, int(rows.sum()), estimate, share))
+    return tuple(sorted(segments, key=lambda s: (-abs(s.share) if not math.isnan(s.share) else 0.0, s.column, s.value)))

@@ -4,31 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
-import numpy as np
-from scipy import special
-
 from xent.likelihood import Likelihood
-from xent.scoring import kernels
-from xent.scoring.calibration import (
-    Decomposition,
-    ReliabilityBin,
-    Temperature,
-    decomposition,
-    expected_calibration_error,
-    reliability,
-    temperature,
-)
-from xent.scoring.kept import Kept
-from xent.scoring.state import Form, ScoreState
-from xent.scoring.sums import Array, exactly, values
+from xent.scoring.calibration import Decomposition, ReliabilityBin, Temperature
+from xent.scoring.form import ONE_VS_REST_CLASSES, Form
+from xent.scoring.loops import REASONS
+from xent.scoring.selection import SelectedRows
 
 __all__ = ["ClassScore", "Estimate", "Information", "Score", "SegmentScore", "SurprisingRow"]
 
-TOP_SHARES = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5)
+SCHEMA = 1
+FEW_ROWS = 30
 
 
 @dataclass(frozen=True)
@@ -101,7 +90,7 @@ class SurprisingRow:
 
 @dataclass(frozen=True)
 class Score:
-    """How good some predictions are. NaN stands for what the data cannot tell; losses are in nats per row.
+    """How good some predictions are. Losses are in nats per row; NaN marks what the data do not determine.
 
     `cross_entropy` is +inf with impossible rows; `cross_entropy_possible` is the mean over the others.
     """
@@ -117,9 +106,9 @@ class Score:
     base_rate: Information
     """Entropy of the labels' frequencies: the loss of always predicting them."""
     uniform: Information
-    """log C: the loss of knowing nothing."""
+    """log C: the loss of the uniform distribution."""
     entropy: Information
-    """Mean entropy of the labels if they are soft, of the predictions if it was given; else NaN."""
+    """Mean entropy of soft labels, or of the predictions if it was passed; otherwise NaN."""
     brier: float
     accuracy: float
     calibration_error: float
@@ -129,19 +118,19 @@ class Score:
     segments: dict[str, tuple[SegmentScore, ...]]
     surprising: tuple[SurprisingRow, ...]
     concentration: tuple[tuple[float, float], ...]
-    """(share of the rows, share of the loss that the worst rows of that share carry), of finite losses."""
+    """(share of the rows, share of the loss in the worst rows of that share), of finite losses."""
     clip_sensitivity: tuple[tuple[float, float], ...]
     """(eps, mean loss if probabilities below eps were raised to it)."""
     losses: tuple[tuple[float, float, float, float], ...]
     """(from, to, weight, loss) of each bin of finite losses that has rows."""
-    sample: Kept = dataclasses.field(repr=False)
-    invalid: Kept = dataclasses.field(repr=False)
+    sample: SelectedRows = dataclasses.field(repr=False)
+    invalid: SelectedRows = dataclasses.field(repr=False)
     notes: tuple[str, ...] = ()
-    """What was found out about the data on the way to the state."""
+    """Remarks on the data from the time when they were read."""
 
     @property
     def perplexity(self) -> float:
-        """exp(cross-entropy), of all rows together: a number of equally likely classes."""
+        """exp(cross-entropy), over all rows: a number of equally likely classes."""
         return _exp(self.cross_entropy.nats)
 
     @property
@@ -151,12 +140,12 @@ class Score:
 
     @property
     def log_likelihood(self) -> Information:
-        """Of all rows together, weighted: minus weight times cross-entropy."""
+        """Log-likelihood of all rows, weighted: minus weight times cross-entropy."""
         return Information(0.0 - self.weight * self.cross_entropy.nats if self.rows else 0.0)
 
     @property
     def likelihood(self) -> Likelihood:
-        """Of all rows together, as mantissa and exponent."""
+        """Likelihood of all rows, as mantissa and exponent."""
         return Likelihood.from_log(self.log_likelihood.nats)
 
     @property
@@ -168,183 +157,145 @@ class Score:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What a reader should know before trusting the figures."""
-        from xent.scoring.text import warnings
-
-        return warnings(self)
+        return (*self.notes, *_warnings(self))
 
     def to_dict(self) -> dict[str, float]:
-        """Flat floats, named with their units, for MLflow, W&B and the like."""
-        from xent.scoring.text import flat
-
-        return flat(self)
+        """Flat floats, named with their units, for MLflow, W&B and the like; without NaN."""
+        figures = {name: float(value(self)) for name, (_, value) in FIGURES.items()}
+        return {name: value for name, value in figures.items() if not math.isnan(value)}
 
     def to_record(self) -> dict[str, Any]:
-        """Everything, as JSON can hold it: infinite numbers as "inf", what is not known as null."""
-        from xent.scoring.text import record
-
-        return record(self)
-
-
-def score_of(state: ScoreState) -> Score:
-    """Turn a state into what is reported."""
-    total = values(state.totals)
-    form, wide = state.form, bool(state.form.classes)
-    weight = float(total[kernels.WEIGHT])
-    frequencies = values(state.classes)[:, 0] / weight if wide and weight else np.full(len(form.classes), math.nan)
-    base_rate = float(special.entr(frequencies).sum()) if wide else math.nan
-    possible = weight - total[kernels.IMPOSSIBLE_WEIGHT]
-    bins = reliability(state.confidence) if wide else ()
-    return Score(
-        form=form,
-        rows=state.rows,
-        weight=weight,
-        invalid_rows=state.invalid_rows,
-        impossible_rows=int(total[kernels.IMPOSSIBLE_ROWS]),
-        clipped_rows=int(total[kernels.CLIPPED_ROWS]),
-        cross_entropy=estimate(state.totals),
-        cross_entropy_possible=_ratio(total[kernels.LOSS], possible),
-        base_rate=Information(base_rate),
-        uniform=Information(math.log(len(form.classes)) if wide else math.nan),
-        entropy=Information(_ratio(total[kernels.ENTROPY], weight) if form.soft or form.entropy else math.nan),
-        brier=_ratio(total[kernels.BRIER], weight) if wide else math.nan,
-        accuracy=_ratio(total[kernels.CORRECT], weight) if wide else math.nan,
-        calibration_error=expected_calibration_error(bins) if wide else math.nan,
-        temperature=temperature(state.sample),
-        reliability=bins,
-        classes=_class_scores(state, weight),
-        segments={name: _segment_scores(state, name) for name in form.by},
-        surprising=_surprising(state),
-        concentration=_concentration(values(state.losses)),
-        clip_sensitivity=_clip_sensitivity(state, weight),
-        losses=_loss_bins(values(state.losses)),
-        sample=state.sample,
-        invalid=state.invalid,
-    )
+        """Everything as plain JSON: infinite numbers as "inf", NaN as null."""
+        parts = ("temperature", "reliability", "classes", "segments", "concentration", "clip_sensitivity")
+        return {
+            "record": "xent score",
+            "schema": SCHEMA,
+            "form": plain(self.form),
+            "figures": {name: {"value": plain(value), "unit": UNITS[name]} for name, value in self.to_dict().items()},
+            "likelihood": str(self.likelihood),
+            **{name: plain(getattr(self, name)) for name in parts},
+            "surprising": [{**plain(row), "bits": plain(row.bits)} for row in self.surprising],
+            "losses": plain(self.losses),
+            "invalid": [
+                {"row": row, "id": name, "reason": REASONS[reason]}
+                for row, name, reason in _columns(self.invalid, "row", "id", "reason")
+            ],
+            "sample": [
+                {"label": label, "loss": plain(loss), "brier": brier}
+                for label, loss, brier in _columns(self.sample, "label", "loss", "brier")
+            ],
+            "warnings": list(self.warnings),
+        }
 
 
-def estimate(totals: Array) -> Estimate:
-    """Weighted mean loss with the standard error of a mean of independent rows, and Student's interval."""
-    weight, rows = exactly(totals[kernels.WEIGHT]), int(totals[kernels.ROWS, 0])
-    if not weight:
-        return Estimate(math.nan, math.nan, math.nan, math.nan)
-    if values(totals)[kernels.IMPOSSIBLE_WEIGHT] > 0:
-        return Estimate(math.inf, math.nan, math.nan, math.nan)
-    mean = exactly(totals[kernels.LOSS]) / weight
-    if rows < 2:
-        return Estimate(float(mean), math.nan, math.nan, math.nan)
-    # sum(w**2 (l - mean)**2), of sums with all their digits: in floats it cancels when the losses are nearly equal.
-    spread = (
-        exactly(totals[kernels.WEIGHTED_LOSS_SQUARED])
-        - 2 * mean * exactly(totals[kernels.WEIGHTED_LOSS])
-        + mean * mean * exactly(totals[kernels.WEIGHT_SQUARED])
-    )
-    error = math.sqrt(max(Fraction(0), spread) / weight**2 * Fraction(rows, rows - 1))
-    reach = float(special.stdtrit(rows - 1, 0.975)) * error
-    return Estimate(float(mean), error, float(mean) - reach, float(mean) + reach)
+def _mean_over_classes(part: str) -> Callable[[Score], float]:
+    def value(score: Score) -> float:
+        against_rest = [c.against_rest for c in score.classes if c.against_rest is not None]
+        return math.fsum(getattr(d, part) for d in against_rest) / len(against_rest) if against_rest else math.nan
+
+    return value
 
 
-def _class_scores(state: ScoreState, weight: float) -> tuple[ClassScore, ...]:
-    own, loss, impossible, correct, predicted = values(state.classes).T
-    with np.errstate(divide="ignore", invalid="ignore"):
-        columns = [
-            own,
-            own / weight,
-            predicted / weight,
-            np.where(impossible > 0, math.inf, loss / own),
-            loss / loss.sum(),
-            correct / own,
-        ]
-    rest: list[Decomposition | None] = [None] * len(own)
-    probability = [math.nan] * len(own)
-    if state.form.one_vs_rest and weight:
-        rest = [decomposition(histogram) for histogram in state.one_vs_rest]
-        probability = (values(state.one_vs_rest)[:, :, 1].sum(axis=1) / weight).tolist()
-    found = zip(state.form.classes, *(column.tolist() for column in columns), probability, rest, strict=True)
-    return tuple(
-        ClassScore(name, w, share, predicted_share, mean_probability, mean, of_loss, recall, against)
-        for name, w, share, predicted_share, mean, of_loss, recall, mean_probability, against in found
-    )
+def _of_temperature(part: str) -> Callable[[Score], float]:
+    return lambda score: math.nan if score.temperature is None else getattr(score.temperature, part)
 
 
-def _segment_scores(state: ScoreState, name: str) -> tuple[SegmentScore, ...]:
-    all_loss = float(values(state.totals)[kernels.LOSS])
-    wide = bool(state.form.classes)
-    found = []
-    for value, sums in state.segments[name].items():
-        total = values(sums)
-        weight = float(total[kernels.WEIGHT])
-        found.append(
-            SegmentScore(
-                value=value,
-                rows=int(total[kernels.ROWS]),
-                weight=weight,
-                cross_entropy=estimate(sums),
-                share_of_loss=_ratio(total[kernels.LOSS], all_loss),
-                impossible_rows=int(total[kernels.IMPOSSIBLE_ROWS]),
-                brier=_ratio(total[kernels.BRIER], weight) if wide else math.nan,
-                accuracy=_ratio(total[kernels.CORRECT], weight) if wide else math.nan,
-            )
+_END = "nats per row, end of the 95% interval"
+_AGAINST_REST = "nats per row, mean over classes against the rest"
+FIGURES: dict[str, tuple[str, Callable[[Score], float]]] = {
+    "cross_entropy_nats": ("nats per row", lambda s: s.cross_entropy.nats),
+    "cross_entropy_low_nats": (_END, lambda s: s.cross_entropy.low),
+    "cross_entropy_high_nats": (_END, lambda s: s.cross_entropy.high),
+    "cross_entropy_standard_error_nats": ("nats per row", lambda s: s.cross_entropy.standard_error),
+    "cross_entropy_bits": ("bits per row", lambda s: s.cross_entropy.bits),
+    "cross_entropy_possible_nats": (
+        "nats per row, without impossible rows",
+        lambda s: s.cross_entropy_possible if s.impossible_rows else math.nan,
+    ),
+    "perplexity": ("equally likely classes", lambda s: s.perplexity),
+    "likelihood_per_row": ("probability, geometric mean", lambda s: s.likelihood_per_row),
+    "log_likelihood_nats": ("nats, all rows", lambda s: s.log_likelihood.nats),
+    "base_rate_nats": ("nats per row", lambda s: s.base_rate.nats),
+    "base_rate_bits": ("bits per row", lambda s: s.base_rate.bits),
+    "uniform_nats": ("nats per row", lambda s: s.uniform.nats),
+    "uniform_bits": ("bits per row", lambda s: s.uniform.bits),
+    "entropy_nats": ("nats per row", lambda s: s.entropy.nats),
+    "explained": ("share of the base rate's entropy (D^2)", lambda s: s.explained),
+    "brier": ("squared probability, summed over classes, 0 to 2", lambda s: s.brier),
+    "accuracy": ("share of rows", lambda s: s.accuracy),
+    "calibration_error": ("difference of probabilities (ECE)", lambda s: s.calibration_error),
+    "temperature": ("none; 1 changes nothing", _of_temperature("temperature")),
+    "temperature_gain_nats": ("nats per row, cross-fitted", _of_temperature("gain")),
+    "temperature_gain_low_nats": (_END, _of_temperature("gain_low")),
+    "temperature_gain_high_nats": (_END, _of_temperature("gain_high")),
+    "loss_of_top_1_percent": (
+        "share of the finite loss that the worst 1% of rows carry",
+        lambda s: dict(s.concentration).get(0.01, math.nan),
+    ),
+    "rows": ("rows", lambda s: s.rows),
+    "weight": ("sum of weights", lambda s: s.weight),
+    "impossible_rows": ("rows whose label had probability 0", lambda s: s.impossible_rows),
+    "clipped_rows": ("rows whose label had a probability below the clip", lambda s: s.clipped_rows),
+    "invalid_rows": ("rows left out", lambda s: s.invalid_rows),
+    "clip": ("smallest probability of a label", lambda s: math.nan if s.form.clip is None else s.form.clip),
+    "miscalibration_nats": (_AGAINST_REST, _mean_over_classes("miscalibration")),
+    "discrimination_nats": (_AGAINST_REST, _mean_over_classes("discrimination")),
+    "uncertainty_nats": (_AGAINST_REST, _mean_over_classes("uncertainty")),
+}
+"""The figures of `Score.to_dict`: name, unit and value."""
+UNITS = {name: unit for name, (unit, _) in FIGURES.items()}
+
+
+def _warnings(score: Score) -> list[str]:
+    texts = []
+    if score.impossible_rows and score.form.clip is None:
+        texts.append(
+            f"{_rows(score.impossible_rows)} had a label that the prediction called impossible (probability 0): the "
+            f"mean is infinite. Without them it is {score.cross_entropy_possible:.4g} nats."
         )
-    # The worst first; segments whose rows were all invalid have no loss and come last.
-    return tuple(sorted(found, key=lambda s: (math.isnan(s.cross_entropy.nats), -s.cross_entropy.nats, s.value)))
-
-
-def _surprising(state: ScoreState) -> tuple[SurprisingRow, ...]:
-    kept, names = state.surprising, state.form.classes
-    found = []
-    for i in range(len(kept)):
-        label = int(kept["label"][i])
-        likeliest: tuple[tuple[str, float], ...] = ()
-        if names:
-            pairs = zip(kept["likeliest"][i], kept["probabilities"][i], strict=True)
-            likeliest = tuple((names[c], float(q)) for c, q in pairs)
-        found.append(
-            SurprisingRow(
-                row=int(kept["row"][i]),
-                id=kept["id"][i],
-                label=names[label] if names and label >= 0 else None,
-                predicted=names[int(kept["predicted"][i])] if names else None,
-                loss=float(kept["loss"][i]),
-                weight=float(kept["weight"][i]),
-                likeliest=likeliest,
-            )
+    if score.form.clip is not None:
+        texts.append(
+            f"Probabilities of labels below {score.form.clip:g} were scored as {score.form.clip:g}: "
+            f"{_rows(score.clipped_rows)}, {score.impossible_rows:,} of them impossible."
         )
-    return tuple(found)
+    if score.invalid_rows:
+        texts.append(f"{_rows(score.invalid_rows)} had no valid prediction, label or weight and were left out.")
+    absent = [c.name for c in score.classes if c.weight == 0]
+    if absent:
+        names = ", ".join(absent[:5]) + (" ..." if len(absent) > 5 else "")
+        texts.append(f"{len(absent)} of {len(score.classes)} classes have no rows: {names}.")
+    if 0 < score.rows < FEW_ROWS:
+        texts.append(f"Only {_rows(score.rows)}: the interval assumes that their losses are nearly normal.")
+    if len(score.classes) > ONE_VS_REST_CLASSES:
+        texts.append(f"More than {ONE_VS_REST_CLASSES} classes: reliability is that of the predicted class only.")
+    t = score.temperature
+    if t and t.gain_low > 0:
+        too = "too confident" if t.temperature > 1 else "not confident enough"
+        texts.append(f"The predictions are {too}: a temperature of {t.temperature:.3g} would gain {t.gain:.3g} nats.")
+    return texts
 
 
-def _concentration(histogram: Array) -> tuple[tuple[float, float], ...]:
-    """How much of the loss the worst rows carry; within a bin all rows count with the bin's mean loss."""
-    weight, loss = np.concatenate([[[0.0, 0.0]], np.cumsum(histogram[::-1], axis=0)]).T
-    if not weight[-1] or not loss[-1]:
+def _rows(count: int) -> str:
+    return f"{count:,} {'row' if count == 1 else 'rows'}"
+
+
+def _columns(selected: SelectedRows, *names: str) -> Any:
+    if not len(selected) or any(name not in selected.columns for name in names):
         return ()
-    return tuple((share, float(np.interp(share * weight[-1], weight, loss) / loss[-1])) for share in TOP_SHARES)
+    return zip(*(selected[name].tolist() for name in names), strict=True)
 
 
-def _clip_sensitivity(state: ScoreState, weight: float) -> tuple[tuple[float, float], ...]:
-    """The mean loss for each clip: rows above it cost what it costs. Not for soft labels, or with a clip already."""
-    if state.form.soft or state.form.clip is not None or not weight:
-        return ()
-    finite = float(values(state.totals)[kernels.LOSS])
-    found = []
-    for eps, (above, lost) in zip(kernels.CLIPS.tolist(), values(state.clipped), strict=True):
-        found.append((eps, float(finite - lost - above * math.log(eps)) / weight))
-    return tuple(found)
-
-
-def _loss_bins(histogram: Array) -> tuple[tuple[float, float, float, float], ...]:
-    return tuple(
-        (*loss_edges(k), float(weight), float(loss)) for k, (weight, loss) in enumerate(histogram) if weight > 0
-    )
-
-
-def loss_edges(k: int) -> tuple[float, float]:
-    """The losses between which bin k of the histogram of losses lies; its octaves are divided evenly."""
-
-    def edge(step: int) -> float:
-        octave, part = divmod(step, kernels.LOSS_STEPS)
-        return math.ldexp(1 + part / kernels.LOSS_STEPS, octave + kernels.LOSS_LOWEST)
-
-    return (0.0 if k == 0 else edge(k)), (math.inf if k == kernels.LOSS_BINS - 1 else edge(k + 1))
+def plain(value: Any) -> Any:
+    """Convert to what JSON can hold: NaN becomes null, infinities become text."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {name: plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else ("inf" if value > 0 else "-inf")
+    return value
 
 
 def _exp(x: float) -> float:
@@ -352,7 +303,3 @@ def _exp(x: float) -> float:
         return math.exp(x)
     except OverflowError:
         return math.inf
-
-
-def _ratio(a: Any, b: Any) -> float:
-    return float(a) / float(b) if b else math.nan

@@ -1,8 +1,8 @@
 """`ScoreState`: what has to be known about some rows to score them together with others.
 
-A state is made from a batch of rows, states are added, and the sum of all is turned into a `Score`. However the rows
-were divided, the sum is the same: sums are compensated (sums.py), histograms have fixed bins, and which rows are kept
-whole depends on the rows alone (kept.py).
+A state is made from a batch of rows, states are added, and the sum of all is turned into a `Score`. The sum does not
+depend on how the rows were divided: sums are compensated (sums.py), histograms have fixed bins (loops.py), and which
+rows are kept whole depends on the rows alone (selection.py).
 """
 
 from __future__ import annotations
@@ -12,50 +12,28 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import reduce
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import polars as pl
 
 from xent.errors import ArgumentError, DataError, message
-from xent.scoring import kernels
-from xent.scoring.kept import Kept
-from xent.scoring.sums import Array, from_json, merged, to_json, zeros
+from xent.scoring import figures, loops
+from xent.scoring.batch import CALL, NO_INDEX, Rows, as_array, checked_clip, checked_count, one_per_row, row_scores
+from xent.scoring.calibration import expected_calibration_error, reliability, temperature
+from xent.scoring.form import Form, names_of
+from xent.scoring.score import Information, Score
+from xent.scoring.selection import MOST_INVALID, NO_ROWS, SelectedRows, check_columns, select, texts
+from xent.scoring.sums import Array, from_json, merged, to_json, values, zeros
 
-if TYPE_CHECKING:
-    from xent.scoring.score import Score
-
-__all__ = ["Form", "ScoreState"]
+__all__ = ["ScoreState"]
 
 SCHEMA = 1
-ONE_VS_REST_CLASSES = 100
-"""Up to so many classes each has a reliability histogram of its own; with more there is that of the predicted class."""
 MOST_SEGMENTS = 10_000
-MOST_INVALID = 50
-
-
-@dataclass(frozen=True)
-class Form:
-    """What kind of rows a state is about, and by which rules they were scored; states of one form can be added."""
-
-    classes: tuple[str, ...] = ()
-    """Empty if only the log-probability of each label is known."""
-    soft: bool = False
-    clip: float | None = None
-    """Probabilities of labels below it were scored as it. None: an impossible label costs +inf."""
-    weighted: bool = False
-    by: tuple[str, ...] = ()
-    identified: bool = False
-    entropy: bool = False
-    worst: int = 50
-    sample: int = 5_000
-
-    @property
-    def clip_loss(self) -> float:
-        return math.inf if self.clip is None else 0.0 - math.log(self.clip)
-
-    @property
-    def one_vs_rest(self) -> bool:
-        return 0 < len(self.classes) <= ONE_VS_REST_CLASSES
+SAMPLE_NUMBERS = 500_000
+"""Probabilities that the sample may hold: with many classes it has fewer rows."""
+ARRAYS = ("totals", "classes", "one_vs_rest", "confidence", "losses", "clipped")
+SELECTIONS = ("surprising", "sample", "invalid")
 
 
 @dataclass(frozen=True)
@@ -74,9 +52,9 @@ class ScoreState:
 
     form: Form
     totals: Array
-    """kernels.TOTALS, as pairs."""
+    """Sums over the rows, as pairs (loops.py names their places)."""
     classes: Array
-    """kernels.CLASS_TOTALS of each class."""
+    """Sums for each class."""
     one_vs_rest: Array
     """(weight, probability, label) for each class and bin of its probability."""
     confidence: Array
@@ -84,16 +62,33 @@ class ScoreState:
     losses: Array
     """(weight, weight * loss) for each bin of the loss."""
     clipped: Array
-    """(weight, weight * loss) of the rows below each of kernels.CLIPS; infinite losses count with their weight."""
+    """(weight, weight * loss) of the rows below each clip; infinite losses count with their weight only."""
     segments: Mapping[str, Mapping[str, Array]]
-    """kernels.TOTALS for each value of each segment column."""
-    surprising: Kept
-    sample: Kept
+    """`totals` for each value of each segment column."""
+    surprising: SelectedRows
+    sample: SelectedRows
     invalid_rows: int
-    invalid: Kept
+    invalid: SelectedRows
 
     @classmethod
-    def from_batch(cls, labels: Any, proba: Any = None, **options: Any) -> ScoreState:
+    def from_batch(
+        cls,
+        labels: Any,
+        proba: Any = None,
+        *,
+        logits: Any = None,
+        log_prob: Any = None,
+        entropy: Any = None,
+        weight: Any = None,
+        ids: Any = None,
+        by: Mapping[str, Any] | None = None,
+        classes: Any = None,
+        clip: float | None = None,
+        tolerance: float | None = None,
+        first_row: int = 0,
+        worst: int = 50,
+        sample: int = 5_000,
+    ) -> ScoreState:
         """Score a batch of rows.
 
         *Definition*: the loss of a row is ``-log q[label]`` in nats, ``-sum(t * log q)`` for a soft label t.
@@ -110,9 +105,9 @@ class ScoreState:
         by : mapping from a name to an array (rows,): segments
         classes : names of the classes
         clip : smallest probability of a label
-        tolerance : how far from 1 a sum may be; without it, what the dtype's rounding explains (xent.arrays)
-        first_row : the number of the batch's first row, which names rows without ids
-        worst, sample : how many rows are kept whole
+        tolerance : how far from 1 a sum may be; by default what the rounding of the dtype explains (xent.arrays)
+        first_row : the number of the batch's first row; row numbers name rows without ids
+        worst, sample : how many of the most surprising rows, and of randomly sampled rows, are kept whole
 
         Returns
         -------
@@ -120,50 +115,79 @@ class ScoreState:
 
         Raises
         ------
-        LabelError, ShapeError, ArgumentError
-            Labels outside the classes, shapes that do not fit. Rows that are no distributions are counted and named
-            in `invalid`; `xent.score` makes errors of them.
+        LabelError, ShapeError, DTypeError, ArgumentError
+            Labels outside the classes, shapes or options that do not fit. Rows that are not distributions are counted
+            and named in `invalid`; `xent.score` raises an error for them.
         """
-        from xent.scoring.batch import state_of
-
-        return state_of(labels, proba, **options)
+        rows = row_scores(
+            labels, proba, logits=logits, log_prob=log_prob, entropy=entropy, weight=weight, tolerance=tolerance
+        )
+        count, number = len(rows.loss), rows.p.shape[1]
+        if clip is not None and rows.target.shape[1]:
+            problem = "found it with soft labels, whose loss has a term for each class"
+            raise ArgumentError(message(CALL, "clip", problem, "Omit it, or raise the probabilities yourself"))
+        ids = None if ids is None else one_per_row("ids", as_array(CALL, "ids", ids), count)
+        by = _segment_columns(by, count)
+        first_row = checked_count(CALL, "first_row", first_row)
+        form = Form(
+            classes=_class_names(classes, number),
+            soft=rows.target.shape[1] > 0,
+            clip=checked_clip(CALL, clip),
+            weighted=weight is not None,
+            by=tuple(by),
+            identified=ids is not None,
+            entropy=entropy is not None,
+            worst=checked_count(CALL, "worst", worst),
+            sample=min(checked_count(CALL, "sample", sample), SAMPLE_NUMBERS // max(number, 1)),
+        )
+        state = cls.empty(form)
+        if not count:
+            return state
+        state._add(rows)
+        selected: dict[str, Any] = select(rows, ids, first_row, form.worst, form.sample)
+        return replace(
+            state,
+            segments={name: _segment_totals(rows, column, form.clip_loss) for name, column in by.items()},
+            invalid_rows=int((rows.status != loops.VALID).sum()),
+            **selected,
+        )
 
     @classmethod
     def empty(cls, form: Form) -> ScoreState:
         """The state of no rows, which changes nothing when it is added."""
         classes = len(form.classes)
-        each = classes if form.one_vs_rest else 0
-        nothing = Kept({"key": np.empty(0, np.uint64)})
         return cls(
             form=form,
-            totals=zeros(kernels.FIELDS),
-            classes=zeros(classes, kernels.CLASS_FIELDS),
-            one_vs_rest=zeros(each, kernels.PROBABILITY_BINS, 3),
-            confidence=zeros(kernels.CONFIDENCE_BINS if classes else 0, 3),
-            losses=zeros(kernels.LOSS_BINS, 2),
-            clipped=zeros(len(kernels.CLIPS), 2),
+            totals=zeros(loops.FIELDS),
+            classes=zeros(classes, loops.CLASS_FIELDS),
+            one_vs_rest=zeros(classes if form.one_vs_rest else 0, loops.PROBABILITY_BINS, 3),
+            confidence=zeros(loops.CONFIDENCE_BINS if classes else 0, 3),
+            losses=zeros(loops.LOSS_BINS, 2),
+            clipped=zeros(len(loops.CLIPS), 2),
             segments={name: {} for name in form.by},
-            surprising=nothing,
-            sample=nothing,
+            surprising=NO_ROWS,
+            sample=NO_ROWS,
             invalid_rows=0,
-            invalid=nothing,
+            invalid=NO_ROWS,
         )
 
     @property
     def rows(self) -> int:
-        """Valid rows."""
-        return int(self.totals[kernels.ROWS, 0])
+        """Number of valid rows."""
+        return int(self.totals[loops.ROWS, 0])
 
     def __add__(self, other: ScoreState) -> ScoreState:
-        if self.form != other.form:
-            found = f"found states of different forms: {_difference(self.form, other.form)}"
-            raise ArgumentError(message("ScoreState.__add__", "", found, "Make all batches with the same options"))
+        if not isinstance(other, ScoreState):
+            return NotImplemented
         form = self.form
+        if form != other.form:
+            problem = f"found states of different forms: {_difference(form, other.form)}"
+            raise ArgumentError(message("ScoreState.__add__", "", problem, "Make all batches with the same options"))
         sums: dict[str, Any] = {name: merged(getattr(self, name), getattr(other, name)) for name in ARRAYS}
         return ScoreState(
             form=form,
             **sums,
-            segments={name: _segments(name, self.segments[name], other.segments[name]) for name in form.by},
+            segments={name: _merged_segments(name, self.segments[name], other.segments[name]) for name in form.by},
             surprising=(self.surprising + other.surprising).most_surprising(form.worst),
             sample=(self.sample + other.sample).sampled(form.sample),
             invalid_rows=self.invalid_rows + other.invalid_rows,
@@ -176,67 +200,167 @@ class ScoreState:
     __hash__ = None  # type: ignore[assignment]
 
     def moved(self, rows: int) -> ScoreState:
-        """The state of the same rows, when others come before them: the numbers of kept rows begin later."""
-        kept = {name: getattr(self, name).moved(rows) for name in KEPT if len(getattr(self, name))}
-        return replace(self, **kept)
+        """Return the state of the same rows when `rows` others precede them: their numbers are larger by that."""
+        selected: dict[str, Any] = {name: getattr(self, name).moved(rows) for name in SELECTIONS}
+        return replace(self, **selected)
 
     def finalize(self) -> Score:
-        """Turn the sums into what is reported."""
-        from xent.scoring.score import score_of
+        """Turn the sums into the figures of a `Score`."""
+        form, total = self.form, values(self.totals)
+        weight, loss = float(total[loops.WEIGHT]), float(total[loops.LOSS])
+        has_classes, has_entropy = bool(form.classes), form.soft or form.entropy
+        bins = reliability(self.confidence) if has_classes else ()
 
-        return score_of(self)
+        def mean(place: int, known: bool) -> float:
+            return figures.ratio(total[place], weight) if known else math.nan
+
+        return Score(
+            form=form,
+            rows=self.rows,
+            weight=weight,
+            invalid_rows=self.invalid_rows,
+            impossible_rows=int(total[loops.IMPOSSIBLE_ROWS]),
+            clipped_rows=int(total[loops.CLIPPED_ROWS]),
+            cross_entropy=figures.estimate(self.totals),
+            cross_entropy_possible=figures.ratio(loss, weight - total[loops.IMPOSSIBLE_WEIGHT]),
+            base_rate=Information(figures.base_rate(self.classes, weight) if has_classes else math.nan),
+            uniform=Information(math.log(len(form.classes)) if has_classes else math.nan),
+            entropy=Information(mean(loops.ENTROPY, has_entropy)),
+            brier=mean(loops.BRIER, has_classes),
+            accuracy=mean(loops.CORRECT, has_classes),
+            calibration_error=expected_calibration_error(bins) if has_classes else math.nan,
+            temperature=temperature(self.sample),
+            reliability=bins,
+            classes=figures.class_scores(form, self.classes, self.one_vs_rest, weight),
+            segments={name: figures.segment_scores(form, self.segments[name], loss) for name in form.by},
+            surprising=figures.surprising_rows(form, self.surprising),
+            concentration=figures.concentration(self.losses),
+            clip_sensitivity=figures.clip_sensitivity(form, self.clipped, loss, weight),
+            losses=figures.loss_bins(self.losses),
+            sample=self.sample,
+            invalid=self.invalid,
+        )
 
     def to_json(self) -> str:
-        """The state as JSON text, bit for bit."""
+        """Return the state as JSON text, exact to the bit."""
         written: dict[str, Any] = {"state": "xent score", "schema": SCHEMA, "form": asdict(self.form)}
         written |= {name: to_json(getattr(self, name)) for name in ARRAYS}
         written["segments"] = {
-            name: {value: to_json(found[value]) for value in sorted(found)} for name, found in self.segments.items()
+            name: {value: to_json(totals[value]) for value in sorted(totals)} for name, totals in self.segments.items()
         }
-        written |= {name: getattr(self, name).to_json() for name in KEPT}
+        written |= {name: getattr(self, name).to_json() for name in SELECTIONS}
         return json.dumps({**written, "invalid_rows": self.invalid_rows})
 
     @classmethod
     def from_json(cls, text: str) -> ScoreState:
-        """The state that `to_json` wrote; DataError for anything else."""
+        """Return the state that `to_json` wrote; DataError for anything else."""
         try:
             written = json.loads(text)
             if (written["state"], written["schema"]) != ("xent score", SCHEMA):
                 raise ValueError(f"schema {written['schema']}")
             form: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in written["form"].items()}
             stored: dict[str, Any] = {name: from_json(written[name]) for name in ARRAYS}
-            stored |= {name: Kept.from_json(written[name]) for name in KEPT}
-            return cls(
-                form=Form(**form),
-                **stored,
-                segments={
-                    name: {value: from_json(sums) for value, sums in found.items()}
-                    for name, found in written["segments"].items()
-                },
-                invalid_rows=written["invalid_rows"],
-            )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            found = f"this is not a state that to_json wrote ({error!r})"
-            raise DataError(message("ScoreState.from_json", "text", found, "Pass the text unchanged")) from None
+            stored |= {name: SelectedRows.from_json(written[name]) for name in SELECTIONS}
+            stored["segments"] = {
+                name: {value: from_json(totals) for value, totals in segments.items()}
+                for name, segments in written["segments"].items()
+            }
+            state = cls(form=Form(**form), **stored, invalid_rows=checked_count(CALL, "", written["invalid_rows"]))
+            _check_consistency(state)
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, MemoryError) as error:
+            problem = f"this is not a state that to_json wrote ({error!r})"
+            raise DataError(message("ScoreState.from_json", "text", problem, "Pass the text unchanged")) from None
+        return state
 
-
-ARRAYS = ("totals", "classes", "one_vs_rest", "confidence", "losses", "clipped")
-KEPT = ("surprising", "sample", "invalid")
+    def _add(self, rows: Rows) -> None:
+        """Add rows to the sums of this state, which must be new: its arrays are changed."""
+        form = self.form
+        w, status, clip_loss = rows.weight, rows.status, form.clip_loss
+        totals, classes, losses, clipped, confidence, one_vs_rest = (
+            getattr(self, name).reshape(-1)
+            for name in ("totals", "classes", "losses", "clipped", "confidence", "one_vs_rest")
+        )
+        loops.add_rows(rows.loss, rows.brier, rows.correct, rows.entropy, w, NO_INDEX, status, clip_loss, totals)
+        loops.add_losses(rows.loss, w, status, clip_loss, 0.0 - np.log(loops.CLIPS), losses, clipped)
+        if not form.classes:
+            return
+        loops.add_confidence(rows.confidence, rows.correct, w, status, confidence)
+        if form.soft:
+            loops.add_soft_classes(rows.p, rows.target, rows.predicted, w, status, classes)
+        else:
+            loops.add_classes(rows.label, rows.predicted, rows.loss, w, status, clip_loss, classes)
+        if form.one_vs_rest:
+            loops.add_one_vs_rest(rows.p, rows.label, rows.target, w, status, one_vs_rest)
 
 
 def add_all(states: list[ScoreState]) -> ScoreState:
-    """The sum of one or more states."""
+    """Return the sum of one or more states."""
     return reduce(ScoreState.__add__, states)
 
 
-def _segments(name: str, a: Mapping[str, Array], b: Mapping[str, Array]) -> dict[str, Array]:
-    found = {**a, **{value: merged(a[value], sums) if value in a else sums for value, sums in b.items()}}
-    if len(found) > MOST_SEGMENTS:
+def _segment_columns(by: Any, count: int) -> dict[str, Array]:
+    if by is not None and not isinstance(by, Mapping):
+        problem = f"found a {type(by).__name__}"
+        raise ArgumentError(message(CALL, "by", problem, "Pass a mapping from a name to an array"))
+    return {
+        str(name): one_per_row(f"by[{name!r}]", as_array(CALL, f"by[{name!r}]", column), count)
+        for name, column in (by or {}).items()
+    }
+
+
+def _segment_totals(rows: Rows, column: Array, clip_loss: float) -> dict[str, Array]:
+    """Return the totals of each value of a segment column."""
+    values_of_rows = texts(column).fill_null("(missing)")
+    names = values_of_rows.unique().sort()
+    group = values_of_rows.cast(pl.Enum(names)).to_physical().cast(pl.Int64).to_numpy()
+    totals = zeros(len(names), loops.FIELDS)
+    loops.add_rows(
+        rows.loss,
+        rows.brier,
+        rows.correct,
+        rows.entropy,
+        rows.weight,
+        group,
+        rows.status,
+        clip_loss,
+        totals.reshape(-1),
+    )
+    return dict(zip(names.to_list(), totals, strict=True))
+
+
+def _merged_segments(column: str, a: Mapping[str, Array], b: Mapping[str, Array]) -> dict[str, Array]:
+    segments = {**a, **{value: merged(a[value], totals) if value in a else totals for value, totals in b.items()}}
+    if len(segments) > MOST_SEGMENTS:
         remedy = "Segments are for columns with few values; a column that names each row is an id"
-        raise DataError(message("score", "by", f"column {name!r} has more than {MOST_SEGMENTS} values", remedy))
-    return found
+        raise DataError(message("score", "by", f"column {column!r} has more than {MOST_SEGMENTS} values", remedy))
+    return segments
+
+
+def _class_names(classes: Any, number: int) -> tuple[str, ...]:
+    names = tuple(map(str, range(number))) if classes is None else names_of("classes", classes)
+    if number and (len(names) != number or len(set(names)) != number):
+        problem = f"found {len(names)} names, {len(set(names))} of them different, for {number} classes"
+        raise ArgumentError(message(CALL, "classes", problem, "Name each class once, in the order of the columns"))
+    return names if number else ()
 
 
 def _difference(a: Form, b: Form) -> str:
     one, other = asdict(a), asdict(b)
     return ", ".join(f"{name} {one[name]!r} and {other[name]!r}" for name in one if one[name] != other[name])
+
+
+def _check_consistency(state: ScoreState) -> None:
+    """Raise ValueError if the parts of a state that was read from JSON do not fit each other."""
+    form = state.form
+    if not all(isinstance(name, str) for name in (*form.classes, *form.by)):
+        raise ValueError("names that are not text")
+    checked_clip(CALL, form.clip)
+    for size in (form.worst, form.sample):
+        checked_count(CALL, "form", size)
+    expected = ScoreState.empty(form)
+    pairs = [(getattr(state, name), getattr(expected, name)) for name in ARRAYS]
+    pairs += [(totals, expected.totals) for segments in state.segments.values() for totals in segments.values()]
+    if set(state.segments) != set(form.by) or any(a.shape != b.shape or a.dtype != b.dtype for a, b in pairs):
+        raise ValueError("sums of another shape")
+    for name in SELECTIONS:
+        check_columns(name, getattr(state, name), len(form.classes), form.soft)

@@ -1,4 +1,4 @@
-"""Compensated sums as pairs (high, low) along the last axis, and how states write arrays into JSON."""
+"""Compensated sums, as pairs (high, low) along the last axis, and arrays as JSON."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Array = NDArray[Any]
 
 
 def zeros(*shape: int) -> Array:
-    """Sums of nothing."""
+    """Return sums of no terms."""
     return np.zeros((*shape, 2))
 
 
 def merged(a: Array, b: Array) -> Array:
-    """The sums of two parts: the high words by Knuth's two-sum, its rounding error into the low words.
+    """Add the sums of two parts: the high words by Knuth's two-sum, whose rounding error goes into the low words.
 
     >>> part = np.array([1.0, 0.0]), np.array([2.0**-60, 0.0])
     >>> merged(merged(*part), np.array([-1.0, 0.0])).sum() == 2.0**-60
@@ -31,17 +31,17 @@ def merged(a: Array, b: Array) -> Array:
 
 
 def values(pairs: Array) -> Array:
-    """The sums as float64."""
+    """Return the sums as float64."""
     return np.asarray(pairs[..., 0] + pairs[..., 1])
 
 
 def exactly(pair: Array) -> Fraction:
-    """One sum with all its digits, for differences in which nearly everything cancels."""
+    """Return one sum exactly, for differences in which nearly all digits cancel."""
     return Fraction(float(pair[0])) + Fraction(float(pair[1]))
 
 
 def to_json(array: Array) -> Any:
-    """An array as JSON can hold it, bit for bit: text of objects as a list, numbers in base64."""
+    """Write an array as JSON, exact to the bit: objects as a list, numbers in base64."""
     if array.dtype == object:
         return {"shape": list(array.shape), "list": array.reshape(-1).tolist()}
     little = array.astype(array.dtype.newbyteorder("<"), copy=False)
@@ -53,10 +53,10 @@ def to_json(array: Array) -> Any:
 
 
 def from_json(written: Any) -> Array:
-    """The array that `to_json` wrote."""
+    """Read the array that `to_json` wrote."""
     if "list" in written:
-        found = np.empty(len(written["list"]), object)
-        found[:] = written["list"]
-        return found.reshape(written["shape"])
+        objects = np.empty(len(written["list"]), object)
+        objects[:] = written["list"]
+        return objects.reshape(written["shape"])
     stored = np.frombuffer(base64.b64decode(written["base64"]), np.dtype(written["dtype"]))
     return stored.astype(stored.dtype.newbyteorder("=")).reshape(written["shape"])

@@ -123,7 +123,7 @@ def statistics(
 ) -> Statistics:
     """Log-probability and rank of the labels, entropy, log-sum-exp and argmax of each row, in one visit to the logits.
 
-    *Definition*: with q = softmax(z) of the transformed logits z (`xent.Objective`), ``log_prob = log q[label]``,
+    *Definition*: with q = softmax(z) of the softcapped logits z (`xent.Objective`), ``log_prob = log q[label]``,
     ``entropy = -sum(q * log q)``, ``lse = log(sum(exp(z)))``; ``argmax`` is the first class with the greatest logit,
     and ``rank`` the number of classes whose logit is greater than the label's: 0 for a right prediction.
 

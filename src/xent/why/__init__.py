@@ -1,7 +1,8 @@
 """Why cross-entropy and not squared error: the experiment behind `xent why`, on real data.
 
-data.py loads and prepares a table, gradient_descent.py trains models on the gradients of `xent.numpy`, experiment.py
-compares the two losses fairly, record.py is what it returns (and what `why.json` holds).
+data.py loads and prepares a table, gradient_descent.py trains models with the gradients of `xent.numpy`, experiment.py
+compares the two losses (measures.py, explain.py), and record.py is the result, which `why.json` holds. predictions.py
+computes both gradients on the predictions of another model.
 """
 
 from xent.why.data import BUILT_IN, Dataset, load

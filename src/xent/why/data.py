@@ -1,8 +1,10 @@
-"""A table and its label column, from scikit-learn or a file, as numbers that gradient descent can use."""
+"""A table and its label column, from scikit-learn or a file, as features for gradient descent."""
 
 from __future__ import annotations
 
 import difflib
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from sklearn import datasets
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from xent.errors import DataError
+from xent.errors import ArgumentError, DataError, message
 
 BUILT_IN = {
     "digits": datasets.load_digits,
@@ -23,16 +25,16 @@ BUILT_IN = {
     "breast_cancer": datasets.load_breast_cancer,
 }
 MOST_ROWS = 10_000
-"""Larger tables are sampled, so that the experiment stays a matter of minutes; the record says so."""
+"""Larger tables are sampled, so that the experiment takes minutes at most; the record says so."""
 MOST_CATEGORIES = 100
-"""A text column with more different values is no category but a name or a text."""
+"""A text column with more distinct values holds names or texts, not categories."""
 FEWEST_ROWS_PER_CLASS = 5
-"""Training, validation and test rows are drawn from each class: 3, 1 and 1 of 5."""
+"""Each class contributes training, validation and test rows: 3, 1 and 1 of 5."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Numbers and categories of the rows, and their labels as class indices."""
+    """Numeric and categorical features of the rows, and their labels as class indices."""
 
     name: str
     source: str
@@ -60,27 +62,37 @@ class Splits:
     everything: Split
 
 
-def load(data: str, label: str | None = None, drop: tuple[str, ...] = ()) -> Dataset:
+def load(data: str | Path, label: str | None = None, drop: str | Sequence[str] = ()) -> Dataset:
     """Load a data set by name, or a CSV or Parquet file by its path.
 
     Raises
     ------
     DataError
         The file or column cannot be read as a table of labelled rows without missing values.
+    ArgumentError
+        An argument is not text.
     """
-    if data in BUILT_IN and not Path(data).is_file():
+    dropped = [drop] if isinstance(drop, str) else drop
+    if not isinstance(data, str | Path) or not isinstance(dropped, Sequence) or not isinstance(label, str | None):
+        problem = f"found {data!r}, {label!r} and {drop!r}, expected the name of a data set or file, and of columns"
+        raise ArgumentError(message("load", "data, label, drop", problem, "Pass text, such as 'iris' or 'table.csv'"))
+    if data in BUILT_IN and not os.path.isfile(data):
         if label is not None:
-            raise DataError(f"--label {label}: the built-in data set {data!r} knows its label. Leave --label out.")
-        return _built_in(data)
-    frame = _read(Path(data), data)
-    return _from_frame(frame, Path(data), label, drop)
+            raise DataError(f"--label {label}: the built-in data set {data!r} has its own label. Omit --label.")
+        return _built_in(str(data))
+    path = Path(data)
+    try:
+        return _from_frame(_read(path, str(data)), path, label, dropped)
+    except pl.exceptions.PolarsError as error:
+        problem = str(error).strip().splitlines()[0]
+        raise DataError(f"{data}: cannot be used as a table ({problem}). Drop or convert that column.") from None
 
 
 def prepare(dataset: Dataset, seed: int = 0) -> Splits:
-    """Split into 60% training, 20% validation and 20% test rows, each class in proportion, and scale.
+    """Split into 60% training, 20% validation and 20% test rows, stratified by class, and standardise the features.
 
-    Means, deviations and categories are those of the training rows, so that nothing of the others leaks into them.
-    The split depends on `seed` alone: it is the same for all trainings.
+    Means, deviations and categories come from the training rows, so that nothing leaks from the others. The split
+    depends on `seed` alone and is the same for all trainings.
     """
     index = np.arange(len(dataset.labels))
     rest, test = train_test_split(index, test_size=0.2, random_state=seed, stratify=dataset.labels)
@@ -104,36 +116,36 @@ def _built_in(name: str) -> Dataset:
     return Dataset(name, "scikit-learn", "target", numbers, none, labels, classes, rows)
 
 
-def _read(path: Path, given: str) -> pl.DataFrame:
-    if not path.is_file():
-        close = difflib.get_close_matches(given, BUILT_IN, n=1)
+def _read(path: Path, name: str) -> pl.DataFrame:
+    if not os.path.isfile(path):
+        close = difflib.get_close_matches(name, BUILT_IN, n=1)
         hint = f"Did you mean {close[0]}? " if close else ""
         raise DataError(
-            f"{given}: no such file, and no built-in data set of that name. {hint}Give a .csv or .parquet file, "
+            f"{name}: no such file, and no built-in data set of that name. {hint}Give a .csv or .parquet file, "
             f"or one of {', '.join(BUILT_IN)}."
         )
     suffix = path.suffix.lower()
     if suffix not in (".csv", ".parquet"):
         raise DataError(
-            f"{given}: expected a file that ends in .csv or .parquet. Convert it, or rename it if it is one."
+            f"{name}: expected a file that ends in .csv or .parquet. Convert it, or rename it if it is one."
         )
     if path.stat().st_size == 0:
-        raise DataError(f"{given}: the file is empty. Expected a header line and rows below it.")
+        raise DataError(f"{name}: the file is empty. Expected a header line and rows below it.")
     if suffix == ".csv":
         with path.open("rb") as file:
             if b"\0" in file.read(1 << 16):
                 raise DataError(
-                    f"{given}: this is a binary file, not CSV text. If it is a Parquet file, name it .parquet."
+                    f"{name}: this is a binary file, not CSV text. If it is a Parquet file, name it .parquet."
                 )
     try:
         return pl.read_csv(path, infer_schema_length=None) if suffix == ".csv" else pl.read_parquet(path)
     except (pl.exceptions.PolarsError, OSError, UnicodeError) as error:
         kind = "CSV" if suffix == ".csv" else "Parquet"
         reason = str(error).strip().splitlines()[0]
-        raise DataError(f"{given}: cannot be read as {kind} ({reason}). Check that the file is whole.") from None
+        raise DataError(f"{name}: cannot be read as {kind} ({reason}). Check that the file is whole.") from None
 
 
-def _from_frame(frame: pl.DataFrame, path: Path, label: str | None, drop: tuple[str, ...]) -> Dataset:
+def _from_frame(frame: pl.DataFrame, path: Path, label: str | None, drop: Sequence[str]) -> Dataset:
     columns = ", ".join(frame.columns[:20]) + (", ..." if len(frame.columns) > 20 else "")
     if label is None:
         raise DataError(f"{path}: which column is the label? Name it with --label; the columns are {columns}.")
@@ -154,7 +166,7 @@ def _from_frame(frame: pl.DataFrame, path: Path, label: str | None, drop: tuple[
     numeric = [c for c in features.columns if features[c].dtype.is_numeric()]
     others = [c for c in features.columns if c not in numeric]
     if not features.columns:
-        raise DataError(f"{path}: there is no column beside the label {label!r} to predict it from.")
+        raise DataError(f"{path}: there is no column besides the label {label!r} to predict it from.")
     for column in others:
         _refuse_text(features[column], path)
     numbers = features.select(numeric).to_numpy().astype(np.float64).reshape(frame.height, len(numeric))
@@ -177,23 +189,25 @@ def _refuse_missing(frame: pl.DataFrame, path: Path) -> None:
 
 
 def _refuse_text(series: pl.Series, path: Path) -> None:
-    different = series.n_unique()
-    if different > min(MOST_CATEGORIES, max(2, len(series) // 2)):
+    distinct = series.n_unique()
+    if distinct > min(MOST_CATEGORIES, max(2, len(series) // 2)):
         raise DataError(
-            f"{path}: column {series.name!r} holds {different} different values in {len(series)} rows: text or names, "
+            f"{path}: column {series.name!r} holds {distinct} different values in {len(series)} rows: text or names, "
             f"not categories. Leave it out with --drop {series.name}."
         )
 
 
 def _labels(series: pl.Series, path: Path) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    different = series.unique().sort()
-    if len(different) < 2:
+    if series.dtype.is_nested():
+        raise DataError(f"{path}: the label {series.name!r} holds {series.dtype}. Choose a column of classes.")
+    distinct = series.unique().sort()
+    if len(distinct) < 2:
         raise DataError(
-            f"{path}: the label {series.name!r} has one class only ({different[0]!r}); there is nothing to tell apart."
+            f"{path}: the label {series.name!r} has one class only ({distinct[0]!r}); classification needs two."
         )
-    if len(different) > max(2, len(series) // FEWEST_ROWS_PER_CLASS):
+    if len(distinct) > max(2, len(series) // FEWEST_ROWS_PER_CLASS):
         raise DataError(
-            f"{path}: the label {series.name!r} has {len(different)} different values in {len(series)} rows: "
+            f"{path}: the label {series.name!r} has {len(distinct)} different values in {len(series)} rows: "
             "not classes. Choose a column of classes, or group the values first."
         )
     counts = series.value_counts().sort("count")
@@ -201,8 +215,8 @@ def _labels(series: pl.Series, path: Path) -> tuple[NDArray[np.int64], tuple[str
     if fewest < FEWEST_ROWS_PER_CLASS:
         raise DataError(
             f"{path}: class {rarest!r} of the label {series.name!r} has {fewest} rows, and {FEWEST_ROWS_PER_CLASS} are "
-            "needed to train, validate and test. Leave those rows out, or join the class with another."
+            "needed to train, validate and test. Leave those rows out, or merge the class with another."
         )
-    position = {value: i for i, value in enumerate(different.to_list())}
+    position = {value: i for i, value in enumerate(distinct.to_list())}
     labels = np.array([position[value] for value in series.to_list()], dtype=np.int64)
-    return labels, tuple(str(value) for value in different.to_list())
+    return labels, tuple(map(str, position))

@@ -1,12 +1,12 @@
-"""Cross-entropy against squared error of the softmax, on equal terms.
+"""Cross-entropy against squared error of the softmax, under equal conditions.
 
-Equal: the same rows, split, start, batches and epochs. Each loss has its own learning rate, the best by the validation
-accuracy averaged over the training, which rewards both speed and the final result and belongs to neither loss. That
-search uses a seed of its own, is made anew for each model and start, and widens until the best is not at an end of
-the grid. Test rows are used for no choice.
+Rows, split, start, batches and epochs are the same. Each loss has its own learning rate, the best by the validation
+accuracy averaged over the training, which rewards both speed and the final result and favours neither loss. The search
+uses a seed of its own, is repeated for each model and start, and extends the grid until the best rate is not at an end
+of it. Test rows are not used for any choice.
 
-The second start is confidently wrong: a model that has learned labels moved on by one class. That is where the
-gradient of the squared error, which has a factor q[label], should stall.
+The second start is confidently wrong: a model that was trained on labels shifted by one class. There the gradient of
+the squared error, which has a factor q[label], should stall.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 import xent
+from xent.errors import ArgumentError, message
 from xent.information import entropy
 from xent.numpy import cross_entropy, squared_error
-from xent.why.compare import comparisons, steps_to_reach
-from xent.why.data import Dataset, Splits, prepare
+from xent.why.data import Dataset, Split, Splits, prepare
 from xent.why.explain import gradient_samples, information, likelihood_part
 from xent.why.gradient_descent import Evaluation, Parameters, Trained, initial_parameters, logits_of, train
+from xent.why.measures import comparisons, steps_to_reach
 from xent.why.record import (
     LOSSES,
     MODELS,
@@ -47,15 +48,15 @@ from xent.why.record import (
 )
 
 SEARCH_SEED = 1_000_000
-"""The learning rates are chosen with this seed, the results made with others."""
+"""The seed of the search for learning rates, which no result uses."""
 LEVELS = (0.5, 0.8, 0.9, 0.95, 0.98)
-"""Shares of the way from the majority class's accuracy to the best validation accuracy; reaching them is timed."""
+"""Levels to time, as fractions of the way from the majority class's accuracy to the best validation accuracy."""
 CURVE_POINTS = 60
 WIDEST_SEARCH = 6
-"""How often the grid may grow at an end."""
+"""How often the grid of learning rates may be extended."""
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how many trainings are done and how many there are."""
+"""Called with the current task, the number of trainings done and the number of all trainings."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +71,16 @@ class Training:
 
 
 def run(dataset: Dataset, settings: Settings | None = None, progress: Progress | None = None) -> Record:
-    """Run the whole experiment; about 150 trainings, on all cores."""
+    """Run the whole experiment: about 150 trainings, on all cores."""
+    settings = Settings() if settings is None else settings
+    if not (isinstance(dataset, Dataset) and isinstance(settings, Settings)):
+        problem = f"found a {type(dataset).__name__} and a {type(settings).__name__}"
+        raise ArgumentError(
+            message("run", "dataset, settings", problem, "Pass what xent.why.load returns, and Settings")
+        )
     began = time.perf_counter()
-    settings = settings or Settings()
     splits = prepare(dataset)
-    with Lab(dataset, splits, settings, progress or (lambda what, done, total: None)) as lab:
+    with Lab(dataset, splits, settings, progress or (lambda task, done, total: None)) as lab:
         trials = [trial for start in STARTS for trial in lab.search(start)]
         chosen = {(t.start, t.model, t.loss): t.learning_rate for t in trials if t.chosen}
         results = lab.compare(chosen)
@@ -83,7 +89,7 @@ def run(dataset: Dataset, settings: Settings | None = None, progress: Progress |
     best = max(e.validation_accuracy for trained in results.values() for e in trained.evaluations)
     levels = _levels(summary.majority_accuracy, best)
     runs = [_run(training, trained, levels) for training, trained in results.items()]
-    final = _explained(results, settings.seeds[0])
+    final = _explained_models(results, settings.seeds[0])
     starts = {start: {model: lab.start(start, model, settings.seeds[0]) for model in MODELS} for start in STARTS}
     return Record(
         data=summary,
@@ -105,7 +111,7 @@ def run(dataset: Dataset, settings: Settings | None = None, progress: Progress |
 
 
 class Lab:
-    """Runs trainings on all cores, and remembers the starts that they share."""
+    """Runs trainings on all cores, and keeps the starts that they share."""
 
     def __init__(self, dataset: Dataset, splits: Splits, settings: Settings, progress: Progress) -> None:
         self.splits, self.settings, self.progress = splits, settings, progress
@@ -121,18 +127,18 @@ class Lab:
         self.workers.__exit__(*error)
 
     def search(self, start: Start) -> list[LearningRateTrial]:
-        """Try learning rates for each model and loss, outwards until the best is inside the grid; mark the best."""
+        """Try learning rates for each model and loss, extending the grid until the best is inside; mark the best."""
         scores: dict[tuple[ModelName, Loss], dict[float, float]] = {pair: {} for pair in product(MODELS, LOSSES)}
-        wanted = [(model, loss, rate) for model, loss in scores for rate in self.settings.learning_rates]
+        untried = [(model, loss, rate) for model, loss in scores for rate in self.settings.learning_rates]
         for _ in range(WIDEST_SEARCH + 1):
-            trainings = [Training(start, model, loss, rate, SEARCH_SEED) for model, loss, rate in wanted]
+            trainings = [Training(start, model, loss, rate, SEARCH_SEED) for model, loss, rate in untried]
             for training, trained in self._train(f"learning rates, {start} start", trainings):
                 accuracies = [evaluation.validation_accuracy for evaluation in trained.evaluations]
                 steps = [evaluation.step for evaluation in trained.evaluations]
                 score = float(np.trapezoid(accuracies, steps) / steps[-1])
                 scores[training.model, training.loss][training.learning_rate] = score
-            wanted = [(*pair, rate) for pair in scores if (rate := _beyond(scores[pair])) is not None]
-            if not wanted:
+            untried = [(*pair, rate) for pair in scores if (rate := _beyond(scores[pair])) is not None]
+            if not untried:
                 break
         if start == "random":
             self.rates_at_start = {model: _best(scores[model, "cross-entropy"]) for model in MODELS}
@@ -143,7 +149,7 @@ class Lab:
         ]
 
     def compare(self, rates: dict[tuple[Start, ModelName, Loss], float]) -> dict[Training, Trained]:
-        """Train each start, model and loss at its learning rate, once for each seed."""
+        """Train each start, model and loss at its learning rate, once per seed."""
         trainings = [Training(*key, rate, seed) for key, rate in rates.items() for seed in self.settings.seeds]
         return dict(self._train("the race", trainings))
 
@@ -153,8 +159,8 @@ class Lab:
             features = self.splits.train.features.shape[1]
             parameters = initial_parameters(model, features, self.classes, self.settings.hidden_units, seed)
             if start == "confidently wrong":
-                moved_on = (self.splits.train.labels + 1) % self.classes
-                wrong = type(self.splits.train)(self.splits.train.features, moved_on)
+                shifted = (self.splits.train.labels + 1) % self.classes
+                wrong = Split(self.splits.train.features, shifted)
                 parameters = train(
                     parameters,
                     wrong,
@@ -168,19 +174,19 @@ class Lab:
             self.starts[start, model, seed] = parameters
         return self.starts[start, model, seed]
 
-    def _train(self, what: str, trainings: Sequence[Training]) -> Iterator[tuple[Training, Trained]]:
+    def _train(self, task: str, trainings: Sequence[Training]) -> Iterator[tuple[Training, Trained]]:
         jobs = (
             joblib.delayed(_train_one)(self.start(t.start, t.model, t.seed), self.splits, t, self.settings)
             for t in trainings
         )
-        self.progress(what, 0, len(trainings))
+        self.progress(task, 0, len(trainings))
         for done, (training, trained) in enumerate(zip(trainings, self.workers(jobs), strict=True), 1):
-            self.progress(what, done, len(trainings))
+            self.progress(task, done, len(trainings))
             yield training, trained
 
 
 def _train_one(start: Parameters, splits: Splits, training: Training, settings: Settings) -> Trained:
-    # The matrices are small: threads of their own would only get into each other's way.
+    # The matrices are small: several threads per training would only compete with each other.
     with threadpool_limits(1):
         return train(
             start,
@@ -208,12 +214,12 @@ def _evaluate(step: int, parameters: Parameters, splits: Splits) -> Evaluation:
 
 
 def _best(scores: dict[float, float]) -> float:
-    """The learning rate with the highest score; the lower one of two that are equal."""
+    """Return the learning rate with the highest score; of equal scores, the lower rate."""
     return max(sorted(scores), key=lambda rate: scores[rate])
 
 
 def _beyond(scores: dict[float, float]) -> float | None:
-    """The next learning rate outwards (0.1, 0.3, 1, 3, ...), if the best one is at an end of those tried."""
+    """Return the next learning rate (0.1, 0.3, 1, 3, ...) beyond the best one if that is at an end of those tried."""
     rates, best = sorted(scores), _best(scores)
     if len(rates) > 1 and best not in (rates[0], rates[-1]):
         return None
@@ -222,7 +228,7 @@ def _beyond(scores: dict[float, float]) -> float | None:
 
 
 def _levels(majority: float, best: float) -> tuple[float, ...]:
-    """The accuracies to reach, to a tenth of a percent; those above the majority class only."""
+    """Return the accuracies to time, rounded to 0.1%; only those above the majority class."""
     levels = {round(majority + share * (best - majority), 3) for share in LEVELS}
     return tuple(sorted(level for level in levels if level > majority))
 
@@ -247,7 +253,7 @@ def _summary(dataset: Dataset, splits: Splits) -> DataSummary:
 
 def _run(training: Training, trained: Trained, levels: Sequence[float]) -> Run:
     evaluations = trained.evaluations
-    # Evenly spaced on the logarithmic axis on which the curves are drawn, with both ends.
+    # Evenly spaced on the logarithmic axis of the charts, with both ends.
     places = np.unique(np.geomspace(1, len(evaluations), CURVE_POINTS).round().astype(int) - 1)
     shown = [evaluations[i] for i in places]
     return Run(
@@ -266,8 +272,8 @@ def _run(training: Training, trained: Trained, levels: Sequence[float]) -> Run:
     )
 
 
-def _explained(results: dict[Training, Trained], seed: int) -> dict[ModelName, Trained]:
-    """The models that the report explains by: trained from a random start by cross-entropy, with the first seed."""
+def _explained_models(results: dict[Training, Trained], seed: int) -> dict[ModelName, Trained]:
+    """Return the models that the report uses as examples: random start, cross-entropy, first seed."""
     return {
         training.model: trained
         for training, trained in results.items()

@@ -1,4 +1,4 @@
-"""The ideas of information theory, checked on the experiment's own models and rows."""
+"""The identities of information theory, verified on the models and rows of the experiment."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from xent import information as of
+from xent import information as theory
 from xent.likelihood import likelihood
-from xent.numpy import cross_entropy_value_and_grad, squared_error_value_and_grad
 from xent.why.data import Splits
-from xent.why.gradient_descent import Array, Parameters, Trained, logits_of
+from xent.why.gradient_descent import Parameters, Trained, gradient_lengths, logits_of, spread_out
 from xent.why.record import (
     MODELS,
     GradientSample,
@@ -31,42 +30,41 @@ MOST_SAMPLES = 120
 def gradient_samples(
     starts: Mapping[Start, Mapping[ModelName, Parameters]], trained: Mapping[ModelName, Parameters], splits: Splits
 ) -> Iterator[GradientSample]:
-    """Training rows at each start, and after training, with the length of each loss's gradient by the logits."""
+    """Yield training rows at each start and after training, with the gradient length (by the logits) of each loss."""
     for start, models in starts.items():
         for model, parameters in models.items():
             for state in (parameters, trained[model]) if start == "random" else (parameters,):
                 logits = logits_of(state, splits.train.features)
                 labels = splits.train.labels
-                q = of.softmax(logits)[np.arange(len(labels)), labels]
-                lengths = [
-                    np.linalg.norm(value_and_grad(logits, labels, reduction="none")[1], axis=1)
-                    for value_and_grad in (cross_entropy_value_and_grad, squared_error_value_and_grad)
-                ]
-                for i in _spread_out(q):
+                q = theory.softmax(logits)[np.arange(len(labels)), labels]
+                lengths = gradient_lengths(logits, labels)
+                for i in spread_out(q, MOST_SAMPLES):
                     yield GradientSample(start, model, *(_digits(v[i]) for v in (q, *lengths)))
 
 
 def information(trained: Mapping[ModelName, Parameters], splits: Splits) -> Information:
-    """H(p, q) = H(p) + KL(p || q) and the asymmetry of KL, on the two models' predictions of the test rows."""
-    p, q = (of.softmax(logits_of(trained[model], splits.test.features)) for model in MODELS)
-    h, cross = of.entropy(p), of.cross_entropy(p, q)
-    kl, reverse = of.kl_divergence(p, q), of.kl_divergence(q, p)
-    labels = of.one_hot(splits.test.labels, p.shape[1])
-    surprisal = of.information_content(p[np.arange(len(p)), splits.test.labels])
+    """Verify H(p, q) = H(p) + KL(p || q) and the asymmetry of KL on the two models' predictions of the test rows."""
+    p, q = (theory.softmax(logits_of(trained[model], splits.test.features)) for model in MODELS)
+    h, cross = theory.entropy(p), theory.cross_entropy(p, q)
+    kl, reverse = theory.kl_divergence(p, q), theory.kl_divergence(q, p)
+    labels = theory.one_hot(splits.test.labels, p.shape[1])
+    surprisal = theory.information_content(p[np.arange(len(p)), splits.test.labels])
     return Information(
-        samples=tuple(InformationSample(*(_digits(v[i]) for v in (h, cross, kl, reverse))) for i in _spread_out(kl)),
+        samples=tuple(
+            InformationSample(*(_digits(v[i]) for v in (h, cross, kl, reverse))) for i in spread_out(kl, MOST_SAMPLES)
+        ),
         largest_residual_nats=float(np.abs(cross - h - kl).max()),
         mean_kl_divergence_nats=float(kl.mean()),
         mean_kl_divergence_reversed_nats=float(reverse.mean()),
-        label_entropy_nats=float(of.entropy(labels).mean()),
-        label_cross_entropy_nats=float(of.cross_entropy(labels, p).mean()),
-        label_kl_divergence_nats=float(of.kl_divergence(labels, p).mean()),
+        label_entropy_nats=float(theory.entropy(labels).mean()),
+        label_cross_entropy_nats=float(theory.cross_entropy(labels, p).mean()),
+        label_kl_divergence_nats=float(theory.kl_divergence(labels, p).mean()),
         label_mean_surprisal_nats=float(surprisal.mean()),
     )
 
 
 def likelihood_part(start: Parameters, trained: Trained, splits: Splits) -> LikelihoodPart:
-    """The likelihood of all rows under the softmax regression before and after training, and on the way."""
+    """Return the likelihood of all rows under the softmax regression before, during and after training."""
     rows = len(splits.everything.labels)
     return LikelihoodPart(
         rows=rows,
@@ -80,7 +78,7 @@ def likelihood_part(start: Parameters, trained: Trained, splits: Splits) -> Like
 
 
 def _likelihood_of(name: str, parameters: Parameters, splits: Splits) -> LikelihoodOf:
-    q = of.softmax(logits_of(parameters, splits.everything.features))
+    q = theory.softmax(logits_of(parameters, splits.everything.features))
     labels = splits.everything.labels
     whole = likelihood(labels, q)
     picked = q[np.arange(len(labels)), labels]
@@ -98,13 +96,6 @@ def _likelihood_of(name: str, parameters: Parameters, splits: Splits) -> Likelih
     )
 
 
-def _spread_out(values: Array) -> list[int]:
-    """Indices of at most MOST_SAMPLES rows, from the lowest to the highest value."""
-    order = np.argsort(values, kind="stable")
-    chosen = np.unique(np.linspace(0, len(order) - 1, min(MOST_SAMPLES, len(order))).round().astype(int))
-    return [int(order[i]) for i in chosen]
-
-
 def _digits(value: float) -> float:
-    """Six digits: what a chart can show."""
+    """Round to six digits, enough for a chart."""
     return float(f"{value:.6g}") if math.isfinite(value) else float(value)

@@ -1,9 +1,9 @@
-"""Mini-batch gradient descent on the gradients of `xent.numpy`: two models, two losses, and nothing else that differs.
+"""Mini-batch gradient descent with the gradients of `xent.numpy`, for two models and two losses.
 
     softmax regression    logits = x @ W.T + b
     one hidden layer      logits = relu(x @ V.T + c) @ W.T + b
 
-The loss gives its value and its gradient with respect to the logits; from there the chain rule is the same for both.
+A loss gives its value and its gradient by the logits; the rest of the chain rule is the same for both losses.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ VALUE_AND_GRAD: dict[Loss, Callable[..., tuple[Any, Any]]] = {
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The state of a training after some steps."""
+    """The quality of a model after some steps of its training."""
 
     step: int
     validation_accuracy: float
@@ -49,7 +49,7 @@ class Trained:
 
 
 def initial_parameters(model: ModelName, features: int, classes: int, hidden_units: int, seed: int) -> Parameters:
-    """A random start: He's initialisation for the hidden layer, small weights for the output, biases 0."""
+    """Return a random start: He initialisation for the hidden layer, small weights for the output, biases 0."""
     generator = np.random.default_rng(seed)
     widths = [features, hidden_units, classes] if model == "one hidden layer" else [features, classes]
     parameters = []
@@ -61,12 +61,12 @@ def initial_parameters(model: ModelName, features: int, classes: int, hidden_uni
 
 
 def logits_of(parameters: Parameters, features: Array) -> Array:
-    """The model's logits for rows of features."""
+    """Return the model's logits for rows of features."""
     return _forward(parameters, features)[0]
 
 
 def step(parameters: Parameters, batch: Split, loss: Loss, learning_rate: float) -> None:
-    """One step of gradient descent, in place."""
+    """Make one step of gradient descent, in place."""
     logits, hidden = _forward(parameters, batch.features)
     _, dlogits = VALUE_AND_GRAD[loss](logits, batch.labels)
     weight = parameters[-2]
@@ -89,9 +89,9 @@ def train(
     batch_size: int,
     seed: int,
 ) -> Trained:
-    """Train a copy of `start`; the seed decides the order of the rows and nothing else.
+    """Train a copy of `start`; the seed determines the order of the rows only.
 
-    `evaluate` is called about 250 times, and after every one of the first steps.
+    `evaluate` is called about 250 times, and after each of the first 16 steps.
     """
     parameters = [parameter.copy() for parameter in start]
     generator = np.random.default_rng([seed, 1])
@@ -99,7 +99,7 @@ def train(
     total = epochs * -(-rows // batch_size)
     evaluations = [evaluate(0, parameters)] if evaluate else []
     done = 0
-    # A learning rate that is far too high overflows; that run then scores low, which is all it is for.
+    # A learning rate that is far too high overflows, and gets the low score that it should.
     with np.errstate(over="ignore", invalid="ignore"):
         for _ in range(epochs):
             order = generator.permutation(rows)
@@ -112,8 +112,21 @@ def train(
     return Trained(parameters, evaluations)
 
 
+def gradient_lengths(logits: Array, labels: Any) -> list[Array]:
+    """Return the Euclidean length of each loss's gradient by the logits, for each row."""
+    gradients = (function(logits, labels, reduction="none")[1] for function in VALUE_AND_GRAD.values())
+    return [np.linalg.norm(gradient, axis=1) for gradient in gradients]
+
+
+def spread_out(values: Array, most: int) -> list[int]:
+    """Return the indices of at most `most` rows, evenly spaced from the lowest to the highest value."""
+    order = np.argsort(values, kind="stable")
+    chosen = np.unique(np.linspace(0, len(order) - 1, min(most, len(order))).round().astype(int))
+    return [int(order[i]) for i in chosen]
+
+
 def _forward(parameters: Parameters, features: Array) -> tuple[Array, Array]:
-    """Return the logits and what the output layer saw."""
+    """Return the logits and the input of the output layer."""
     *hidden_layer, weight, bias = parameters
     hidden = features
     if hidden_layer:

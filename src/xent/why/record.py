@@ -1,14 +1,18 @@
-"""What the experiment returns: plain dataclasses of numbers and names, which `to_dict` turns into the JSON of why.json.
+"""The result of the experiment: dataclasses of numbers and names, which `to_dict` converts to the JSON of why.json.
 
-Losses are in nats per row where they are cross-entropies; squared errors (Brier scores) and accuracies have no unit.
+Cross-entropies are in nats per row; squared errors (Brier scores) and accuracies have no unit.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, Literal
+
+from xent.errors import ArgumentError, message
 
 Loss = Literal["cross-entropy", "squared error"]
 ModelName = Literal["softmax regression", "one hidden layer"]
@@ -23,19 +27,38 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Settings:
-    """What can be chosen about the experiment; everything else follows from the data."""
+    """The settings of the experiment; everything else follows from the data."""
 
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     epochs: int = 30
     batch_size: int = 32
     hidden_units: int = 32
     learning_rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
-    """Where the search for a learning rate begins; it goes on outwards while the best one is at an end."""
+    """The first grid of the search for a learning rate, which is extended while the best one is at an end."""
+
+    def __post_init__(self) -> None:
+        counts = {"epochs": self.epochs, "batch_size": self.batch_size, "hidden_units": self.hidden_units}
+        for name, count in counts.items():
+            if not (isinstance(count, Integral) and count >= 1):
+                raise _refused(name, count, "a whole number of 1 or more")
+        if not (_is_list(self.seeds) and all(isinstance(seed, Integral) and seed >= 0 for seed in self.seeds)):
+            raise _refused("seeds", self.seeds, "whole numbers of 0 or more")
+        rates = self.learning_rates
+        if not (_is_list(rates) and all(isinstance(rate, Real) and 0 < rate < math.inf for rate in rates)):
+            raise _refused("learning_rates", rates, "finite numbers above 0")
 
     def quick(self) -> Settings:
-        """A smaller version for a first look: two seeds, a third of the epochs, half of the learning rates."""
+        """Return a smaller version: two seeds, a third of the epochs, half of the learning rates."""
         epochs = max(1, self.epochs // 3)
         return dataclasses.replace(self, seeds=self.seeds[:2], epochs=epochs, learning_rates=self.learning_rates[::2])
+
+
+def _is_list(values: Any) -> bool:
+    return isinstance(values, Sequence) and len(values) > 0
+
+
+def _refused(name: str, value: Any, expected: str) -> ArgumentError:
+    return ArgumentError(message("Settings", name, f"found {value!r}, expected {expected}", "See xent.why.Settings"))
 
 
 @dataclass(frozen=True)
@@ -53,7 +76,7 @@ class DataSummary:
     majority_accuracy: float
     """Test accuracy of always naming the most frequent class of the training rows."""
     label_entropy_nats: float
-    """Entropy of the classes' shares among the training rows: the cross-entropy of a model that knows nothing else."""
+    """Entropy of the class frequencies of the training rows: the cross-entropy of always predicting them."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +93,7 @@ class LearningRateTrial:
 
 @dataclass(frozen=True)
 class Curve:
-    """Figures on the test rows in the course of a training."""
+    """Measures on the test rows during a training."""
 
     step: tuple[int, ...]
     accuracy: tuple[float, ...]
@@ -89,12 +112,12 @@ class Run:
     learning_rate: float
     curve: Curve
     steps_to_reach: tuple[int | None, ...]
-    """For each of the record's accuracy levels the first step at which the test accuracy was there; None if never."""
+    """For each of the record's levels, the first step whose test accuracy reaches it; None if none does."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Median and range over the seeds. Infinite stands for a level that was not reached."""
+    """Median and range over the seeds; infinite for a level that was not reached."""
 
     median: float
     low: float
@@ -113,14 +136,14 @@ class Comparison:
     cross_entropy: Spread
     squared_error: Spread
     winner: Loss | Literal["tie"]
-    """By the medians; a tie if they are equal or neither loss got there."""
+    """By the medians; a tie if they are equal or neither loss reached the level."""
     clear: bool
-    """Whether the ranges over the seeds do not touch."""
+    """Whether the ranges over the seeds are disjoint."""
 
 
 @dataclass(frozen=True)
 class GradientSample:
-    """One training row: how much probability its label had, and how large each loss's gradient (by the logits) was."""
+    """One training row: the probability of its label, and the length of each loss's gradient by the logits."""
 
     start: Start
     model: ModelName
@@ -145,11 +168,11 @@ class Information:
 
     samples: tuple[InformationSample, ...]
     largest_residual_nats: float
-    """max |H(p, q) - H(p) - KL(p || q)| over all test rows: rounding, if the definitions are right."""
+    """max |H(p, q) - H(p) - KL(p || q)| over all test rows: a rounding error."""
     mean_kl_divergence_nats: float
     mean_kl_divergence_reversed_nats: float
     label_entropy_nats: float
-    """Entropy of one-hot labels: 0, so that cross-entropy, KL divergence and -log q[label] are one number."""
+    """Entropy of one-hot labels: 0, so that cross-entropy, KL divergence and -log q[label] are equal."""
     label_cross_entropy_nats: float
     label_kl_divergence_nats: float
     label_mean_surprisal_nats: float
@@ -157,7 +180,7 @@ class Information:
 
 @dataclass(frozen=True)
 class LikelihoodPoint:
-    """The likelihood of the first rows: as a float64 product, and by its logarithm."""
+    """The likelihood of the first rows: as a float64 product, and as a logarithm."""
 
     rows: int
     product: float
@@ -200,8 +223,8 @@ class Record:
     versions: dict[str, str]
     seconds: float
     levels: tuple[float, ...]
-    """Test accuracies whose first crossing is timed. They are set by the validation rows: shares of the way from the
-    majority class to the best model."""
+    """Test accuracies whose first crossing is timed: fractions of the way from the majority class to the best model, by
+    validation accuracy."""
     learning_rates: tuple[LearningRateTrial, ...]
     runs: tuple[Run, ...]
     comparisons: tuple[Comparison, ...]
@@ -210,16 +233,16 @@ class Record:
     likelihood: LikelihoodPart
 
     def to_dict(self) -> dict[str, Any]:
-        """The record as JSON can hold it; numbers that JSON lacks (infinity, NaN) become null."""
-        plain = _finite(dataclasses.asdict(self))
-        return {"record": "xent why", "schema": SCHEMA, **plain}
+        """Return the record as plain JSON; numbers that JSON lacks (infinity, NaN) become null."""
+        return {"record": "xent why", "schema": SCHEMA, **finite(dataclasses.asdict(self))}
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Replace infinite numbers and NaN by None, and tuples by lists, in nested dictionaries and sequences."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

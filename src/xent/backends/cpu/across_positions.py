@@ -269,7 +269,7 @@ def gradients(inputs: Any, terms: Any, all_known: bool, g: int, size: int, tile:
 
 @device
 def order_and_slope(inputs: Any, terms: Any, g: int, size: int, tile: Any) -> None:
-    """Set reference, total and slope, and of the untransformed logits the first maximum and the rank of the label."""
+    """Set reference, total and slope, and of the unsoftcapped logits the first maximum and the rank of the label."""
     load_tile(inputs.logits, inputs.outer_stride, inputs, g, size, tile, tile.z)
     pick_labels(size, tile)
     clear(tile.best, -np.inf)

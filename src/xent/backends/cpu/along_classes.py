@@ -194,7 +194,7 @@ def fill(out: Any, value: Any) -> None:
 
 @device
 def order_and_slope(inputs: Any, terms: Any, g: int, size: int, tile: Any) -> None:
-    """Set reference, total and slope, and of the untransformed logits the first maximum and the rank of the label."""
+    """Set reference, total and slope, and of the unsoftcapped logits the first maximum and the rank of the label."""
     for p in range(size):
         highest = best = tile.z.dtype.type(-np.inf)
         total, slope, above, best_at = 0.0, 0.0, 0, 0

@@ -5,7 +5,7 @@ one loop that becomes vector code; an option that is off costs one branch per bl
 each option. Blocks are scratch of the computing type: a step reads and writes one array in place, because Numba cannot
 tell the compiler that two arrays do not overlap, and the check for it at run time fails for the same array twice.
 
-`z` are the transformed logits, then their exponentials, then the gradient; `t` the target distribution;
+`z` are the softcapped logits, then their exponentials, then the gradient; `t` the target distribution;
 `derivative` dz/dx. The equations are in xent/objective.py.
 """
 

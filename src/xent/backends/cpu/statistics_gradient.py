@@ -1,6 +1,6 @@
 """The gradient of the statistics of each row (`statistics` of a backend), without validation.
 
-With q = softmax(z), H its entropy and z the transformed logits, the derivatives by z of the log-probability of the
+With q = softmax(z), H its entropy and z the softcapped logits, the derivatives by z of the log-probability of the
 label, of the entropy and of the log-sum-exp are one_hot - q, -q * (log q + H) and q. Their sum, each times its upstream
 gradient,
 

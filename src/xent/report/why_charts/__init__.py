@@ -11,7 +11,7 @@ __all__ = ["charts"]
 
 
 def charts(record: dict[str, Any]) -> dict[str, Layers]:
-    """All charts by the name under which the template places them. The record is that of `Record.to_dict`."""
+    """Return all charts by their names in the template. The record is that of `Record.to_dict`."""
     return {
         name: chart
         for part in (punishment, information, likelihood, race)

@@ -1,4 +1,4 @@
-"""Part 2: information content, a distribution to drag, and two models' predictions compared."""
+"""Part 2: information content, a distribution to drag, and a comparison of two models' predictions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import altair as alt
 import numpy as np
 
-from xent import information as of
+from xent.information import cross_entropy, entropy, information_content, kl_divergence
 from xent.report.numbers import rounded
 from xent.report.theme import (
     CROSS_ENTROPY,
@@ -27,24 +27,27 @@ from xent.report.theme import (
     power,
     rows,
     ticks,
+    tooltips,
+    x_axis,
+    y_axis,
 )
 
 STEPS = 45
-"""Of the grid over the triangle; divides so that Q and the uniform distribution are on it."""
+"""Steps of the grid over the triangle, chosen so that Q and the uniform distribution are on it."""
 Q = (0.6, 0.2, 0.2)
-"""The fixed prediction: that of the library's worked number."""
+"""The fixed prediction."""
 START = (9, 31, 5)
-"""Where the draggable distribution begins, in steps."""
+"""The initial position of the draggable distribution, in steps."""
 EVENT = "25"
-"""The percentage at which the event's control begins."""
+"""The initial value of the event's control, a percentage."""
 CLASSES = ("A", "B", "C")
-FLOOR = 1e-9
-"""Divergences below are drawn at the edge of the chart: rounding, not information."""
+SMALLEST_DRAWN = 1e-9
+"""Smaller divergences, which are rounding errors, are drawn at the edge of the chart."""
 MOST_BITS = 5.0
 
 
 def charts(record: dict[str, Any]) -> dict[str, Layers]:
-    """The curve, the triangle with what it moves, and the scatters."""
+    """Return the curve, the triangle with the charts that it moves, and the scatter plots."""
     return {
         "surprisal": _surprisal(),
         "simplex": _simplex(),
@@ -56,32 +59,26 @@ def charts(record: dict[str, Any]) -> dict[str, Layers]:
 
 
 def simplex_grid() -> np.ndarray[Any, np.dtype[np.float64]]:
-    """All distributions over three classes in steps of 1/45, in an order in which each is beside the last."""
-    found = []
+    """Return all distributions over three classes in steps of 1/45, each next to the one before."""
+    points = []
     for third in range(STEPS + 1):
         walk = range(STEPS - third + 1)
-        found += [(STEPS - third - b, b, third) for b in (walk if third % 2 == 0 else reversed(walk))]
-    return np.array(found) / STEPS
+        points += [(STEPS - third - b, b, third) for b in (walk if third % 2 == 0 else reversed(walk))]
+    return np.array(points) / STEPS
 
 
 def simplex_start() -> int:
-    """The grid position at which the page's control begins."""
+    """Return the initial grid position of the page's control."""
     return int(np.abs(simplex_grid() * STEPS - START).sum(axis=1).argmin())
 
 
 def _surprisal() -> Layers:
     share = np.arange(1, 101) / 100
-    bits = of.information_content(share, base=2)
-    x = alt.X(
-        "p:Q",
-        scale=alt.Scale(domain=[0, 1]),
-        axis=alt.Axis(title="probability of the event", format="%", values=[0, 0.25, 0.5, 0.75, 1]),
-    )
-    y = alt.Y("bits:Q", scale=alt.Scale(domain=[0, 7]), axis=alt.Axis(title=None, tickCount=7))
+    bits = information_content(share, base=2)
+    x = x_axis("p:Q", "probability of the event", [0, 1], format="%", values=[0, 0.25, 0.5, 0.75, 1])
+    y = y_axis("bits:Q", None, [0, 7], tickCount=7)
     fine = np.geomspace(2**-7, 1, 120)
-    line = rows(p=rounded(fine), bits=rounded(of.information_content(fine, base=2))).mark_line(
-        color=INK, strokeWidth=2.5
-    )
+    line = rows(p=rounded(fine), bits=rounded(information_content(fine, base=2))).mark_line(color=INK, strokeWidth=2.5)
     event = nearest("event", "i", EVENT, "surprisal", element="event")
     grid = rows(i=[str(i) for i in range(1, 101)], p=rounded(share), bits=rounded(bits))
     here = grid.transform_filter(event).transform_calculate(
@@ -108,13 +105,13 @@ def _surprisal() -> Layers:
     )
     description = (
         "Information content in bits against the probability of an event: none for a certain one, 1 bit for one half, "
-        "2 for one quarter, and without limit as the probability falls to zero."
+        "2 for one quarter, and growing without limit as the probability approaches zero."
     )
     return finished(layers, "surprisal_layers", description)
 
 
 def _positions(grid: Any) -> dict[str, list[float | None]]:
-    """Corners A below left, B below right, C on top."""
+    """Return positions in the triangle: A at the lower left, B at the lower right, C at the top."""
     return {"x": rounded(grid[:, 1] + grid[:, 2] / 2), "y": rounded(grid[:, 2] * math.sqrt(3) / 2)}
 
 
@@ -123,7 +120,7 @@ def _simplex() -> Layers:
     x = alt.X("x:Q", scale=alt.Scale(domain=[-0.06, 1.06]), axis=None)
     y = alt.Y("y:Q", scale=alt.Scale(domain=[-0.09, 0.97]), axis=None)
     dragged = nearest("dragged", "i", str(simplex_start()), "simplex", element="p-position", drag=True)
-    divergence = of.kl_divergence(grid, np.array(Q), base=2)
+    divergence = kl_divergence(grid, np.array(Q), base=2)
     points = rows(i=[str(i) for i in range(len(grid))], **_positions(grid), kl=rounded(divergence, 3))
     size = alt.Size("kl:Q", scale=alt.Scale(range=[1, 26]), legend=None)
     dots = points.mark_circle(color=DIVERGENCE, opacity=0.55).encode(x=x, y=y, size=size)
@@ -170,7 +167,7 @@ def _distributions() -> Layers:
     chart = _at_the_grip(**{name: rounded(grid[:, k]) for k, name in enumerate(CLASSES)})
     moving = chart.transform_fold(list(CLASSES), ["name", "share"]).transform_calculate(of="'p'")
     fixed = rows(name=CLASSES, share=Q, of=["q"] * 3)
-    x = alt.X("share:Q", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(title="probability", format="%", tickCount=4))
+    x = x_axis("share:Q", "probability", [0, 1], format="%", tickCount=4)
     y = alt.Y("name:N", sort=None, axis=alt.Axis(title=None, labelFontSize=14, labelFontWeight=600))
     offset = alt.YOffset("of:N", sort=["p", "q"])
     parts: list[Any] = []
@@ -191,14 +188,14 @@ BIT_ROWS = ("H(p, q)", "H(p) + KL(p ‖ q)", "KL(q ‖ p)")
 def _bits() -> Layers:
     grid, q = simplex_grid(), np.array(Q)
     measures = {
-        "cross": of.cross_entropy(grid, q, base=2),
-        "entropy": of.entropy(grid, base=2),
-        "kl": of.kl_divergence(grid, q, base=2),
-        "reverse": of.kl_divergence(q, grid, base=2),
+        "cross": cross_entropy(grid, q, base=2),
+        "entropy": entropy(grid, base=2),
+        "kl": kl_divergence(grid, q, base=2),
+        "reverse": kl_divergence(q, grid, base=2),
     }
     chart = _at_the_grip(**{name: rounded(values) for name, values in measures.items()})
     names = [BIT_ROWS[0], BIT_ROWS[1], BIT_ROWS[1], BIT_ROWS[2]]
-    x = alt.X("from:Q", scale=alt.Scale(domain=[0, MOST_BITS]), axis=alt.Axis(title="bits", tickCount=5, format=".0f"))
+    x = x_axis("from:Q", "bits", [0, MOST_BITS], tickCount=5, format=".0f")
     y = alt.Y("name:N", sort=list(BIT_ROWS), axis=alt.Axis(title=None, labelFontSize=13))
     looks = (
         ("cross", "0", CROSS_ENTROPY, 1.0),
@@ -235,20 +232,20 @@ def _bits() -> Layers:
 
 
 def divergences(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """The samples whose figures are all finite."""
+    """Return the samples whose figures are all finite."""
     return [s for s in record["information"]["samples"] if all(value is not None for value in s.values())]
 
 
 def _scatter(record: dict[str, Any], name: str, xs: list[float], ys: list[float], titles: tuple[str, str]) -> Layers:
-    ends = [FLOOR, max([1.0, *xs, *ys]) * 1.5]
+    ends = [SMALLEST_DRAWN, max([1.0, *xs, *ys]) * 1.5]
     scale = alt.Scale(type="log", domain=ends, nice=False)
     labels = {10.0**e: power(e) for e in range(-9, 2, 2) if 10.0**e <= ends[1]}
     x = alt.X("x:Q", scale=scale, axis=ticks(labels, title=titles[0]))
     y = alt.Y("y:Q", scale=scale, axis=ticks(labels, title=titles[1]))
     diagonal = rows(x=ends, y=ends).mark_line(color=RULE, strokeDash=[4, 4], strokeWidth=1.5).encode(x=x, y=y)
-    floored = [rounded((max(v, FLOOR) for v in values), 4) for values in (xs, ys)]
-    points = rows(x=floored[0], y=floored[1]).mark_circle(color=DIVERGENCE, size=34, opacity=0.55)
-    tooltip = [alt.Tooltip("x:Q", title=titles[0], format=".4g"), alt.Tooltip("y:Q", title=titles[1], format=".4g")]
+    drawn = [rounded((max(v, SMALLEST_DRAWN) for v in values), 4) for values in (xs, ys)]
+    points = rows(x=drawn[0], y=drawn[1]).mark_circle(color=DIVERGENCE, size=34, opacity=0.55)
+    tooltip = tooltips(x=(titles[0], ".4g"), y=(titles[1], ".4g"))
     description = f"Test rows as points on two logarithmic axes: {titles[1]} against {titles[0]}; the line is equality."
     return finished(layered(diagonal, points.encode(x=x, y=y, tooltip=tooltip)), name, description)
 

@@ -1,4 +1,4 @@
-"""Part 3: the product that underflows and the sum that does not; the likelihood that rises as the loss falls."""
+"""Part 3: the product that underflows, the sum that does not, and the likelihood during training."""
 
 from __future__ import annotations
 
@@ -8,15 +8,28 @@ from typing import Any
 import altair as alt
 
 from xent.report.numbers import rounded
-from xent.report.theme import CROSS_ENTROPY, FAINT, INK, MUTED, Layers, finished, label, layered, power, rows, ticks
+from xent.report.theme import (
+    CROSS_ENTROPY,
+    FAINT,
+    INK,
+    MUTED,
+    Layers,
+    finished,
+    label,
+    layered,
+    power,
+    rows,
+    ticks,
+    tooltips,
+)
 
 SMALLEST = math.log10(5e-324)
-"""The smallest positive float64; its logarithm."""
+"""The base-10 logarithm of the smallest positive float64."""
 COLUMNS = ("before", "after")
 
 
 def charts(record: dict[str, Any]) -> dict[str, Layers]:
-    """The running product over the rows, and both figures over the training."""
+    """Return the running product over the rows, and likelihood and loss over the training."""
     return {"product": _product(record), "ascent": _ascent(record)}
 
 
@@ -35,15 +48,16 @@ def _product(record: dict[str, Any]) -> Layers:
     )
     layers: list[Any] = []
     if lowest < SMALLEST:
-        layers += _lost(lowest, x, y)
+        layers += _underflow(lowest, y)
     for key, dash in zip(COLUMNS, ([1, 0], [7, 4]), strict=True):
         points = part[key]["points"]
         sums = rows(rows=[0, *(p["rows"] for p in points)], log10=rounded([0.0, *(p["log10"] for p in points)], 5))
-        alive = [p for p in points if p["product"]]
-        products = rows(rows=[p["rows"] for p in alive], log10=rounded((math.log10(p["product"]) for p in alive), 5))
+        positive = [p for p in points if p["product"]]
+        logs = rounded((math.log10(p["product"]) for p in positive), 5)
+        products = rows(rows=[p["rows"] for p in positive], log10=logs)
         layers.append(sums.mark_line(color=CROSS_ENTROPY, strokeWidth=2.5, strokeDash=dash).encode(x=x, y=y))
         layers.append(products.mark_circle(color=INK, size=22, opacity=0.9).encode(x=x, y=y))
-        layers += _name(part[key], points, x, y, part["rows"])
+        layers += _name(part[key]["model"], points, x, y, part["rows"])
         until = part[key]["rows_until_underflow"]
         if until is not None:
             end = rows(rows=[until], log10=[SMALLEST], text=[f"the product is 0 from row {until:,}"])
@@ -58,16 +72,16 @@ def _product(record: dict[str, Any]) -> Layers:
 
 
 def _exponents(lowest: float) -> list[int]:
-    """About five whole exponents from the lowest to 0."""
+    """Return about five exponents from 0 to the lowest."""
     rough = max(1.0, -lowest / 5)
     unit = 10 ** math.floor(math.log10(rough))
     step = next(unit * m for m in (1, 2, 5, 10) if unit * m >= rough)
     return list(range(0, math.floor(lowest) - 1, -int(step)))
 
 
-def _lost(lowest: float, x: alt.X, y: alt.Y) -> list[Any]:
-    """The region that a float64 cannot hold."""
-    region = rows(log10=[SMALLEST], end=[1.08 * lowest], text=["below 5e−324: a float64 holds only 0"])
+def _underflow(lowest: float, y: alt.Y) -> list[Any]:
+    """Return the region that a float64 cannot represent."""
+    region = rows(log10=[SMALLEST], end=[1.08 * lowest], text=["below 5e−324: float64 has only 0"])
     text = region.mark_text(align="left", baseline="bottom", dx=6, dy=-6, color=MUTED)
     return [
         region.mark_rect(color=FAINT, opacity=0.7).encode(y=y, y2="end:Q"),
@@ -76,19 +90,19 @@ def _lost(lowest: float, x: alt.X, y: alt.Y) -> list[Any]:
     ]
 
 
-def _name(of: dict[str, Any], points: list[dict[str, Any]], x: alt.X, y: alt.Y, total: int) -> list[Any]:
-    """The line's name, beside its later part."""
+def _name(model: str, points: list[dict[str, Any]], x: alt.X, y: alt.Y, total: int) -> list[Any]:
+    """Return the name of a line, beside its later part."""
     place = min(points, key=lambda p: abs(p["rows"] - 0.8 * total), default=None)
     if place is None or place["log10"] is None:
         return []
-    text = rows(rows=[place["rows"]], log10=rounded([place["log10"]], 5), text=[of["model"]])
+    text = rows(rows=[place["rows"]], log10=rounded([place["log10"]], 5), text=[model])
     encoded = text.encode(x=x, y=y, text="text:N")
     return [label(encoded, align="right", dx=-4, dy=15, color=CROSS_ENTROPY, fontWeight=600)]
 
 
 def _ascent(record: dict[str, Any]) -> Layers:
     training = record["likelihood"]["training"]
-    # Step 0 is on the logarithmic axis at one half.
+    # On the logarithmic axis step 0 is drawn at one half.
     step = [max(point["step"], 0.5) for point in training]
     x = step_axis(max(step, default=1))
     likelihood = rows(
@@ -96,11 +110,8 @@ def _ascent(record: dict[str, Any]) -> Layers:
         value=rounded((p["log_likelihood_nats"] for p in training), 6),
         loss=rounded((p["mean_cross_entropy_nats"] for p in training), 5),
     ).transform_filter("isValid(datum.value)")
-    tooltip = [
-        alt.Tooltip("step:Q", title="step", format=",d"),
-        alt.Tooltip("value:Q", title="log-likelihood, nats", format=",.1f"),
-        alt.Tooltip("loss:Q", title="mean cross-entropy, nats per row", format=".4f"),
-    ]
+    values = {"value": ("log-likelihood, nats", ",.1f"), "loss": ("mean cross-entropy, nats per row", ".4f")}
+    tooltip = tooltips(step=("step", ",d"), **values)
     top = 1.05 * max((p["mean_cross_entropy_nats"] or 0 for p in training), default=0) or 1
     left = alt.Y(
         "value:Q",
@@ -136,7 +147,7 @@ def _ascent(record: dict[str, Any]) -> Layers:
 
 
 def step_axis(last: float) -> alt.X:
-    """Steps on a logarithmic axis, on which step 0 stands at one half."""
+    """Return a logarithmic axis of steps, on which step 0 is drawn at one half."""
     decades = [10**e for e in range(math.ceil(math.log10(max(last, 1))) + 1) if 10**e <= last]
     return alt.X(
         "step:Q",

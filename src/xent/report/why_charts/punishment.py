@@ -1,4 +1,4 @@
-"""Part 1: what each loss charges for a wrong answer, and how hard it pulls."""
+"""Part 1: the value of each loss for a wrong answer, and the length of its gradient."""
 
 from __future__ import annotations
 
@@ -30,19 +30,21 @@ from xent.report.theme import (
     power,
     rows,
     ticks,
+    x_axis,
+    y_axis,
 )
 
 GRID = 161
-"""Positions of the control over the probability of the truth."""
+"""Positions of the control of the true class's probability."""
 START = 0.01
-"""The probability at which the control begins, as near as the grid has it."""
+"""The initial probability of the control, up to the grid."""
 WRONG_LOGITS = (-4.0, 4.0, -1.0)
-"""Where the sliders begin: confidently wrong."""
+"""The initial logits of the sliders: confidently wrong."""
 LOSSES = tuple(COLOR_OF)
 
 
 def charts(record: dict[str, Any]) -> dict[str, Layers]:
-    """The two curves over the probability of the truth, and the three charts under the sliders."""
+    """Return the two curves over the probability of the true class, and the three charts under the sliders."""
     lowest, classes = lowest_exponent(record), len(record["data"]["classes"])
     return {
         "loss-curve": _loss_curve(lowest),
@@ -54,35 +56,35 @@ def charts(record: dict[str, Any]) -> dict[str, Layers]:
 
 
 def lowest_exponent(record: dict[str, Any]) -> int:
-    """Where the axis of probabilities begins, as a power of ten: low enough for 19 in 20 of the rows."""
-    found = sorted(sample["probability_of_label"] for sample in record["gradients"])
-    typical = found[len(found) // 20] if found else 1e-4
-    return max(-9, min(-3, math.floor(math.log10(max(typical, 1e-300)))))
+    """Return the start of the axis of probabilities, a power of ten that includes 19 of 20 rows."""
+    ordered = sorted(sample["probability_of_label"] for sample in record["gradients"])
+    low = ordered[len(ordered) // 20] if ordered else 1e-4
+    return max(-9, min(-3, math.floor(math.log10(max(low, 1e-300)))))
 
 
 def probabilities(lowest: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """The grid: even in the log-odds, so that both ends are in reach."""
+    """Return the grid, evenly spaced in the log-odds so that both ends are resolved."""
     log_odds = np.linspace(lowest * math.log(10), math.log(0.999 / 0.001), GRID)
     return 1 / (1 + np.exp(-log_odds))
 
 
 def grid_start(lowest: int) -> int:
-    """The grid position at which the page's control begins."""
+    """Return the initial grid position of the page's control."""
     return int(np.abs(np.log(probabilities(lowest) / START)).argmin())
 
 
 def two_losses(truth: Any, others: int = 1) -> dict[str, Any]:
-    """Both losses and their gradients' lengths (by the logits), the rest of the probability even over the others."""
+    """Return both losses and the lengths of their gradients by the logits; the other classes share the rest evenly."""
     truth = np.asarray(truth)
     rest = np.repeat(((1 - truth) / others)[:, None], others, axis=1)
     logits = np.log(np.hstack([truth[:, None], rest]))
     label_first = np.zeros(len(truth), dtype=int)
-    found = {}
+    losses = {}
     functions = (cross_entropy_value_and_grad, squared_error_value_and_grad)
     for name, function in zip(LOSSES, functions, strict=True):
         value, gradient = function(logits, label_first, reduction="none")
-        found[name] = (value, np.linalg.norm(gradient, axis=1))
-    return found
+        losses[name] = (value, np.linalg.norm(gradient, axis=1))
+    return losses
 
 
 def _axis_of_probability(lowest: int) -> alt.X:
@@ -91,7 +93,7 @@ def _axis_of_probability(lowest: int) -> alt.X:
     return alt.X(
         "p:Q",
         scale=alt.Scale(type="log", domain=[10.0**lowest, 1], nice=False),
-        axis=ticks(labels, title="probability given to the truth"),
+        axis=ticks(labels, title="probability of the true class"),
     )
 
 
@@ -103,13 +105,13 @@ def _loss_curve(lowest: int) -> Layers:
         "loss_curve",
         lowest,
         lines,
-        alt.Y("y:Q", scale=alt.Scale(domain=[0, top]), axis=alt.Axis(title=None, tickCount=5)),
+        y_axis("y:Q", None, [0, top], tickCount=5),
         {"cross-entropy": "format(datum.y, '.2f') + ' nats'", "squared error": "format(datum.y, '.3f')"},
         [],
         [],
-        "Loss against the probability that a prediction of two classes gave to the truth, on a logarithmic axis. "
-        "Cross-entropy rises without limit as the probability falls, by 2.3 nats for each tenth part. Squared error "
-        "stops at 2.",
+        "Loss against the probability that a prediction of two classes gave to the true class, on a logarithmic axis. "
+        "Cross-entropy grows without limit as the probability falls, by 2.3 nats for each factor of ten. Squared error "
+        "is at most 2.",
     )
 
 
@@ -117,7 +119,7 @@ def _gradient_curve(record: dict[str, Any], lowest: int, classes: int) -> Layers
     truth = probabilities(lowest)
     concentrated, even = two_losses(truth), two_losses(truth, max(1, classes - 1))
     lines = {name: length for name, (_, length) in concentrated.items()}
-    y = alt.Y("y:Q", scale=alt.Scale(domain=[0, 1.75]), axis=alt.Axis(title=None, values=[0, 0.5, 1, 1.5]))
+    y = y_axis("y:Q", None, [0, 1.75], values=[0, 0.5, 1, 1.5])
     bands = [
         rows(p=rounded(truth), y=rounded(lines[name]), even=rounded(even[name][1]))
         .mark_area(color=COLOR_OF[name], opacity=0.13)
@@ -133,7 +135,7 @@ def _gradient_curve(record: dict[str, Any], lowest: int, classes: int) -> Layers
         dict.fromkeys(LOSSES, "format(datum.y, '.3f')"),
         bands,
         _training_rows(record, lowest, y),
-        "Length of each loss's gradient against the probability given to the truth, with training rows as points. "
+        "Length of each loss's gradient against the probability of the true class, with training rows as points. "
         "The gradient of cross-entropy is longest where the answer is most wrong. That of squared error falls to "
         "zero there.",
     ).add_params(control("rows_at", "rows-at", "both"))
@@ -165,7 +167,7 @@ def _curves(
     over: list[alt.Chart],
     description: str,
 ) -> Layers:
-    """Both losses as curves, a marker on each at the control's position, and what it reads there."""
+    """Return both losses as curves, with a marker and its value at the position of the control."""
     truth = probabilities(lowest)
     x = _axis_of_probability(lowest)
     positions = [str(i) for i in range(len(truth))]
@@ -193,11 +195,11 @@ def _curves(
 
 
 BELOW = 0.2
-"""Squared error is written below its curve, and above where that would be below the axis."""
+"""The value of the squared error is written below its curve, or above where there is no room below."""
 
 
 def _sided(chart: alt.Chart, lowest: int, x: alt.X, y: Any, color: str, **mark: Any) -> list[alt.Chart]:
-    """Text beside a marker: to its right, where both curves fall away, until there is no room."""
+    """Return text beside a marker, on its right as long as there is room."""
     turn = 10 ** (0.22 * lowest)
     return [
         part
@@ -214,7 +216,7 @@ def _sided(chart: alt.Chart, lowest: int, x: alt.X, y: Any, color: str, **mark: 
 
 
 def _under_sliders(chart: alt.Chart) -> alt.Chart:
-    """Adds q1 to q3, the softmax of the sliders' logits, and what both losses make of it; the truth is class 1."""
+    """Add q1 to q3, the softmax of the sliders' logits, and both losses of it; the true class is class 1."""
     logits = [f"toNumber(logit_{k})" for k in (1, 2, 3)]
     chart = chart.add_params(*(control(f"logit_{k}", f"logit-{k}", str(z)) for k, z in enumerate(WRONG_LOGITS, 1)))
     chart = chart.transform_calculate(top=f"max({', '.join(logits)})")
@@ -244,14 +246,14 @@ def _under_sliders(chart: alt.Chart) -> alt.Chart:
 
 
 def _picked(key: str, fields: Iterable[str]) -> str:
-    """The field that `key` names, as an expression. Vega recomputes it when one of them changes; not so datum[key]."""
+    """Return an expression of the field that `key` names, which Vega recomputes on changes (unlike datum[key])."""
     text = "NaN"
     for field in fields:
         text = f"datum.{key} == '{field}' ? datum.{field} : {text}"
     return text
 
 
-CLASSES = ("class 1 (truth)", "class 2", "class 3")
+CLASSES = ("class 1 (true)", "class 2", "class 3")
 
 
 def _softmax_bars() -> Layers:
@@ -259,7 +261,7 @@ def _softmax_bars() -> Layers:
     chart = chart.transform_calculate(q=_picked("key", ("q1", "q2", "q3")))
     chart = chart.transform_calculate(text="format(datum.q, '.4f')")
     y = alt.Y("name:N", sort=None, axis=alt.Axis(title=None, labelPadding=8))
-    x = alt.X("q:Q", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(title="probability q", tickCount=3, format=".1f"))
+    x = x_axis("q:Q", "probability q", [0, 1], tickCount=3, format=".1f")
     bars = chart.mark_bar(color=INK, height=14, opacity=0.8).encode(x=x, y=y)
     text = beside_bars(chart.encode(x=x, y=y, text="text:N"), INK, "datum.q < 0.55")
     description = "Bars: the softmax probabilities of three classes, as the three sliders set their logits."
@@ -274,8 +276,7 @@ def _loss_bars() -> Layers:
     chart = chart.transform_calculate(text=f"format(datum.v, datum.v < 0.1 ? '.5f' : '.3f') + {unit}")
     y = alt.Y("name:N", sort=None, axis=alt.Axis(title=None, labelPadding=8))
     offset = alt.YOffset("loss:N", sort=list(LOSSES))
-    axis = alt.Axis(title="nats (cross-entropy), or no unit", values=[0, 4, 8, 12, 16])
-    x = alt.X("v:Q", scale=alt.Scale(domain=[0, 24]), axis=axis)
+    x = x_axis("v:Q", "nats (cross-entropy), or no unit", [0, 24], values=[0, 4, 8, 12, 16])
     parts: list[Any] = []
     for name in LOSSES:
         of_loss = chart.transform_filter(f"datum.loss == '{name}'")
@@ -293,11 +294,7 @@ def _gradient_bars() -> Layers:
     chart = chart.transform_calculate(text="format(datum.v, '+.3f')")
     y = alt.Y("name:N", sort=None, axis=alt.Axis(title=None, labelPadding=8))
     offset = alt.YOffset("loss:N", sort=list(LOSSES))
-    x = alt.X(
-        "v:Q",
-        scale=alt.Scale(domain=[-1.75, 1.75]),
-        axis=alt.Axis(title="gradient by the class’s logit", values=[-1, -0.5, 0, 0.5, 1], format="~g"),
-    )
+    x = x_axis("v:Q", "gradient by the class’s logit", [-1.75, 1.75], values=[-1, -0.5, 0, 0.5, 1], format="~g")
     parts: list[Any] = [rows(zero=[0]).mark_rule(color=RULE).encode(x="zero:Q")]
     for name, color in ((LOSSES[0], CROSS_ENTROPY), (LOSSES[1], SQUARED_ERROR)):
         of_loss = chart.transform_filter(f"datum.loss == '{name}'")

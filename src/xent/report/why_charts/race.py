@@ -1,4 +1,4 @@
-"""Part 4: the trainings themselves, and the search for each loss's learning rate."""
+"""Part 4: the trainings, and the search for the learning rate of each loss."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ MEASURES = {
 }
 LOSSES = tuple(COLOR_OF)
 MOST_SEEDS = 8
-"""Drawn as thin lines; medians are over all of them. The page's size has a limit."""
+"""Seeds drawn as thin lines, to limit the size of the page; medians are over all seeds."""
 
 
 def charts(record: dict[str, Any]) -> dict[str, Layers]:
-    """The curves, and the scores of the learning rates."""
+    """Return the training curves, and the scores of the learning rates."""
     return {"race": _race(record), "rates": _rates(record)}
 
 
 def trainings(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """One entry for each training, and one for each median over the seeds: names, and columns over the steps."""
-    found = [
+    """Return an entry for each training and for each median over the seeds: names, and columns over the steps."""
+    entries = [
         {"start": r["start"], "model": r["model"], "loss": r["loss"], "seed": str(r["seed"]), **_steps(r["curve"])}
         for r in record["runs"]
         if r["seed"] in record["settings"]["seeds"][:MOST_SEEDS]
@@ -56,22 +56,22 @@ def trainings(record: dict[str, Any]) -> list[dict[str, Any]]:
             worst = -math.inf if measure == "accuracy" else math.inf
             points = zip(*(curve[measure] for curve in curves), strict=False)
             middle[measure] = [median(values, worst) for values in points]
-        found.append({"start": start, "model": model, "loss": loss, "seed": "median", **_steps(middle)})
-    return found
+        entries.append({"start": start, "model": model, "loss": loss, "seed": "median", **_steps(middle)})
+    return entries
 
 
 def _steps(curve: dict[str, Any]) -> dict[str, Any]:
-    """A curve's columns; step 0 stands at one half on the logarithmic axis."""
+    """Return the columns of a curve; on the logarithmic axis step 0 is drawn at one half."""
     return {"step": [max(s, 0.5) for s in curve["step"]], **{m: rounded(curve[m]) for m in MEASURES}}
 
 
 def _chosen(chart: alt.Chart) -> alt.Chart:
-    """Only what the page's controls ask for."""
+    """Keep only what the page's controls select."""
     return chart.transform_filter("datum.start == start && datum.model == model")
 
 
 def _controls(record: dict[str, Any]) -> list[alt.Parameter]:
-    """The page's menus, which begin with the first of their entries."""
+    """Return the page's menus, with their first entries selected."""
     first = record["runs"][0] if record["runs"] else {"start": "", "model": ""}
     return [
         control("start", "race-start", first["start"]),
@@ -81,14 +81,14 @@ def _controls(record: dict[str, Any]) -> list[alt.Parameter]:
 
 
 def _race(record: dict[str, Any]) -> Layers:
-    found = trainings(record)
-    last = max((max(t["step"], default=1) for t in found), default=1)
+    entries = trainings(record)
+    last = max((max(t["step"], default=1) for t in entries), default=1)
     x = step_axis(last)
     written = "measure == 'accuracy' ? format(datum.value, '.0%') : format(datum.value, '~g')"
     scale = alt.Scale(domain=[0, {"expr": "tops[start + model + measure]"}], nice=True)
     y = alt.Y("value:Q", scale=scale, axis=alt.Axis(title=None, tickCount=5, labelExpr=written))
     curves = (
-        _chosen(alt.Chart(inline(found)).transform_flatten(["step", *MEASURES]))
+        _chosen(alt.Chart(inline(entries)).transform_flatten(["step", *MEASURES]))
         .transform_calculate(value="datum[measure]")
         .transform_filter("isValid(datum.value)")
     )
@@ -100,7 +100,7 @@ def _race(record: dict[str, Any]) -> Layers:
         thick = of_loss.transform_filter("datum.seed == 'median'")
         parts.append(thick.mark_line(color=COLOR_OF[loss], strokeWidth=3, strokeDash=DASH_OF[loss]))
     parts += _crossings(record, x, y)
-    place = nearest("at", "step", _middle_step(found), "race")
+    place = nearest("at", "step", _middle_step(entries), "race")
     middle = curves.transform_filter("datum.seed == 'median'")
     here = middle.transform_filter(place)
     parts.append(here.mark_rule(color=MUTED, strokeDash=[2, 3]).encode(x=x))
@@ -117,23 +117,23 @@ def _race(record: dict[str, Any]) -> Layers:
     parts.append(middle.mark_point(opacity=0).encode(x=x, y=y).add_params(place).properties(name="race"))
     description = (
         "Training curves on test rows: the chosen measure against steps of gradient descent on a logarithmic axis, for "
-        "the chosen start and model. Thin lines are seeds, thick ones medians; cross-entropy is solid, squared error "
-        "dashed. The tables below hold the same results as numbers."
+        "the chosen start and model. Thin lines are seeds, thick lines are medians; cross-entropy is solid, squared "
+        "error dashed. The tables below have the same results as numbers."
     )
-    layers = layered(*parts).add_params(alt.param(name="tops", value=_tops(found)), *_controls(record))
+    layers = layered(*parts).add_params(alt.param(name="tops", value=_tops(entries)), *_controls(record))
     return finished(layers, "race_layers", description, 380)
 
 
-def _middle_step(found: list[dict[str, Any]]) -> float:
-    """Where the reading of both medians begins: a step in the middle of the axis."""
-    step = found[0]["step"] if found else [1.0]
+def _middle_step(entries: list[dict[str, Any]]) -> float:
+    """Return the initial step of the readout, in the middle of the axis."""
+    step = entries[0]["step"] if entries else [1.0]
     return float(min(step, key=lambda s: abs(math.log(s / math.sqrt(0.5 * step[-1])))))
 
 
-def _tops(found: list[dict[str, Any]]) -> dict[str, float]:
-    """The upper end of the axis for each choice of the menus: one scale for all losses and seeds."""
+def _tops(entries: list[dict[str, Any]]) -> dict[str, float]:
+    """Return the upper end of the axis for each selection of the menus, for all losses and seeds."""
     tops: dict[str, float] = {}
-    for training, measure in product(found, MEASURES):
+    for training, measure in product(entries, MEASURES):
         key = training["start"] + training["model"] + measure
         highest = max((v for v in training[measure] if v is not None), default=0.0)
         tops[key] = 1.0 if measure == "accuracy" else max(tops.get(key, 1e-9), highest)
@@ -141,7 +141,7 @@ def _tops(found: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def _readout(there: alt.Chart, x: alt.X, y: alt.Y, loss: str, last: float) -> list[Any]:
-    """The median's value beside its marker, on the sides where there is room."""
+    """Return the value of the median beside its marker, where there is room."""
     middle = math.sqrt(0.5 * last)
     across = (("left", 8, f"datum.step < {middle}"), ("right", -8, f"datum.step >= {middle}"))
     along = ((-12, "datum.upper"), (14, "!datum.upper"))
@@ -159,23 +159,23 @@ def _readout(there: alt.Chart, x: alt.X, y: alt.Y, loss: str, last: float) -> li
 
 
 def _levels(record: dict[str, Any], last: float, x: alt.X, y: alt.Y) -> list[Any]:
-    """The accuracies whose first crossing is timed."""
+    """Return the accuracies whose first crossing is timed."""
     levels = rows(value=record["levels"]).transform_filter("measure == 'accuracy'")
     return [levels.mark_rule(color=MUTED, strokeDash=[1, 5], strokeWidth=1).encode(y=y)] if record["levels"] else []
 
 
 def _crossings(record: dict[str, Any], x: alt.X, y: alt.Y) -> list[Any]:
-    """Where the median training first reached each level."""
-    found = []
+    """Return where the median training first reached each level."""
+    points = []
     keys = dict.fromkeys((r["start"], r["model"], r["loss"]) for r in record["runs"])
     for (start, model, loss), (i, level) in product(keys, enumerate(record["levels"])):
-        of = [r for r in record["runs"] if (r["start"], r["model"], r["loss"]) == (start, model, loss)]
-        step = median([r["steps_to_reach"][i] for r in of])
+        runs = [r for r in record["runs"] if (r["start"], r["model"], r["loss"]) == (start, model, loss)]
+        step = median([r["steps_to_reach"][i] for r in runs])
         if step is not None:
-            found.append({"start": start, "model": model, "loss": loss, "step": max(step, 0.5), "value": level})
+            points.append({"start": start, "model": model, "loss": loss, "step": max(step, 0.5), "value": level})
     parts = []
     for loss in LOSSES:
-        of_loss = [point for point in found if point["loss"] == loss]
+        of_loss = [point for point in points if point["loss"] == loss]
         if of_loss:
             chart = _chosen(alt.Chart(inline(of_loss))).transform_filter("measure == 'accuracy'")
             tooltip = [
@@ -206,12 +206,12 @@ def _rates(record: dict[str, Any]) -> Layers:
     )
     parts: list[Any] = []
     for loss in LOSSES:
-        kept = [
+        tried = [
             {k: t[k] for k in ("start", "model", "learning_rate", "score", "chosen")}
             for t in trials
             if t["loss"] == loss
         ]
-        chart = _chosen(alt.Chart(inline(kept))).encode(x=x, y=y)
+        chart = _chosen(alt.Chart(inline(tried))).encode(x=x, y=y)
         line = chart.mark_line(color=COLOR_OF[loss], strokeWidth=2, strokeDash=DASH_OF[loss])
         point = chart.mark_point(color=COLOR_OF[loss], shape=SHAPE_OF[loss], filled=True, size=45, opacity=1)
         best = chart.transform_filter("datum.chosen")
@@ -233,11 +233,11 @@ def _rates(record: dict[str, Any]) -> Layers:
 
 
 def _score_ends(record: dict[str, Any]) -> dict[str, list[float]]:
-    """The lowest and the highest score for each choice of the menus, with some room."""
+    """Return the lowest and the highest score for each selection of the menus, with some margin."""
     ends: dict[str, list[float]] = {}
     for start, model in dict.fromkeys((t["start"], t["model"]) for t in record["learning_rates"]):
-        of = [t["score"] for t in record["learning_rates"] if (t["start"], t["model"]) == (start, model)]
-        scores = [score for score in of if score is not None] or [0.0, 1.0]
-        room = 0.06 * (max(scores) - min(scores)) or 0.01
-        ends[start + model] = [max(0.0, min(scores) - room), min(1.0, max(scores) + room)]
+        trials = [t["score"] for t in record["learning_rates"] if (t["start"], t["model"]) == (start, model)]
+        scores = [score for score in trials if score is not None] or [0.0, 1.0]
+        margin = 0.06 * (max(scores) - min(scores)) or 0.01
+        ends[start + model] = [max(0.0, min(scores) - margin), min(1.0, max(scores) + margin)]
     return ends

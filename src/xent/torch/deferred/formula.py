@@ -105,7 +105,7 @@ class Formula:
             return replace(self, softcap=self.softcap * factor)
         return replace(self, products=tuple(p._replace(scale=p.scale * factor) for p in self.products))
 
-    def bent(self) -> Formula | None:
+    def softcapped(self) -> Formula | None:
         """The formula of tanh(logits). Not twice; nor with a bias, whose -inf a loss keeps and tanh does not."""
         if self.softcap is not None or any(product.bias is not None for product in self.products):
             return None

@@ -176,9 +176,9 @@ def _scaled(is_division: bool) -> Rule:
     return rule
 
 
-def _bent(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _softcapped(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     lazy = _only(args, kwargs)
-    formula = None if lazy is None or kwargs else lazy.formula.bent()
+    formula = None if lazy is None or kwargs else lazy.formula.softcapped()
     return NotImplemented if lazy is None or formula is None else _pointwise(func, lazy, (), formula)
 
 
@@ -205,9 +205,9 @@ def _sum(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 def _fused(lazy: Lazy, function: Callable[..., Any], target: Tensor, options: dict[str, Any]) -> Any:
     """A loss of the linear layer; NotImplemented where it would not be the loss of these logits."""
     formula = lazy.formula
-    is_bent_twice = formula.softcap is not None and options.get("softcap") is not None
+    is_capped_twice = formula.softcap is not None and options.get("softcap") is not None
     is_narrow = lazy.twin.dtype == torch.float64 and formula.dtype != torch.float64
-    if lazy.twin.ndim > 2 or is_bent_twice or is_narrow or isinstance(target, DeferredLogits):
+    if lazy.twin.ndim > 2 or is_capped_twice or is_narrow or isinstance(target, DeferredLogits):
         return NotImplemented
     if lazy.graph and torch.is_grad_enabled():
         lazy.whole.note_loss()
@@ -280,7 +280,7 @@ RULES |= {
     **dict.fromkeys(named("detach"), _detached),
     **dict.fromkeys(named("mul multiply __mul__ __rmul__"), _scaled(is_division=False)),
     **dict.fromkeys(named("div divide true_divide __truediv__ __div__"), _scaled(is_division=True)),
-    **dict.fromkeys(named("tanh"), _bent),
+    **dict.fromkeys(named("tanh"), _softcapped),
     **dict.fromkeys(named("add __add__ __radd__"), _sum),
     F.cross_entropy: _torch_cross_entropy,
     cross_entropy: _cross_entropy,

@@ -1,15 +1,15 @@
-"""The loops over rows of predictions: what each row scores, and sums over rows.
+"""The compiled loops over rows: the score of each row, and sums and histograms over rows.
 
     loss      -log q[label], or -sum(t * log q) for a soft label t; +inf for an impossible label (nats)
     Brier     sum((q - t)**2) over the classes, 0 to 2
 
-Sums come as flat arrays of pairs (high, low): `high` is the running float64 sum and `low` adds up what each addition
-rounded away (Knuth's two-sum), so that n additions leave an error of about n**2 * 2**-106. That is why the order of the
-rows, and how they were divided, does not show in a score. All arithmetic is in float64: np.float64() widens a float32,
-which float() leaves as it is in compiled code.
+Sums are flat arrays of pairs (high, low): `high` is the running float64 sum, and `low` accumulates the rounding error
+of each addition (Knuth's two-sum), so that n additions leave an error of about n**2 * 2**-106. A score therefore does
+not depend on the order of the rows or on how they were divided. All arithmetic is in float64: np.float64() widens a
+float32, where float() would have no effect in compiled code.
 
-Histograms have fixed bins, so that those of two parts can be added. Bins of a probability are by octaves, four to each,
-counted from 0 up to 1/2 and from 1 down to 1/2: a logarithmic loss needs resolution where it is steep.
+Histograms have fixed bins, so that the histograms of two parts can be added. Probabilities are binned by octaves, four
+bins each, from 0 up to 1/2 and from 1 down to 1/2: a logarithmic loss needs resolution where it is steep.
 """
 
 from __future__ import annotations
@@ -28,29 +28,12 @@ Array = NDArray[Any]
 VALID, NOT_A_PROBABILITY, WRONG_SUM, WRONG_LABEL, WRONG_WEIGHT = range(5)
 REASONS = (
     "",
-    "a value that is no probability",
+    "a value that is not a probability",
     "a sum other than 1",
-    "a label that is no distribution",
+    "a label that is not a distribution",
     "a bad weight",
 )
 
-TOTALS = (
-    "rows",
-    "impossible_rows",
-    "clipped_rows",
-    "weight",
-    "weight_squared",
-    "impossible_weight",
-    "loss",
-    "loss_squared",
-    "weighted_loss",
-    "weighted_loss_squared",
-    "brier",
-    "correct",
-    "entropy",
-)
-"""Sums over rows. All but the first three are weighted; `weighted_loss` is sum(weight**2 * loss). Losses that are
-infinite are in `impossible_weight` and not in the sums."""
 (
     ROWS,
     IMPOSSIBLE_ROWS,
@@ -65,12 +48,14 @@ infinite are in `impossible_weight` and not in the sums."""
     BRIER,
     CORRECT,
     ENTROPY,
-) = range(len(TOTALS))
+) = range(13)
+"""Places of the sums over rows. The first three are counts, the others are weighted; WEIGHTED_LOSS is
+sum(weight**2 * loss). Infinite losses count in IMPOSSIBLE_WEIGHT and in none of the sums of losses."""
+FIELDS = 13
 
-CLASS_TOTALS = ("weight", "loss", "impossible_weight", "correct", "predicted")
-"""Sums for each class: over the rows that have it as their label, but for `predicted`, over those predicted so."""
-
-FIELDS, CLASS_FIELDS = len(TOTALS), len(CLASS_TOTALS)
+CLASS_WEIGHT, CLASS_LOSS, CLASS_IMPOSSIBLE_WEIGHT, CLASS_CORRECT, CLASS_PREDICTED = range(5)
+"""Places of the sums for each class: over the rows labelled with it, and for the last over the rows predicted as it."""
+CLASS_FIELDS = 5
 
 SMALLEST_NORMAL = 2.0**-1022
 LONG_ROW, BLOCK = 64, 256
@@ -79,16 +64,16 @@ PROBABILITY_BINS = 2 * OCTAVES * STEPS
 CONFIDENCE_BINS = 20
 LOSS_STEPS, LOSS_LOWEST, LOSS_HIGHEST = 8, -24, 10
 LOSS_BINS = (LOSS_HIGHEST - LOSS_LOWEST) * LOSS_STEPS
-"""Bins of the loss: eight to each octave from 2**-24 to 2**10 nats; what lies outside is in the first or last."""
+"""Bins of the loss: eight per octave from 2**-24 to 2**10 nats; losses outside go to the first or the last bin."""
 CLIPS = np.array([1e-3, 2.0**-10, 1e-6, 2.0**-23, 1e-12, 1e-15, 2.0**-52])
-"""Smallest probabilities whose effect is shown; 2**-10, 2**-23 and 2**-52 are the eps of float16, float32, float64."""
+"""Clips whose effect is reported; 2**-10, 2**-23 and 2**-52 are the eps of float16, float32 and float64."""
 
 
 @device
 def add(sums: Any, place: int, value: float) -> None:
     """Add a number to the compensated sum at this place of a flat array of pairs.
 
-    Flat, and counted without a sign: views of pairs made the histograms five times as slow.
+    The array is flat and the index unsigned, because views of pairs made the histograms five times as slow.
     """
     at = np.uint64(place) * np.uint64(2)
     high = sums[at]
@@ -100,7 +85,7 @@ def add(sums: Any, place: int, value: float) -> None:
 
 @device
 def probability_bin(p: float) -> int:
-    """The bin of a probability."""
+    """Return the bin of a probability."""
     small = p if p < 0.5 else 1.0 - p
     octave = (float_bits(small) >> np.int64(50)) - np.int64((1022 - OCTAVES) * STEPS)
     octave = min(max(octave, np.int64(0)), np.int64(OCTAVES * STEPS - 1))
@@ -109,14 +94,14 @@ def probability_bin(p: float) -> int:
 
 @device
 def loss_bin(loss: float) -> int:
-    """The bin of a finite loss."""
+    """Return the bin of a finite loss."""
     octave = (float_bits(loss) >> np.int64(49)) - np.int64((1023 + LOSS_LOWEST) * LOSS_STEPS)
     return min(max(octave, np.int64(0)), np.int64(LOSS_BINS - 1))
 
 
 @device
 def short_row(p: Any, y: int) -> tuple[float, float, float, int, bool]:
-    """Sum, Brier score, largest probability and its first class, and whether all are 0 or more: of few classes."""
+    """Sum, Brier score, largest probability and its first class, and whether all are 0 or more; for few classes."""
     total, squares, best, place, possible = 0.0, 0.0, -1.0, 0, True
     for j in range(p.shape[0]):
         value = np.float64(p[j])
@@ -131,7 +116,7 @@ def short_row(p: Any, y: int) -> tuple[float, float, float, int, bool]:
 
 @device
 def part_of_row(p: Any, first: int, last: int) -> tuple[float, float, float, float]:
-    """Sum, sum of squares, largest and minus smallest of a part of a row; NaN if there is a NaN."""
+    """Sum, sum of squares, maximum and negated minimum of a part of a row; NaN if there is a NaN."""
     total, squares, largest, smallest = 0.0, 0.0, -np.inf, -np.inf
     for j in range(first, last):
         value = np.float64(p[j])
@@ -144,9 +129,9 @@ def part_of_row(p: Any, first: int, last: int) -> tuple[float, float, float, flo
 
 @device
 def long_row(p: Any, y: int) -> tuple[float, float, float, int, bool]:
-    """The same as `short_row`, in loops that become vector instructions; by blocks, to find the largest again.
+    """The same as `short_row`, in loops that vectorise; the blocks narrow the search for the largest probability.
 
-    The label's own probability is left out of the sum of squares, and not subtracted, which would cancel.
+    The probability of the label is left out of the sum of squares instead of being subtracted, which would cancel.
     """
     classes, picked = p.shape[0], np.float64(p[y])
     total, squares = picked, (1.0 - picked) * (1.0 - picked)
@@ -169,13 +154,13 @@ def long_row(p: Any, y: int) -> tuple[float, float, float, int, bool]:
 
 @device
 def status_of(total: float, possible: bool, tolerance: float) -> int:
-    """Whether a row is a distribution, or what is wrong with it."""
+    """VALID for a distribution, otherwise what is wrong with it."""
     return (VALID if abs(total - 1.0) <= tolerance else WRONG_SUM) if possible else NOT_A_PROBABILITY
 
 
 @device
 def information(p: float) -> float:
-    """-log p of a probability, +inf for 0. A float32 that rounding left above 1 counts as 1, and wins nothing."""
+    """-log p of a probability, +inf for 0. A float32 that rounding left above 1 counts as 1."""
     if p >= 1.0:
         return 0.0
     if p < SMALLEST_NORMAL:
@@ -195,7 +180,7 @@ def hard_rows(
     predicted: Array,
     status: Array,
 ) -> None:
-    """Score rows of probabilities against class indices. `log_prob` of the label is used where it is given."""
+    """Score rows of probabilities against class indices; `log_prob`, unless empty, is that of each label."""
     for i in range(p.shape[0]):
         loss[i] = 0.0 - log_prob[i] if log_prob.shape[0] else information(np.float64(p[i, label[i]]))
     if p.shape[1] >= LONG_ROW:
@@ -222,7 +207,7 @@ def soft_rows(
     correct: Array,
     status: Array,
 ) -> None:
-    """Score rows of probabilities against distributions; `log_p`, where it is given, are their logarithms."""
+    """Score rows of probabilities against distributions; `log_p`, unless empty, holds the logarithms."""
     for i in range(p.shape[0]):
         total, all_target, squares, best, place = 0.0, 0.0, 0.0, -1.0, 0
         wrong, wrong_target, lost, uncertain = False, False, 0.0, 0.0
@@ -260,7 +245,7 @@ def add_rows(
     clip_loss: float,
     totals: Array,
 ) -> None:
-    """Add valid rows to the totals of their groups; without groups all rows are of one. Empty arrays count as 0.
+    """Add valid rows to the totals of their groups. Optional arrays are empty; without `group` there is one group.
 
     A loss above `clip_loss` is counted and lowered to it.
     """
@@ -296,10 +281,10 @@ def add_rows(
 def add_losses(
     loss: Array, weight: Array, status: Array, clip_loss: float, clips: Array, histogram: Array, below: Array
 ) -> None:
-    """Add valid rows to the histogram of the loss, and to the sums of what lies above each of `clips`, which ascend.
+    """Add valid rows to the histogram of the loss, and to the sums over losses above each of `clips` (ascending).
 
-    `histogram` and `below` hold (weight, weight * loss) for each bin and clip. The histogram is of losses lowered to
-    `clip_loss`; infinite ones are in none of its bins.
+    `histogram` and `below` hold (weight, weight * loss) for each bin and each clip. The histogram has the losses
+    lowered to `clip_loss`, without infinite ones.
     """
     for i in range(loss.shape[0]):
         if status[i] != VALID:
@@ -320,7 +305,7 @@ def add_losses(
 
 @kernel
 def add_confidence(confidence: Array, correct: Array, weight: Array, status: Array, histogram: Array) -> None:
-    """Add valid rows to the histogram of (weight, confidence, correct) by the probability of the predicted class."""
+    """Add valid rows to the histogram of (weight, confidence, correct) over the probability of the predicted class."""
     for i in range(confidence.shape[0]):
         if status[i] != VALID:
             continue
@@ -335,25 +320,25 @@ def add_confidence(confidence: Array, correct: Array, weight: Array, status: Arr
 def add_classes(
     label: Array, predicted: Array, loss: Array, weight: Array, status: Array, clip_loss: float, totals: Array
 ) -> None:
-    """Add valid rows with class indices to the totals of their classes: see CLASS_TOTALS."""
+    """Add valid rows with class indices to the totals of their classes."""
     for i in range(label.shape[0]):
         if status[i] != VALID:
             continue
         w, value = weight[i] if weight.shape[0] else 1.0, min(loss[i], clip_loss)
         into = label[i] * CLASS_FIELDS
-        add(totals, into + 0, w)
+        add(totals, into + CLASS_WEIGHT, w)
         if value < np.inf:
-            add(totals, into + 1, w * value)
+            add(totals, into + CLASS_LOSS, w * value)
         else:
-            add(totals, into + 2, w)
+            add(totals, into + CLASS_IMPOSSIBLE_WEIGHT, w)
         if predicted[i] == label[i]:
-            add(totals, into + 3, w)
-        add(totals, predicted[i] * CLASS_FIELDS + 4, w)
+            add(totals, into + CLASS_CORRECT, w)
+        add(totals, predicted[i] * CLASS_FIELDS + CLASS_PREDICTED, w)
 
 
 @kernel
 def add_soft_classes(p: Array, target: Array, predicted: Array, weight: Array, status: Array, totals: Array) -> None:
-    """Add valid rows with soft labels: each class has its share t[j] of a row, with the loss -log q[j]."""
+    """Add valid rows with soft labels: class j gets the share t[j] of a row, with the loss -log q[j]."""
     for i in range(p.shape[0]):
         if status[i] != VALID:
             continue
@@ -361,18 +346,18 @@ def add_soft_classes(p: Array, target: Array, predicted: Array, weight: Array, s
         for j in range(p.shape[1]):
             share = w * target[i, j]
             if share > 0.0:
-                add(totals, j * CLASS_FIELDS + 0, share)
+                add(totals, j * CLASS_FIELDS + CLASS_WEIGHT, share)
                 if p[i, j] > 0.0:
-                    add(totals, j * CLASS_FIELDS + 1, share * (0.0 - math.log(min(np.float64(p[i, j]), 1.0))))
+                    add(totals, j * CLASS_FIELDS + CLASS_LOSS, share * (0.0 - math.log(min(np.float64(p[i, j]), 1.0))))
                 else:
-                    add(totals, j * CLASS_FIELDS + 2, share)
-        add(totals, predicted[i] * CLASS_FIELDS + 3, w * target[i, predicted[i]])
-        add(totals, predicted[i] * CLASS_FIELDS + 4, w)
+                    add(totals, j * CLASS_FIELDS + CLASS_IMPOSSIBLE_WEIGHT, share)
+        add(totals, predicted[i] * CLASS_FIELDS + CLASS_CORRECT, w * target[i, predicted[i]])
+        add(totals, predicted[i] * CLASS_FIELDS + CLASS_PREDICTED, w)
 
 
 @kernel
 def add_one_vs_rest(p: Array, label: Array, target: Array, weight: Array, status: Array, histogram: Array) -> None:
-    """Add valid rows to each class's histogram of (weight, probability, label) by the probability of that class."""
+    """Add valid rows to the histogram of (weight, probability, label) of each class, over its probability."""
     soft, weighted = target.shape[0] > 0, weight.shape[0] > 0
     for i in range(p.shape[0]):
         if status[i] != VALID:

@@ -1,4 +1,4 @@
-"""From trainings to a table: each measure for both losses, as median and range over the seeds, and who won."""
+"""The measures of the comparison: for both losses the median and range over the seeds, and which loss is better."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from xent.why.record import LOSSES, MODELS, STARTS, Comparison, Loss, ModelName,
 
 
 def steps_to_reach(evaluations: Sequence[Evaluation], levels: Sequence[float]) -> tuple[int | None, ...]:
-    """For each level of test accuracy the first step that has it."""
+    """Return the first step that reaches each level of test accuracy; None if none does."""
     return tuple(next((e.step for e in evaluations if e.accuracy >= level), None) for level in levels)
 
 
 def comparisons(runs: Sequence[Run], levels: Sequence[float]) -> Iterator[Comparison]:
-    """Compare the losses measure by measure, for each start and model."""
+    """Compare the losses by each measure, for each start and model."""
     for start, model in product(STARTS, MODELS):
         for i, level in enumerate(levels):
             measured = {loss: [_steps(run, i) for run in _of(runs, start, model, loss)] for loss in LOSSES}
@@ -57,13 +57,13 @@ def _comparison(
     a, b = spreads["cross-entropy"], spreads["squared error"]
     ranked = sorted(LOSSES, key=lambda loss: _rank(spreads[loss].median, lower_is_better))
     is_tie = _rank(a.median, lower_is_better) == _rank(b.median, lower_is_better)
-    apart = a.high < b.low or b.high < a.low
+    disjoint = a.high < b.low or b.high < a.low
     winner: Loss | Literal["tie"] = "tie" if is_tie else ranked[0]
-    return Comparison(start, model, measure, unit, lower_is_better, a, b, winner, apart and not is_tie)
+    return Comparison(start, model, measure, unit, lower_is_better, a, b, winner, disjoint and not is_tie)
 
 
 def _rank(value: float, lower_is_better: bool) -> float:
-    """Lower is better; NaN, a training that diverged, is worst."""
+    """Return a number that is lower for better values; NaN, from a training that diverged, is worst."""
     if math.isnan(value):
         return math.inf
     return value if lower_is_better else -value

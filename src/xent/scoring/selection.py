@@ -1,0 +1,193 @@
+"""The rows that a state keeps whole: the most surprising ones, a random sample, and invalid ones.
+
+The selection depends on the rows alone, not on how they were divided. The sample holds the rows with the smallest keys;
+a key is a hash of the row's id or, without ids, of its number. That makes it a simple random sample, and the smallest
+keys of all parts are the smallest keys of the whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from xent.scoring.batch import Rows
+from xent.scoring.loops import REASONS, VALID
+from xent.scoring.sums import Array, from_json, to_json
+
+LIKELIEST = 5
+"""Classes whose probabilities are kept with a surprising row."""
+MOST_INVALID = 50
+
+
+@dataclass(frozen=True)
+class SelectedRows:
+    """A table of rows: columns of equal length, `key` among them."""
+
+    columns: Mapping[str, Array]
+
+    def __len__(self) -> int:
+        return len(self.columns["key"])
+
+    def __getitem__(self, name: str) -> Array:
+        return self.columns[name]
+
+    def __add__(self, other: SelectedRows) -> SelectedRows:
+        if not len(other):
+            return self
+        if not len(self):
+            return other
+        return SelectedRows({name: np.concatenate([column, other[name]]) for name, column in self.columns.items()})
+
+    def take(self, rows: Array) -> SelectedRows:
+        return SelectedRows({name: column[rows] for name, column in self.columns.items()})
+
+    def sampled(self, size: int) -> SelectedRows:
+        """Return the rows with the smallest keys, in the order of their keys."""
+        return self.take(smallest_keys(self["key"], size))
+
+    def most_surprising(self, size: int) -> SelectedRows:
+        """Return the rows with the largest losses, in descending order."""
+        return self.take(largest_losses(self["loss"], self["key"], size)) if len(self) else self
+
+    def moved(self, rows: int) -> SelectedRows:
+        """Return the same rows with `rows` added to their numbers."""
+        return SelectedRows({**self.columns, "row": self["row"] + rows}) if len(self) else self
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: to_json(column) for name, column in self.columns.items()}
+
+    @classmethod
+    def from_json(cls, written: Mapping[str, Any]) -> SelectedRows:
+        return cls({name: from_json(column) for name, column in written.items()})
+
+
+NO_ROWS = SelectedRows({"key": np.empty(0, np.uint64)})
+
+
+def select(rows: Rows, ids: Array | None, first_row: int, worst: int, sample: int) -> dict[str, SelectedRows]:
+    """Select the surprising, sampled and invalid rows of a batch whose first row has the number `first_row`."""
+    keys = keys_of_rows(first_row, len(rows.loss)) if ids is None else keys_of_ids(ids)
+    valid, wrong = np.flatnonzero(rows.status == VALID), np.flatnonzero(rows.status != VALID)
+    loss, key = (rows.loss, keys) if not len(wrong) else (rows.loss[valid], keys[valid])
+    surprising = valid[largest_losses(loss, key, worst)]
+    sampled = valid[smallest_keys(key, sample)]
+    invalid = wrong[smallest_keys(keys[wrong], MOST_INVALID)]
+    total = rows.p[invalid].sum(axis=1, dtype=np.float64) if rows.p.shape[1] else np.full(len(invalid), np.nan)
+
+    def named(places: Array) -> dict[str, Array]:
+        names = np.full(len(places), None, object)
+        if ids is not None:
+            names[:] = [str(i) for i in ids[places].tolist()]
+        return {"key": keys[places], "row": places + first_row, "id": names}
+
+    return {
+        "surprising": SelectedRows({**named(surprising), **_with_likeliest_classes(rows, surprising)}),
+        "sample": SelectedRows({**named(sampled), **_with_all_classes(rows, sampled)}),
+        "invalid": SelectedRows({**named(invalid), "reason": rows.status[invalid], "total": total}),
+    }
+
+
+def _scores(rows: Rows, places: Array) -> dict[str, Array]:
+    weight = rows.weight[places] if len(rows.weight) else np.ones(len(places))
+    label = rows.label[places] if len(rows.label) else np.full(len(places), -1)
+    return {"loss": rows.loss[places], "weight": weight, "label": label}
+
+
+def _with_likeliest_classes(rows: Rows, places: Array) -> dict[str, Array]:
+    columns = _scores(rows, places)
+    if rows.p.shape[1]:
+        p = rows.p[places].astype(np.float64)
+        few = min(LIKELIEST, p.shape[1])
+        likeliest = np.tile(np.arange(few), (len(p), 1))
+        if few < p.shape[1]:
+            likeliest = np.argpartition(-p, few - 1, axis=1)[:, :few]
+        order = np.argsort(-np.take_along_axis(p, likeliest, axis=1), axis=1, kind="stable")
+        likeliest = np.take_along_axis(likeliest, order, axis=1)
+        probabilities = np.take_along_axis(p, likeliest, axis=1)
+        columns |= {"predicted": rows.predicted[places], "likeliest": likeliest, "probabilities": probabilities}
+    return columns
+
+
+def _with_all_classes(rows: Rows, places: Array) -> dict[str, Array]:
+    columns = _scores(rows, places)
+    if rows.p.shape[1]:
+        columns |= {"p": rows.p[places].astype(np.float64), "brier": rows.brier[places]}
+        if rows.target.shape[1]:
+            columns["target"] = rows.target[places]
+    return columns
+
+
+def check_columns(name: str, rows: SelectedRows, classes: int, soft: bool) -> None:
+    """Raise ValueError unless rows that were read from JSON have the columns that `select` makes."""
+    number, index, few = ("f", ()), ("i", ()), min(LIKELIEST, classes)
+    expected: dict[str, Any] = {"key": ("u", ()), "row": index, "id": ("O", ())}
+    if name == "invalid":
+        expected |= {"reason": index, "total": number}
+    else:
+        expected |= {"loss": number, "weight": number, "label": index}
+    if name == "surprising" and classes:
+        expected |= {"predicted": index, "likeliest": ("i", (few,)), "probabilities": ("f", (few,))}
+    if name == "sample" and classes:
+        expected |= {"p": ("f", (classes,)), "brier": number}
+    if name == "sample" and soft:
+        expected["target"] = ("f", (classes,))
+    columns = rows.columns
+    if {len(column) for column in columns.values()} != {len(rows)}:
+        raise ValueError(f"columns of {name!r} of different lengths")
+    if not len(rows):
+        return
+    if {column: (values.dtype.kind, values.shape[1:]) for column, values in columns.items()} != expected:
+        raise ValueError(f"other columns of {name!r} than expected")
+    ranges = {"label": (-1, classes), "predicted": (0, classes), "likeliest": (0, classes), "reason": (0, len(REASONS))}
+    for column, (low, end) in ranges.items():
+        if column in columns and not (low <= columns[column].min() and columns[column].max() < end):
+            raise ValueError(f"column {column!r} of {name!r} out of range")
+
+
+def smallest_keys(key: Array, size: int) -> Array:
+    """Return the places of the smallest keys, in ascending order of the keys."""
+    if len(key) > size:
+        candidates = np.argpartition(key, size)[:size] if size else np.empty(0, np.int64)
+        return candidates[np.argsort(key[candidates], kind="stable")]
+    return np.argsort(key, kind="stable")
+
+
+def largest_losses(loss: Array, key: Array, size: int) -> Array:
+    """Return the places of the largest losses, in descending order; equal losses by their keys."""
+    places = np.arange(len(loss))
+    if len(loss) > size:
+        if not size:
+            return places[:0]
+        threshold = np.partition(loss, len(loss) - size)[len(loss) - size]
+        places = np.flatnonzero(loss >= threshold)
+    order = np.lexsort((key[places], -loss[places]))
+    return places[order[:size]]
+
+
+def keys_of_rows(first_row: int, rows: int) -> Array:
+    """Return keys made from row numbers."""
+    return _scrambled(np.arange(first_row, first_row + rows, dtype=np.uint64))
+
+
+def keys_of_ids(ids: Array) -> Array:
+    """Return keys made from ids: integers by their value, everything else by its text."""
+    if ids.dtype.kind in "iub":
+        return _scrambled(ids.astype(np.int64).view(np.uint64))
+    return _scrambled(texts(ids).hash(seed=0).to_numpy())
+
+
+def texts(values: Array) -> pl.Series:
+    """Values as text; None stays missing."""
+    return pl.Series([None if value is None else str(value) for value in values.tolist()], dtype=pl.String)
+
+
+def _scrambled(numbers: Array) -> Array:
+    """SplitMix64 (Steele, Lea and Flood 2014): a bijection of 64 bits whose results look random."""
+    z = numbers + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
