@@ -1,4 +1,4 @@
-"""How good predictions are, in which units, and which rows are to blame.
+"""How good predictions are, in which units, and which rows contribute most to the loss.
 
 readers.py    files, frames and arrays, in pieces        clusters.py   Dask and Spark
 form.py       which column is what                       batch.py      the score of each row of a piece
