@@ -48,18 +48,18 @@ class FormulaShards:
         self,
         logits: Tensor,
         target: Tensor,
-        whole: Local,
+        lse: Tensor,
+        pull: Tensor,
         row_scale: Tensor,
         objective: Objective,
         shard: Shard,
         *,
         out: Tensor | None = None,
     ) -> Tensor:
-        """Return the gradient of sum(row_scale * loss) from log-sum-exps and masses of all shards."""
+        """Return row_scale * (pull * exp(z - lse) - t) * dz/dx."""
         z = softcapped_logits(logits, objective)
         t = _target_weights(target, z, objective, shard)
-        pull = whole.mass + 2 * objective.z_loss * whole.lse if objective.z_loss else whole.mass
-        q = torch.exp(z - whole.lse.unsqueeze(1)).to(z.dtype)
+        q = torch.exp(z - lse.unsqueeze(1)).to(z.dtype)
         gradient = (pull * row_scale).to(z.dtype).unsqueeze(1) * q - row_scale.to(z.dtype).unsqueeze(1) * t
         gradient = gradient * softcapped_logits_derivative(logits, objective)
         ignored = ignored_rows(target, replace(objective, ignore_index=IGNORED))

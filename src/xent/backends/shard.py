@@ -4,7 +4,9 @@ With the shard's own log-sum-exp, and t as in xent/objective.py (its `classes` a
 
     lse_k  = log(sum(exp(z)))                          over the classes of the shard; -inf if all are masked
     loss_k = sum(t * (lse_k - z)),  mass_k = sum(t)    over them
-    dx     = row_scale * ((mass + 2 * z_loss * lse) * exp(z - lse) - t) * dz/dx       mass and lse of all shards
+    dx     = row_scale * (pull * exp(z - lse) - t) * dz/dx
+
+with the lse of all shards and pull = mass + 2 * z_loss * lse from their mass.
 
 A label is relative to the first class of the shard: outside [0, classes) it belongs to another one, and the row counts
 all the same. Only a row labelled IGNORED is left out: its results are 0.
@@ -63,14 +65,15 @@ class ShardBackend(Protocol):
         self,
         logits: Array,
         target: Array,
-        whole: Local,
+        lse: Array,
+        pull: Array,
         row_scale: Array,
         objective: Objective,
         shard: Shard,
         *,
         out: Array | None = None,
     ) -> Array:
-        """Return the gradient of sum(row_scale * loss) from log-sum-exps and masses of all shards; all float64."""
+        """Return row_scale * (pull * exp(z - lse) - t) * dz/dx; lse of all shards, and all three in float64."""
 
     def statistics(self, logits: Array, labels: Array, objective: Objective, shard: Shard) -> LocalStatistics:
         """Return what the shard knows of each row; nothing of a label that is elsewhere."""

@@ -62,17 +62,17 @@ class CpuShards:
         self,
         logits: Array,
         target: Array,
-        whole: Local,
+        lse: Array,
+        pull: Array,
         row_scale: Array,
         objective: Objective,
         shard: Shard,
         *,
         out: Array | None = None,
     ) -> Array:
-        """Return the gradient of sum(row_scale * loss) from log-sum-exps and masses of all shards."""
+        """Return row_scale * (pull * exp(z - lse) - t) * dz/dx."""
         out = memory.empty(logits.shape, logits.dtype) if out is None else out
-        pull = whole.mass + 2 * objective.z_loss * whole.lse if objective.z_loss else whole.mass
-        results = (as_kernel_array(whole.lse), pull * row_scale, row_scale, bits(out.reshape(-1)))
+        results = (as_kernel_array(lse), pull * row_scale, row_scale, bits(out.reshape(-1)))
         self._run(_backward, logits, target, objective, shard.total, results)
         return out
 

@@ -137,12 +137,15 @@ class ShardedBackend:
         out: Array | None = None,
     ) -> Array:
         """Return the gradient of sum(row_scale * loss) by the logits of this shard."""
-        whole = Local(saved[0], None, saved[1])
+        lse, pull = saved
+        if objective.z_loss:
+            pull = pull + 2 * objective.z_loss * lse
         if self.on_arrays:
-            scale: Array = np.full(len(saved[0]), row_scale, np.float64)
+            scale: Array = np.full(len(lse), row_scale, np.float64)
         else:
-            scale = torch.as_tensor(row_scale, dtype=torch.float64, device=saved.device).expand(len(saved[0]))
-        return self.local.backward(logits, self._here(target, objective), whole, scale, objective, self.shard, out=out)
+            scale = torch.as_tensor(row_scale, dtype=torch.float64, device=lse.device).expand(len(lse))
+        here = self._here(target, objective)
+        return self.local.backward(logits, here, lse, pull, scale, objective, self.shard, out=out)
 
     def forward_backward(
         self,
