@@ -3,7 +3,7 @@
     forward   lse = log(sum(exp(z))),  loss = sum(t * (lse - z)) + z_loss * lse**2
     backward  dx = row_scale * ((sum(t) + 2 * z_loss * lse) * exp(z - lse) - t) * dz/dx
 
-All kernels begin with the arrays (`Inputs`) and the options as numbers and end with the options as switches: what is
+All kernels begin with the arrays (`Inputs`) and the options as numbers, and end with the options as switches: what is
 off is left out when a kernel is compiled, and numbers are read when it runs, so that no value costs a compilation.
 `mean_weight` is the mean of the class weights, where label smoothing needs it. The last arguments are the tile's shape.
 
@@ -38,7 +38,7 @@ from xent.backends.gpu.tile import (
 @triton.jit
 def forward(
     inputs,
-    options,
+    numbers,
     mean_weight,
     loss,
     lse,
@@ -48,7 +48,7 @@ def forward(
     BLOCK: tl.constexpr,
 ):
     """Loss and log-sum-exp."""
-    terms = terms_of(inputs, options, mean_weight)
+    terms = terms_of(inputs, numbers, mean_weight)
     at = read_labels(inputs, terms, tl.program_id(0), ROWS)
     label_z, _ = transform(load_label(inputs, at, WIDE), terms, SWITCHES)
     normal = normalise(inputs, terms, at, SWITCHES, WIDE, ROWS, BLOCK)
@@ -60,7 +60,7 @@ def forward(
 @triton.jit
 def backward(
     inputs,
-    options,
+    numbers,
     mean_weight,
     lse,
     row_scale,
@@ -72,7 +72,7 @@ def backward(
     BLOCK: tl.constexpr,
 ):
     """Gradient from the log-sum-exp."""
-    terms = terms_of(inputs, options, mean_weight)
+    terms = terms_of(inputs, numbers, mean_weight)
     at = read_labels(inputs, terms, tl.program_id(0), ROWS)
     found_lse = tl.load(lse + at.g, mask=at.inside, other=0.0)
     reference, total = from_lse(found_lse, WIDE)
@@ -85,7 +85,7 @@ def backward(
 @triton.jit
 def forward_backward(
     inputs,
-    options,
+    numbers,
     mean_weight,
     row_scale,
     finished,
@@ -102,7 +102,7 @@ def forward_backward(
     if finished is not None:  # noqa: SIM102
         if tl.load(finished) == 1.0:  # not `and`: without the number there is nothing to compile
             return
-    terms = terms_of(inputs, options, mean_weight)
+    terms = terms_of(inputs, numbers, mean_weight)
     at = read_labels(inputs, terms, tl.program_id(0), ROWS)
     label_z, _ = transform(load_label(inputs, at, WIDE), terms, SWITCHES)
     normal = normalise(inputs, terms, at, SWITCHES, WIDE, ROWS, BLOCK)
@@ -116,7 +116,7 @@ def forward_backward(
 @triton.jit
 def statistics(
     inputs,
-    options,
+    numbers,
     mean_weight,
     log_prob,
     entropy,
@@ -129,7 +129,7 @@ def statistics(
     BLOCK: tl.constexpr,
 ):
     """Log-probability and rank of the label, entropy, log-sum-exp and argmax."""
-    terms = terms_of(inputs, options, mean_weight)
+    terms = terms_of(inputs, numbers, mean_weight)
     at = read_labels(inputs, terms, tl.program_id(0), ROWS)
     label_x = load_label(inputs, at, WIDE)
     label_z, _ = transform(label_x, terms, SWITCHES)
@@ -146,7 +146,7 @@ def statistics(
 @triton.jit
 def statistics_gradient(
     inputs,
-    options,
+    numbers,
     mean_weight,
     lse,
     entropy,
@@ -165,7 +165,7 @@ def statistics_gradient(
 
     A masked class has gradient 0. A row without a label keeps the shares of entropy and log-sum-exp.
     """
-    terms = terms_of(inputs, options, mean_weight)
+    terms = terms_of(inputs, numbers, mean_weight)
     at = read_labels(inputs, terms, tl.program_id(0), ROWS)
     found_lse = tl.load(lse + at.g, mask=at.inside, other=0.0)
     # In two numbers of the width of the logits, so that no digit of the log-sum-exp is lost.

@@ -152,15 +152,15 @@ def _on_device(numbers: tuple[float, ...], device: torch.device) -> Tensor:
 
 
 @triton.jit
-def number_of(options, place):
+def number_of(numbers, place):
     """One of the float64 numbers of `flattened`."""
-    return tl.load(options + place).to(tl.float64, bitcast=True)
+    return tl.load(numbers + place).to(tl.float64, bitcast=True)
 
 
 @triton.jit
-def terms_of(inputs, options, mean_weight):
+def terms_of(inputs, numbers, mean_weight):
     """Unpack the numbers of `flattened`."""
-    smoothing = number_of(options, 2)
+    smoothing = number_of(numbers, 2)
     label_mass = smoothing
     if mean_weight is not None:
         label_mass = smoothing * tl.load(mean_weight)
@@ -168,10 +168,10 @@ def terms_of(inputs, options, mean_weight):
         1.0 - smoothing,
         smoothing / inputs.classes,
         label_mass,
-        number_of(options, 0),
-        number_of(options, 1),
-        number_of(options, 3),
-        tl.load(options + 4),
+        number_of(numbers, 0),
+        number_of(numbers, 1),
+        number_of(numbers, 3),
+        tl.load(numbers + 4),
     )
 
 
