@@ -75,9 +75,8 @@ def solved(layer: Layer, library: str, objective: Objective | None = None):
     return losses, used[0].plan, found
 
 
-METHODS = [(dtype, library, False) for dtype in DTYPES for library in ("numpy", "torch")] + [
-    ("bfloat16", "torch", True)
-]
+METHODS = [(dtype, library, False, False) for dtype in DTYPES for library in ("numpy", "torch")]
+METHODS += [("bfloat16", "torch", True, False), ("float32", "torch", False, True), ("bfloat16", "torch", True, True)]
 
 
 def bound(dtype: str, features: int) -> float:
@@ -86,12 +85,13 @@ def bound(dtype: str, features: int) -> float:
     return 4 * half if half else 40 * float(np.finfo(dtype).eps)
 
 
-@pytest.mark.parametrize(("dtype", "library", "native"), METHODS, ids=str)
+@pytest.mark.parametrize(("dtype", "library", "native", "is_amd"), METHODS, ids=str)
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("soft", [False, True])
-def test_every_way_to_multiply_gives_the_reference(dtype, library, native, options, soft, monkeypatch):
+def test_every_way_to_multiply_gives_the_reference(dtype, library, native, is_amd, options, soft, monkeypatch):
     pytest.importorskip("torch")
     monkeypatch.setattr(products, "_has_bfloat16_instructions", lambda: native)
+    monkeypatch.setattr(products, "_is_amd", lambda: is_amd)
     rows, features, classes = 37, 13, 301
     x, w, b, y = arguments(rows, features, classes, dtype)
     if soft:
@@ -143,7 +143,7 @@ def test_the_workspace_changes_nothing_but_rounding(rows, features, classes, sha
             .astype(np.float64 if dtype == "float64" else np.float32)
         )
     layer = layer_of(x, w, b, y)
-    sizes = sizes_of(layer, Method.of(layer, "numpy"), Wanted())
+    sizes = sizes_of(layer, Method.of(layer, "numpy", 2), Wanted())
     least = least_workspace(sizes)
     most = least + rows * sizes.row_bytes + classes * (sizes.sum_bytes + sizes.slab_bytes)
     losses, plan, found = solved(layer_of(x, w, b, y, int(least + share * (most - least))), "numpy")

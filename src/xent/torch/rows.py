@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -42,8 +41,7 @@ def from_rows(numbers: Tensor, layout: Layout) -> Tensor:
     return numbers.reshape(layout.loss_shape)
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """What a call is beside its tensors."""
 
     name: str

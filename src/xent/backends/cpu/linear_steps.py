@@ -22,7 +22,15 @@ from numpy.typing import NDArray
 from xent import memory
 from xent.backends.cpu import accumulation as kernels
 from xent.backends.cpu.formats import bits
-from xent.backends.cpu.products import BFLOAT16, Library, adds, multiplies_bfloat16, multiply, multiply_and_add
+from xent.backends.cpu.products import (
+    BFLOAT16,
+    Library,
+    adds,
+    library_of_logits,
+    multiplies_bfloat16,
+    multiply,
+    multiply_and_add,
+)
 from xent.backends.cpu.threads import over_rows
 from xent.backends.cpu.tile import computing_dtype
 from xent.linear.driver import Gradients, Layer, Wanted
@@ -39,6 +47,8 @@ class Method:
     """How the products of a layer are made; the text of the module says when which."""
 
     library: Library
+    logits: Library
+    """The library that makes the logits."""
     chunk: np.dtype[Any]
     """The dtype of logits and their gradient."""
     widened: bool
@@ -48,14 +58,16 @@ class Method:
     """Whether soft targets need another dtype or another place for the row kernels."""
 
     @classmethod
-    def of(cls, layer: Layer, library: Library) -> Method:
+    def of(cls, layer: Layer, library: Library, threads: int) -> Method:
         dtype, compute = layer.input.dtype, computing_dtype(layer.input.dtype)
         narrow = dtype.itemsize == 2
         widened = narrow and not (dtype == BFLOAT16 and multiplies_bfloat16(library))
         chunk = compute if widened or not narrow else dtype
         in_place = chunk == layer.weight_gradient and not narrow and adds(library)
         copies = layer.soft and (layer.target.dtype != compute or not layer.target.flags.c_contiguous)
-        return cls(library, chunk, widened, not in_place, copies)
+        is_native = chunk.itemsize == 2  # NumPy has no products of 16 bits
+        logits = library if is_native else library_of_logits(library, threads)
+        return cls(library, logits, chunk, widened, not in_place, copies)
 
 
 def sizes_of(layer: Layer, method: Method, wanted: Wanted) -> Sizes:
@@ -74,7 +86,7 @@ class CpuSteps:
     """The steps of a call, in one block of memory."""
 
     def __init__(self, layer: Layer, wanted: Wanted, library: Library, threads: int, plan: Plan | None = None) -> None:
-        self.method = Method.of(layer, library)
+        self.method = Method.of(layer, library, threads)
         self.plan = plan or make_plan(layer.call, sizes_of(layer, self.method, wanted), layer.workspace)
         self.layer, self.threads, self.compute = layer, threads, computing_dtype(layer.input.dtype)
         self._memory = memory.empty(self.plan.bytes, np.uint8)
@@ -107,7 +119,7 @@ class CpuSteps:
 
     def make_logits(self, first: int, last: int) -> Array:
         """logits = input @ weight.T + bias."""
-        logits, x, library = self._chunk(first, last), self._chunk_input(first, last), self.method.library
+        logits, x, library = self._chunk(first, last), self._chunk_input(first, last), self.method.logits
         if self.method.widened:
             for start, stop in self._slabs((0, self.layer.classes)):
                 multiply(library, x, self._weight(start, stop).T, logits[:, start:stop])

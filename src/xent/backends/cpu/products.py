@@ -1,7 +1,10 @@
 """Matrix products on the CPU, by one rule: `xent.torch` multiplies with torch, `xent.numpy` with NumPy.
 
-So results depend neither on a measurement nor on what else a process has imported. Which library is faster depends on
-the processor, and on one of them on the product; docs/performance.md has what the rule costs.
+There is one exception: on AMD's processors, for which torch's MKL has no kernels of their own, `xent.torch` makes the
+logits with NumPy's OpenBLAS, if it may use all processors (NumPy has no call for the number of threads).
+
+So results depend neither on a measurement nor on what else a process has imported. docs/performance.md has what the
+rule costs.
 
 16-bit products are torch's, on processors with instructions for them. Otherwise 16-bit numbers are widened to float32,
 a few classes at a time (linear_steps.py).
@@ -19,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xent.backends.cpu._numba import has_any_instruction_set
+from xent.backends.cpu.threads import available_processors
 
 Array = NDArray[Any]
 Library = Literal["numpy", "torch"]
@@ -60,6 +64,16 @@ def multiplies_bfloat16(library: Library) -> bool:
     oneDNN multiplies bfloat16 without such instructions too, and takes longer than widening to float32 first.
     """
     return library == "torch" and _has_bfloat16_instructions()
+
+
+def library_of_logits(library: Library, threads: int) -> Library:
+    """Return the library that multiplies input @ weight.T."""
+    return "numpy" if threads >= available_processors() and _is_amd() else library
+
+
+@cache
+def _is_amd() -> bool:
+    return has_any_instruction_set("sse4a")  # only AMD's processors have it
 
 
 @cache
