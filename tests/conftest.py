@@ -10,6 +10,10 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+# Two workers share the cores: threads of OpenMP that wait in a busy loop would take them from the other worker. The
+# runtime reads this when it is loaded, with torch.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 sys.path.insert(0, str(Path(__file__).parent))  # cases, comparison, implementations, libraries, mpmath_oracle
 
 from implementations import FRONTS, IMPLEMENTATIONS

@@ -120,6 +120,7 @@ def check_values(modules: list[str], path: Path) -> None:
 EVERYTHING_BUT_THE_CACHE = sorted({module for group, names in MODULES.items() if group != "cache" for module in names})
 
 
+@pytest.mark.slow
 def test_losses_gradients_and_statistics_are_right_by_plain_njit(tmp_path):
     """With the cache, so that only the first run of the tests compiles them: plain njit takes twice as long."""
     check_values(EVERYTHING_BUT_THE_CACHE, tmp_path / "results.npz")
