@@ -116,3 +116,16 @@ def test_no_name_of_a_file_occurs_in_four_folders():
     for path in FILES:
         counts[path.stem] = counts.get(path.stem, 0) + (path.stem != "__init__")
     assert max(counts.values()) < 4, {name: count for name, count in counts.items() if count >= 4}
+
+
+def test_private_names_of_torch_are_in_one_module():
+    """`torch._C`, `tensor._version` and the like change without notice; each has its reason in _torch_private.py."""
+    private = {"_version", "_cdata", "_make_wrapper_subclass"}
+    for path in FILES:
+        if path.name == "_torch_private.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute):
+                name = ast.unparse(node)
+                is_private = re.match(r"torch\._[^_]", name) or node.attr in private
+                assert not is_private, f"{path}: {name}"
