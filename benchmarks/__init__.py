@@ -21,6 +21,7 @@ Shared
 
     processes.py       measurements in a process of their own, and its memory
     internals.py       what the benchmarks use of xent beyond its public names
+    two_versions.py    two versions of the package side by side
     record_tables.py   a Markdown table from a record; markdown.py its cells and the markers in a document
     plots.py           the plots
 """
