@@ -73,8 +73,8 @@ def test_every_kernel_compiles(target):
     kernels = json.loads(found.stdout.splitlines()[-1])
     assert {name: len(codes) for name, codes in kernels.items()} == {
         "forward": 4,
-        "backward": 4,
-        "forward_backward": 6,
+        "backward": 2,  # in float64 the gradient is made by forward_backward
+        "forward_backward": 8,
         "statistics": 2,
         "scale": 1,
         "statistics_gradient": 2,
