@@ -34,6 +34,7 @@ from xent.backends.formula import FORMULA, target_gradient
 from xent.backends.protocol import Statistics as RowStatistics
 from xent.checks import check_labels
 from xent.linear.driver import NOTHING, Wanted
+from xent.objective import Objective
 from xent.reduction import gradient_scale, mean_denominator, reduce
 from xent.torch import linear_formula
 from xent.torch.rows import Call, LinearRows
@@ -326,6 +327,12 @@ def reduced(call: Call, losses: Tensor, denominator: Any, target: Tensor, classe
     # By way of NumPy, which takes half the time of torch.full.
     value = np.array(reduce(total, denominator, objective), np.float64 if dtype == torch.float64 else np.float32)
     return torch.from_numpy(value)
+
+
+def reduced_by_formula(losses: Tensor, target: Tensor, weight: Tensor | None, objective: Objective) -> Tensor:
+    """What the reduction makes of losses by operations that torch sees through, and does not wait for."""
+    call = Call("", objective, FORMULA)
+    return reduced(call, losses, denominator_of(call, target, weight), target, 0, losses.dtype)
 
 
 def of_rows(numbers: Tensor, logits: Tensor) -> Tensor:

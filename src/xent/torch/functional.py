@@ -29,7 +29,6 @@ from xent.checks import (
 )
 from xent.errors import DTypeError, message
 from xent.objective import Objective, UnweightedOptions
-from xent.reduction import mean_denominator, reduce
 from xent.torch import autograd, operators
 from xent.torch._torch_private import is_traced, is_transformed
 from xent.torch.rows import Call, as_rows, check_tensors, from_rows, labels_as_rows
@@ -109,7 +108,8 @@ def cross_entropy(
     else:
         loss = autograd.cross_entropy(call, logits, rows, weight)
         return from_rows(loss, how) if objective.reduction == "none" else loss
-    return from_rows(losses, how) if objective.reduction == "none" else reduced(losses, rows, weight, objective)
+    loss = autograd.reduced_by_formula(losses, rows, weight, objective)
+    return from_rows(loss, how) if objective.reduction == "none" else loss
 
 
 def statistics(
@@ -183,15 +183,6 @@ def statistics(
 def backend_of(device: torch.device) -> Backend:
     """What computes for logits on this device: under a `torch.func` transform, formulas."""
     return FORMULA if is_transformed() else choose(device)
-
-
-def reduced(losses: Tensor, target: Tensor, weight: Tensor | None, objective: Objective) -> Tensor:
-    """The sum or mean of losses that torch sees through, and does not wait for."""
-    soft = target.is_floating_point()
-    rows = target.shape[0] * target.shape[2:].numel()
-    denominator = mean_denominator(None if soft else target, weight, rows, objective)
-    value: Tensor = reduce(FORMULA.total(losses), denominator, objective)
-    return value.to(losses.dtype)
 
 
 def may_look_at(tensor: Tensor) -> bool:

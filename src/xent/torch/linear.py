@@ -29,7 +29,7 @@ from xent.linear.plan import DEFAULT_WORKSPACE, parse_bytes
 from xent.objective import Objective, UnweightedOptions
 from xent.torch import autograd, linear_formula, operators
 from xent.torch._torch_private import is_traced, is_transformed
-from xent.torch.functional import may_look_at, reduced
+from xent.torch.functional import may_look_at
 from xent.torch.rows import Call, LinearRows, check_tensors
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -109,7 +109,7 @@ def linear_cross_entropy(
     call, rows = _call(name, objective, how, input, linear_weight, linear_bias, target, weight, workspace, check)
     if call.linear is None:
         losses = linear_formula.losses(rows.to(call.dtype), objective)
-        loss = losses if objective.reduction == "none" else reduced(losses, rows.target, weight, objective)
+        loss = autograd.reduced_by_formula(losses, rows.target, weight, objective)
     elif is_traced(*rows):
         loss = operators.linear_cross_entropy(call, rows)
     else:

@@ -174,15 +174,6 @@ class Ranks:
         self._all_reduce(numbers, dist.ReduceOp.SUM)
         return numbers
 
-    def done(self, work: Callable[[], T]) -> T:
-        """Run work that needs no other rank; if it fails on one rank, every rank raises its error."""
-        try:
-            result = work()
-        except Exception as error:
-            raise self.failed((0,), error) from error
-        self.maximum(torch.zeros(0, dtype=torch.float64, device=self.device))
-        return result
-
     # ----------------------------------------------------------------------------------------------------- collectives
 
     def _all_reduce(self, numbers: Tensor, operation: dist.ReduceOp.RedOpType) -> None:
