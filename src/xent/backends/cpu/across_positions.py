@@ -17,7 +17,7 @@ from xent.backends.cpu.compilation import device
 from xent.backends.cpu.formats import decode, encode, store
 from xent.backends.cpu.primitives import exp, fused_multiply_add, maximum
 from xent.backends.cpu.streaming import store_large
-from xent.backends.cpu.tile import NARROW, without_label
+from xent.backends.cpu.tile import CONFIDENT, NARROW, label_loss_of, without_label
 from xent.backends.cpu.transposition import transpose
 
 GROUP = 16  # classes whose exponentials are summed before the sum is added in float64
@@ -123,7 +123,8 @@ def flush(total: Any, partial: Any) -> None:
 def target_terms_into(terms: Any, z: Any, t: Any, reference: Any) -> None:
     """terms = terms + t * (reference - z); where t is 0, 0 is added even if z is -inf."""
     for p in range(len(z)):
-        term = np.float64(t[p]) * np.float64(reference[p] - z[p])
+        # In float64: the difference of two large float32 numbers may be none.
+        term = np.float64(t[p]) * (np.float64(reference[p]) - np.float64(z[p]))
         terms[p] = terms[p] + (term if t[p] != 0 else 0.0)
 
 
@@ -227,6 +228,18 @@ def normalise(inputs: Any, terms: Any, size: int, tile: Any) -> None:
         exponentials_into(partial, tile.z[cells], reference)
         if j % GROUP == GROUP - 1 or j == inputs.classes - 1:
             flush(total, partial)
+
+
+@device
+def refine_label_losses(inputs: Any, size: int, tile: Any) -> None:
+    """Set label_loss once more where it is small, from z = exp(z - reference) of the other classes."""
+    for p in range(size):
+        if tile.label_loss[p] < CONFIDENT and tile.label[p] >= 0:
+            others, at = 0.0, p
+            for j in range(inputs.classes):
+                others += 0.0 if j == tile.label[p] else np.float64(tile.z[at])
+                at += tile.width
+            tile.label_loss[p] = label_loss_of(others, p, tile)
 
 
 @device

@@ -40,7 +40,7 @@ from xent.backends.cpu.compilation import device
 from xent.backends.cpu.formats import encode
 from xent.backends.cpu.primitives import exp, raise_maximum
 from xent.backends.cpu.streaming import PIECE, is_large, read_ahead, store_large
-from xent.backends.cpu.tile import BLOCK, in_float32, without_label
+from xent.backends.cpu.tile import BLOCK, CONFIDENT, in_float32, label_loss_of, without_label
 
 # Between these the sum of exp(z) is used without a reference: its terms are normal numbers, or too small to matter.
 LOWEST_TOTAL, HIGHEST_TOTAL = 1e-10, 1e20
@@ -81,6 +81,7 @@ def normalise(inputs: Any, terms: Any, g: int, size: int, tile: Any, gradient: b
     plain = in_float32(tile) and not terms.dense and terms.scale == 1.0 and terms.softcap == 0.0
     for p in range(size):
         tile.reference[p], tile.total[p], tile.terms[p], tile.mass[p] = 0, 1.0, 0.0, terms.label_mass
+        tile.elsewhere[p] = -1.0
         if not skipped(inputs, tile, p) and not (plain and normalise_at_zero(inputs, g, p, tile, gradient)):
             normalise_at_maximum(inputs, terms, g, p, tile)
 
@@ -88,7 +89,7 @@ def normalise(inputs: Any, terms: Any, g: int, size: int, tile: Any, gradient: b
 @device
 def normalise_at_zero(inputs: Any, g: int, p: int, tile: Any, gradient: bool) -> bool:
     """`normalise` for one row in one step, with reference 0; whether the sum is far from overflow and underflow."""
-    total, zero = 0.0, tile.z.dtype.type(0)
+    total, elsewhere, zero = 0.0, 0.0, tile.z.dtype.type(0)
     for start in range(0, inputs.classes, PIECE):
         stop = min(start + PIECE, inputs.classes)
         (logits,) = logits_of(inputs, g + p, start, stop)
@@ -96,16 +97,34 @@ def normalise_at_zero(inputs: Any, g: int, p: int, tile: Any, gradient: bool) ->
             read_ahead(logits)
         if gradient and tile.kept:
             z, _, _ = block_of(inputs, tile, p, start, stop)
-            total += np.float64(load_exponentials(logits, z))
+            part = np.float64(load_exponentials(logits, z))
         else:
-            total += np.float64(sum_of_exponentials(logits, zero))
+            part = np.float64(sum_of_exponentials(logits, zero))
+        total += part
+        elsewhere += 0.0 if start <= tile.label[p] < stop else part
         tile.block_reference[start // BLOCK] = zero
         if not total < HIGHEST_TOTAL:
             return False
     tile.total[p] = total
     if tile.label[p] >= 0:
         load(*logits_of(inputs, g + p, tile.label[p], tile.label[p] + 1), tile.label_z[p : p + 1])
-    return total > LOWEST_TOTAL
+    if total > LOWEST_TOTAL:
+        tile.elsewhere[p] = elsewhere
+        return True
+    return False
+
+
+@device
+def refine_label_losses(inputs: Any, g: int, size: int, tile: Any) -> None:
+    """Set label_loss once more where it is small and the reference is 0: the piece with the label is summed again."""
+    for p in range(size):
+        if tile.label_loss[p] < CONFIDENT and tile.label[p] >= 0 and tile.elsewhere[p] >= 0.0:
+            label, zero = tile.label[p], tile.z.dtype.type(0)
+            start = label // PIECE * PIECE
+            (before,) = logits_of(inputs, g + p, start, label)
+            (after,) = logits_of(inputs, g + p, label + 1, min(start + PIECE, inputs.classes))
+            beside = np.float64(sum_of_exponentials(before, zero)) + np.float64(sum_of_exponentials(after, zero))
+            tile.label_loss[p] = label_loss_of(tile.elsewhere[p] + beside, p, tile)
 
 
 @device

@@ -120,9 +120,10 @@ def weighted(t: Any, weight: Any) -> None:
 @device
 def target_terms(z: Any, t: Any, reference: Any) -> float:
     """Return sum(t * (reference - z)); where t is 0, 0 is added even if the class is masked (0 * inf)."""
-    terms = 0.0
+    terms, above = 0.0, np.float64(reference)
     for i in range(len(z)):
-        term = np.float64(t[i]) * np.float64(reference - z[i])
+        # In float64: the difference of two large float32 numbers may be none.
+        term = np.float64(t[i]) * (above - np.float64(z[i]))
         terms = add_in_any_order(terms, term if t[i] != 0 else 0.0)
     return terms
 

@@ -25,6 +25,7 @@ from xent.backends.cpu.tile import (
     factors,
     from_lse,
     in_float32,
+    label_losses,
     losses,
     read_labels,
     terms_of,
@@ -46,9 +47,15 @@ def forward_tile(inputs: Any, terms: Any, g: int, size: int, tile: Any, loss: An
         across_positions.prepare(inputs, terms, g, size, tile)
         across_positions.pick_labels(size, tile)
         across_positions.take_maximum(inputs, size, tile)
-        if in_float32(tile):
+        if in_float32(tile) and inputs.classes > 1:  # of one class the softmax is exactly 1
             across_positions.prefer_zero(tile.reference[:size])
         across_positions.normalise(inputs, terms, size, tile)
+    confident = label_losses(size, tile)
+    if confident and in_float32(tile):
+        if tile.along:
+            along_classes.refine_label_losses(inputs, g, size, tile)
+        else:
+            across_positions.refine_label_losses(inputs, size, tile)
     losses(inputs, terms, all_known, g, size, tile, loss, lse)
     return all_known
 
@@ -106,10 +113,10 @@ def statistics_tile(
     for p in range(size):
         argmax[g + p] = tile.best_at[p]
         rank[g + p] = tile.above[p]
+    label_losses(size, tile)
     losses(inputs, terms, True, g, size, tile, log_prob, lse)
     for p in range(size):
-        label_below = np.float64(tile.label_z[p]) - np.float64(tile.reference[p])
-        log_prob[g + p] = label_below - tile.log_total[p]
+        log_prob[g + p] = 0.0 - tile.label_loss[p]
         entropy[g + p] = tile.log_total[p] - tile.slope[p] / tile.total[p]
     if not all_known:
         for p in range(size):

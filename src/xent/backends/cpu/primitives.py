@@ -34,6 +34,7 @@ __all__ = [
     "float_bits",
     "fused_multiply_add",
     "log",
+    "log1p",
     "maximum",
     "raise_maximum",
     "softcap_and_derivative",
@@ -175,6 +176,13 @@ def log(x: float) -> float:
     even = w * (3.999999999940941908e-01 + w * (2.222219843214978396e-01 + w * 1.531383769920937332e-01))
     h = 0.5 * f * f
     return k * LOG2_HIGH + ((s * (h + odd + even) + k * LOG2_LOW) - h + f) + (x - x)
+
+
+@device
+def log1p(x: float) -> float:
+    """log(1 + x) of a float64 of 0 or more, as accurate as x: what 1 + x rounds away is added back."""
+    u = 1.0 + x
+    return log(u) + (x - (u - 1.0)) / u
 
 
 # -------------------------------------------------------------------------------------------------------------- softcap

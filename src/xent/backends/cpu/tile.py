@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from xent.backends.cpu.blocks import target_mass
 from xent.backends.cpu.compilation import allocator, device
 from xent.backends.cpu.formats import as_kernel_array, scratch
-from xent.backends.cpu.primitives import exp, log
+from xent.backends.cpu.primitives import exp, log, log1p
 from xent.objective import Objective
 
 Array = NDArray[Any]
@@ -26,6 +26,9 @@ CELLS_ACROSS = 2**15
 NARROW = 32
 BLOCK = 2048  # classes that a step along the classes processes
 KEPT = 2**19  # classes up to which the exponentials of a row are kept for its gradient
+
+CONFIDENT = 1 / 16
+"""The loss below which a float32 row is given its relative accuracy back; see `losses`."""
 
 PARALLEL_SIZE = 2**17  # logits below which a call stays on the calling thread
 
@@ -72,8 +75,8 @@ class Tile(NamedTuple):
     """Scratch of one thread: z and derivative of `width` positions (or of one block), and numbers for each position.
 
     With reference = max(z):  total = sum(exp(z - reference)),  terms = sum(t * (reference - z)),  mass = sum(t),  the
-    last two without the share of the label;  lse = reference + log_total;  slope = sum(exp(z - reference) * (z -
-    reference)).
+    last two without the share of the label;  lse = reference + log_total;  label_loss = lse - label_z;  slope =
+    sum(exp(z - reference) * (z - reference)).  `elsewhere` is the total less the piece of the row that has the label, or -1.
     """
 
     along: bool
@@ -87,8 +90,10 @@ class Tile(NamedTuple):
     label: Any
     share: Any
     label_z: Any
+    label_loss: Any
     reference: Any
     total: Any
+    elsewhere: Any
     log_total: Any
     terms: Any
     mass: Any
@@ -164,7 +169,9 @@ def tile_for(inputs: Any, terms: Any, along: bool, gradient: bool) -> Any:
         np.empty(width, np.int64),
         np.empty(width, np.float64),
         scratch(logits, width),
+        np.empty(width, np.float64),
         scratch(logits, width),
+        np.empty(width, np.float64),
         np.empty(width, np.float64),
         np.empty(width, np.float64),
         np.empty(width, np.float64),
@@ -226,18 +233,41 @@ def read_labels(inputs: Any, terms: Any, g: int, size: int, tile: Any) -> bool:
 
 
 @device
-def losses(inputs: Any, terms: Any, all_known: bool, g: int, size: int, tile: Any, loss: Any, lse: Any) -> None:
-    """Loss and log-sum-exp of each position."""
-    loss, lse = loss[g : g + size], lse[g : g + size]
+def label_losses(size: int, tile: Any) -> int:
+    """Set log_total and label_loss of each position; return how many positions have a label_loss below CONFIDENT."""
+    confident = 0
     for p in range(size):
         tile.log_total[p] = log(tile.total[p])
     for p in range(size):
-        reference, log_total, share = np.float64(tile.reference[p]), tile.log_total[p], tile.share[p]
-        # In this order an offset common to all logits cancels. Where the share is 0, 0 * inf counts as 0.
-        of_label = share * (log_total + (reference - np.float64(tile.label_z[p])))
-        found = reference + log_total
-        value = tile.terms[p] + tile.mass[p] * log_total + (of_label if share != 0.0 else 0.0)
+        # In this order an offset common to all logits cancels.
+        tile.label_loss[p] = tile.log_total[p] + (np.float64(tile.reference[p]) - np.float64(tile.label_z[p]))
+        confident += np.int64(tile.label_loss[p] < CONFIDENT)
+    return confident
+
+
+@device
+def label_loss_of(others: float, p: int, tile: Any) -> float:
+    """The label_loss from the exponentials of the other classes: log(1 + others / exp(label_z - reference)).
+
+    A total of float32 exponentials is off by 1e-7 of the label's own, which the loss of a confident row is not much
+    larger than: it could be below 0. Here everything is positive, and the loss is as accurate as its terms.
+    """
+    return log1p(others * exp(np.float64(tile.reference[p]) - np.float64(tile.label_z[p])))
+
+
+@device
+def losses(inputs: Any, terms: Any, all_known: bool, g: int, size: int, tile: Any, loss: Any, lse: Any) -> None:
+    """Loss and log-sum-exp of each position, from what `label_losses` set."""
+    loss, lse = loss[g : g + size], lse[g : g + size]
+    # With labels the terms of a smoothed target, taken relative to 0, may round to less than nothing.
+    lowest = 0.0 if len(inputs.labels) else -np.inf
+    for p in range(size):
+        log_total, share = tile.log_total[p], tile.share[p]
+        found = np.float64(tile.reference[p]) + log_total
+        # Where the share is 0, 0 * inf counts as 0.
+        value = tile.terms[p] + tile.mass[p] * log_total + (share * tile.label_loss[p] if share != 0.0 else 0.0)
         value += terms.z_loss * found * found
+        value = lowest if value < lowest else value
         loss[p] = value if found == found else np.nan
         lse[p] = found
     if not all_known:
