@@ -113,6 +113,9 @@ class Objective:
     def __post_init__(self, call: str) -> None:
         for option, (holds, expected) in _RANGES.items():
             value = getattr(self, option)
+            if hasattr(value, "item"):  # an array of one number, or a tensor
+                value = _number(call, option, value)
+                object.__setattr__(self, option, value)
             try:
                 usable = bool(holds(value))
             except (TypeError, ValueError, ArithmeticError, RuntimeError):  # not a number, or several
@@ -147,3 +150,16 @@ class Objective:
     def from_text(cls, text: str) -> Objective:
         """The options that `to_text` wrote down."""
         return cls(**ast.literal_eval(text))
+
+
+def _number(call: str, option: str, value: Any) -> Any:
+    """The number in an array or tensor of one."""
+    if getattr(value, "requires_grad", False):
+        found = "found a tensor that requires a gradient, which this option does not get"
+        raise ObjectiveError(
+            message(call, option, found, f"Pass {option}.item(); weight and logit_scale get one")
+        )
+    try:
+        return value.item()
+    except (TypeError, ValueError, RuntimeError):  # several numbers
+        return value

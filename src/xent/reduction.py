@@ -54,7 +54,11 @@ def reduce(total: Any, denominator: Any, objective: Objective) -> Any:
     if isinstance(total, float):
         # Python and NumPy would stop or warn at a division by zero, for which there is no cause.
         return total / denominator if denominator else total * math.inf
-    return total / denominator
+    if isinstance(denominator, float | int):
+        return total / denominator
+    # Of nothing to count the value is NaN, but its derivative 0, as `gradient_scale` has it.
+    counts = denominator != 0
+    return total * counts / (denominator + ~counts) + (counts / counts - 1)
 
 
 @overload

@@ -7,7 +7,7 @@ logits). Differentiable any number of times: second derivatives of every backend
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -150,12 +150,105 @@ def target_gradient(
 
     Of a shard, `lse` is that of all classes.
     """
-    z = softcapped_logits(logits, objective)
-    lse = torch.logsumexp(z, dim=1) if lse is None else lse
-    gradient = (1 - objective.label_smoothing) * (lse.unsqueeze(1) - z)
+    surprise = surprises(logits, objective, lse)
+    scale = row_scale if objective.label_smoothing == 0.0 else (1 - objective.label_smoothing) * row_scale
+    gradient = surprise * scale.unsqueeze(1)
     if objective.weight is not None:
-        gradient = gradient * class_weights(objective, z)
-    return (gradient * row_scale.unsqueeze(1)).to(dtype)
+        gradient = gradient * class_weights(objective, gradient)
+    return gradient.to(dtype)
+
+
+def weight_gradient(
+    logits: Tensor, target: Tensor, row_scale: Tensor, objective: Objective, lse: Tensor | None = None
+) -> Tensor:
+    """The gradient by the class weights: the sum over rows of row_scale * t / weight * (lse - z)."""
+    surprise = surprises(_without_ignored(logits, target, objective), objective, lse)
+    t = target_weights(target, surprise, replace(objective, weight=None))
+    terms = row_scale.unsqueeze(1) * t * torch.where(t == 0, 0.0, surprise)
+    return terms.movedim(1, 0).flatten(1).sum(dim=1)
+
+
+def surprises(logits: Tensor, objective: Objective, lse: Tensor | None = None) -> Tensor:
+    """lse - z, the loss that each class would have; with a log-sum-exp that is known, in one step."""
+    if lse is None:
+        z, _ = centred(softcapped_logits(logits, objective))
+        return torch.logsumexp(z, dim=1, keepdim=True) - z
+    z = logits if _is_plain(objective) else softcapped_logits(logits, objective)
+    dtype = compute_dtype(logits.dtype)
+    return lse.reshape(z.shape[:1] + z.shape[2:]).to(dtype).unsqueeze(1) - z.to(dtype)
+
+
+def gradient_derivatives(
+    logits: Tensor, target: Tensor, row_scale: Tensor, upstream: Tensor, objective: Objective, *, options: bool = False
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """The derivatives of sum(upstream * `backward`) by logits, row_scale, and with `options` target and weight.
+
+    With s = row_scale, V = upstream * dz/dx, r = sum(q * V) and pull = sum(t) + 2 * z_loss * lse:
+
+        d logits     s * (pull * q * (V - r) + 2 * z_loss * r * q) * dz/dx  +  upstream * s * (pull * q - t) * d2z/dx2
+        d row_scale  pull * r - sum(t * V)
+        d t          s * (r - V)
+
+    The class probabilities and the class weights are factors of t.
+    """
+    usable = _without_ignored(logits, target, objective)
+    if _is_plain(objective) and not objective.z_loss:
+        q = torch.softmax(softcapped_logits(usable, objective), dim=1)
+        pull_of_lse: Tensor | float = 0.0
+    else:
+        z, shift = centred(softcapped_logits(usable, objective))
+        lse = torch.logsumexp(z, dim=1, keepdim=True)
+        q, pull_of_lse = torch.exp(z - lse), 2 * objective.z_loss * (lse + shift) if objective.z_loss else 0.0
+    s, above = row_scale.to(q.dtype).unsqueeze(1), upstream.to(q.dtype)
+    slope = softcapped_logits_derivative(usable, objective)
+    v = above if _is_plain(objective) else above * slope
+    mass, of_target, t = _target_products(target, q, v, objective, options or objective.softcap is not None)
+    pull = mass + pull_of_lse
+    qv = q * v
+    r = qv.sum(dim=1, keepdim=True)
+    dlogits = s * pull * (qv - q * r)
+    if objective.z_loss:
+        dlogits = dlogits + s * (2 * objective.z_loss) * r * q
+    if not _is_plain(objective):
+        dlogits = dlogits * slope
+    if objective.softcap is not None and t is not None:
+        # d2z/dx2 = -2 * scale * tanh(u) / cap * dz/dx
+        bend = softcapped_logits(usable, objective).masked_fill(usable == -torch.inf, 0.0) * slope
+        factor = -2.0 * objective.logit_scale / objective.softcap**2
+        dlogits = dlogits + above * s * (pull * q - t) * bend * factor
+    drow_scale = (pull * r - of_target).squeeze(1)
+    dt = s * (r - v) if options else None
+    ignored = ignored_rows(target, objective)
+    if ignored is not None:
+        dlogits, drow_scale = dlogits.masked_fill(ignored.unsqueeze(1), 0.0), drow_scale.masked_fill(ignored, 0.0)
+        dt = None if dt is None else dt.masked_fill(ignored.unsqueeze(1), 0.0)
+    dtarget = dweight = None
+    if dt is not None and target.is_floating_point():
+        share = 1 - objective.label_smoothing
+        dtarget = dt * share if objective.weight is None else dt * share * class_weights(objective, dt)
+    if dt is not None and objective.weight is not None:
+        terms = dt * target_weights(target, dt, replace(objective, weight=None))
+        dweight = terms.movedim(1, 0).flatten(1).sum(dim=1)
+    return dlogits.to(logits.dtype), drow_scale.to(row_scale.dtype), dtarget, dweight
+
+
+def _target_products(
+    target: Tensor, q: Tensor, v: Tensor, objective: Objective, whole: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """sum(t), sum(t * v), and t where it is needed `whole`; of a label without smoothing from its own entry."""
+    if whole or target.is_floating_point() or (objective.label_smoothing and q.shape[1] > 1):
+        t = target_weights(target, q, objective)
+        return t.sum(dim=1, keepdim=True), torch.where(t == 0, 0.0, t * v).sum(dim=1, keepdim=True), t
+    known, place = labelled(target, q, objective)
+    unknown = torch.where(target == objective.ignore_index, 0.0, torch.nan).to(q.dtype)
+    share = torch.ones_like(unknown) if objective.weight is None else objective.weight.to(q.dtype)[place.squeeze(1)]
+    mass = torch.where(known, share, unknown).unsqueeze(1)
+    return mass, mass * v.gather(1, place), None
+
+
+def _is_plain(objective: Objective) -> bool:
+    """Whether z = x."""
+    return objective.softcap is None and objective.logit_scale == 1.0
 
 
 # ------------------------------------------------------------------------------------------------- parts of the loss

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 PLAIN = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
+_BATCHED = torch._C._dispatch_key_parse("Batched")
 
 
 def is_transformed() -> bool:
@@ -19,9 +20,41 @@ def is_transformed() -> bool:
     return not isinstance(torch._C._functorch.peek_interpreter_stack(), type(None))
 
 
+def is_forward_mode() -> bool:
+    """Whether tangents are carried along, by `torch.autograd.forward_ad` or a `torch.func` transform around the call.
+
+    An autograd function without a rule for tangents drops them in silence.
+    """
+    if torch.autograd.forward_ad._current_level >= 0:
+        return True
+    if not is_transformed():
+        return False
+    jvp = torch._C._functorch.TransformType.Jvp
+    return any(level.key() == jvp for level in torch._C._functorch.get_interpreter_stack() or ())
+
+
+def is_batched(tensor: Tensor) -> bool:
+    """Whether `is_grads_batched` or `vectorize` asks for many gradients at once, by a mechanism older than torch.func."""
+    return bool(torch._C._dispatch_keys(tensor).has(_BATCHED))
+
+
+def without_transforms(tensor: Tensor) -> Tensor:
+    """The tensor with the numbers, under all wrappers of `torch.func`; a batch has an axis more."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor
+
+
 def is_traced(*tensors: Tensor | None) -> bool:
-    """Whether a compiler looks through the call, or a tensor is of a subclass that wants to see operators."""
-    return torch.compiler.is_compiling() or any(t is not None and type(t) not in PLAIN for t in tensors)
+    """Whether somebody wants to see operators: a compiler, a dispatch mode, or a tensor's subclass."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return True
+    return any(t is not None and type(t) not in PLAIN for t in tensors)
+
+
+def assert_on_device(condition: Tensor, message: str) -> None:
+    """Let the device stop if the condition does not hold, which no host waits for. torch has no public name for it."""
+    torch._assert_async(condition, message)
 
 
 def is_recorded() -> bool:
@@ -52,3 +85,9 @@ def version_of(tensor: Tensor) -> int:
 def share_memory(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors have one storage; storages on the meta device have no address to compare."""
     return bool(one.untyped_storage()._cdata == other.untyped_storage()._cdata)
+
+
+def legacy_reduction(size_average: bool | None, reduce: bool | None) -> str:
+    """The reduction that torch's arguments from before version 1.0 stand for, with torch's warning."""
+    name: str = torch.nn._reduction.legacy_get_string(size_average, reduce)
+    return name

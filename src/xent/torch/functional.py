@@ -1,15 +1,16 @@
 """The public calls of the torch front: checks, and the choice of what computes.
 
-plain tensors                               a backend under autograd.py: kernels for the CPU and GPUs
-under torch.compile, and tensor subclasses  the same as operators, by operators.py
-other devices, and under torch.func         formulas of torch operations, xent/backends/formula.py
+plain tensors                                            a backend under autograd.py: kernels for the CPU and GPUs
+torch.compile, torch.func, tensor subclasses, modes      the same as operators, operators.py
+other devices, and forward mode                          formulas of torch operations, xent/backends/formula.py
 
 Which device has which backend is in xent/backends/choice.py.
 """
 
 from __future__ import annotations
 
-from typing import Any, Unpack
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,31 +19,44 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from xent.backends.choice import choose
 from xent.backends.formula import FORMULA
 from xent.backends.protocol import Backend, Statistics
-from xent.checks import (
-    Layout,
-    check_ignore_index,
-    check_labels,
-    check_weight_shape,
-    check_weights,
-    layout,
-    require_labels,
-)
-from xent.errors import DTypeError, message
-from xent.objective import Objective, UnweightedOptions
+from xent.checks import Layout, check_ignore_index, check_weight_shape, check_weights, layout, require_labels
+from xent.errors import ObjectiveError, message
+from xent.objective import Objective
 from xent.torch import autograd, operators
-from xent.torch._torch_private import is_traced, is_transformed
-from xent.torch.rows import Call, as_rows, check_tensors, from_rows, labels_as_rows
+from xent.torch._torch_private import is_forward_mode, is_traced, is_transformed, legacy_reduction
+from xent.torch.reduced import reduced_by_formula
+from xent.torch.rows import (
+    Call,
+    as_rows,
+    check_floating,
+    check_labels_now,
+    check_tensors,
+    from_rows,
+    is_soft,
+    labels_as_rows,
+    times,
+)
 
 DEFAULT = Objective()
+STANDARD = (-100, "mean", 0.0, 0.0, None, 1.0, None)
+"""The options of `DEFAULT` in the order of `objective_of`."""
 
 
 def cross_entropy(
     input: Tensor,
     target: Tensor,
     weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
     *,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    logit_scale: float | Tensor = 1.0,
+    denominator: float | Tensor | None = None,
     check: bool = False,
-    **options: Unpack[UnweightedOptions],
 ) -> Tensor:
     """Softmax cross-entropy of logits: a drop-in for `torch.nn.functional.cross_entropy`.
 
@@ -93,23 +107,35 @@ def cross_entropy(
     Bridle (1990), Probabilistic Interpretation of Feedforward Classification Network Outputs
     """
     if has_torch_function_variadic(input, target, weight):
+        options: dict[str, Any] = {"size_average": size_average, "ignore_index": ignore_index, "reduce": reduce}
+        options |= {"reduction": reduction, "label_smoothing": label_smoothing, "z_loss": z_loss, "softcap": softcap}
+        options |= {"logit_scale": logit_scale, "denominator": denominator, "check": check}
         tensors = (input, target, weight)
-        found: Tensor = handle_torch_function(cross_entropy, tensors, *tensors, check=check, **options)
+        found: Tensor = handle_torch_function(cross_entropy, tensors, *tensors, **options)
         return found
-    objective = Objective.of("cross_entropy", options) if options else DEFAULT
-    how = layout_of("cross_entropy", input, target, weight, objective, check=check)
+    if size_average is not None or reduce is not None:
+        reduction = legacy_reduction(size_average, reduce)
+    name = "cross_entropy"
+    given = (ignore_index, reduction, label_smoothing, z_loss, softcap, logit_scale, denominator)
+    is_standard = not (isinstance(logit_scale, Tensor) or isinstance(denominator, Tensor)) and given == STANDARD
+    objective, learned = (DEFAULT, None) if is_standard else objective_of(name, *given)
+    how = layout_of(name, input, target, weight, objective, check=check)
     logits = as_rows(input)
     rows = as_rows(target) if how.soft else labels_as_rows(target, how)
-    call = Call("cross_entropy", objective, backend_of(input.device), labels_are_checked=check)
-    if is_traced(input, target, weight) and call.backend is not FORMULA:
-        losses = operators.cross_entropy_rows(logits, rows, weight, objective)
-    elif call.backend is FORMULA:
-        losses, _ = FORMULA.forward(logits, rows, objective.weighted(weight))
+    if learned is not None and learned.scale is not None:
+        logits = times(logits, learned.scale)
+    call = Call(name, objective, backend_of(input.device), labels_are_checked=check)
+    if call.backend is FORMULA or is_transformed() or is_traced(input, target, weight):
+        if call.backend is FORMULA:
+            losses, _ = FORMULA.forward(logits, rows, objective.weighted(weight))
+        else:
+            losses = operators.cross_entropy_rows(logits, rows, weight, objective)
+        loss = reduced_by_formula(losses, rows, weight, objective)
     else:
         loss = autograd.cross_entropy(call, logits, rows, weight)
-        return from_rows(loss, how) if objective.reduction == "none" else loss
-    loss = autograd.reduced_by_formula(losses, rows, weight, objective)
-    return from_rows(loss, how) if objective.reduction == "none" else loss
+    if objective.reduction == "none":
+        return from_rows(loss, how)
+    return loss if learned is None else learned.divided(loss)
 
 
 def statistics(
@@ -165,14 +191,17 @@ def statistics(
         options: dict[str, Any] = {"ignore_index": ignore_index, "softcap": softcap, "logit_scale": logit_scale}
         found: Statistics = handle_torch_function(statistics, (input, target), input, target, check=check, **options)
         return found
-    objective = Objective(ignore_index=ignore_index, softcap=softcap, logit_scale=logit_scale, call="statistics")
+    options = {"softcap": softcap, "logit_scale": logit_scale}
+    objective, learned = objective_of("statistics", ignore_index, "none", **options)
     how = layout_of("statistics", input, target, None, objective, check=check)
     require_labels("statistics", how, "cross_entropy")
     logits, labels = as_rows(input), labels_as_rows(target, how)
+    if learned is not None and learned.scale is not None:
+        logits = times(logits, learned.scale)
     backend = backend_of(input.device)
     if backend is FORMULA:
         rows = FORMULA.statistics(logits, labels, objective)
-    elif is_traced(input, target):
+    elif is_transformed() or is_traced(input, target):
         rows = operators.statistics_rows(logits, labels, objective)
     else:
         call = Call("statistics", objective, backend, labels_are_checked=check)
@@ -180,9 +209,67 @@ def statistics(
     return Statistics(*(from_rows(tensor, how) for tensor in rows))
 
 
+class Learned(NamedTuple):
+    """Options that are tensors of one number: torch sees what is done with them, and they get their gradients."""
+
+    scale: Tensor | None
+    """Of the logits, before anything else."""
+    denominator: Tensor | None
+    """Of the sum of the losses."""
+
+    def divided(self, loss: Tensor) -> Tensor:
+        """The loss over the denominator."""
+        return loss if self.denominator is None else (loss / self.denominator).to(loss.dtype)
+
+
+def objective_of(
+    name: str,
+    ignore_index: int | None,
+    reduction: str,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    logit_scale: float | Tensor = 1.0,
+    denominator: float | Tensor | None = None,
+) -> tuple[Objective, Learned | None]:
+    """The options of a call, and those of them that are tensors torch has to see.
+
+    A tensor that needs no gradient and can be read for nothing is a number like any other.
+    """
+    scale = logit_scale if isinstance(logit_scale, Tensor) and has_to_be_seen(logit_scale) else None
+    divisor = denominator if isinstance(denominator, Tensor) and has_to_be_seen(denominator) else None
+    for option, tensor in {"logit_scale": scale, "denominator": divisor}.items():
+        if tensor is not None and tensor.numel() != 1:
+            found = f"found a tensor of shape {tuple(tensor.shape)}, expected one number"
+            raise ObjectiveError(message(name, option, found, "See help(xent.Objective)"))
+    options: Any = {
+        "ignore_index": -100 if ignore_index is None else ignore_index,
+        "reduction": reduction,
+        "label_smoothing": label_smoothing,
+        "z_loss": z_loss,
+        "softcap": softcap,
+        "logit_scale": 1.0 if scale is not None else logit_scale,
+        "denominator": 1.0 if divisor is not None else denominator,
+    }
+    objective = Objective.of(name, options)
+    if divisor is not None:
+        objective = replace(objective, reduction="sum", denominator=None)
+    if scale is None and divisor is None:
+        return objective, None
+    scale, divisor = (None if tensor is None else tensor.reshape(()) for tensor in (scale, divisor))
+    return objective, Learned(scale, divisor)
+
+
+def has_to_be_seen(tensor: Tensor) -> bool:
+    """Whether a tensor of one number takes part in what torch records, or reading it would wait for a device."""
+    return tensor.requires_grad or is_forward_mode() or not may_look_at(tensor)
+
+
 def backend_of(device: torch.device) -> Backend:
-    """What computes for logits on this device: under a `torch.func` transform, formulas."""
-    return FORMULA if is_transformed() else choose(device)
+    """What computes for logits on this device; formulas for tangents, and for transforms inside compiled code."""
+    if is_forward_mode() or (is_transformed() and torch.compiler.is_compiling()):
+        return FORMULA
+    return choose(device)
 
 
 def may_look_at(tensor: Tensor) -> bool:
@@ -193,18 +280,22 @@ def may_look_at(tensor: Tensor) -> bool:
 def layout_of(
     call: str, input: Tensor, target: Tensor, weight: Tensor | None, objective: Objective, *, check: bool = False
 ) -> Layout:
-    """Check shapes and dtypes, and with `check` the labels; return how input and target lie as rows."""
-    check_tensors(call, input=input, target=target)
-    if not input.is_floating_point():
-        found = f"found dtype {input.dtype}, expected floating point logits"
-        raise DTypeError(message(call, "input", found, "Convert them with input.float()"))
-    soft = target.is_floating_point()
+    """Check shapes, dtypes and places, and labels where they are looked at; return how input and target lie as rows."""
+    check_tensors(call, input=input, target=target, weight=weight)
+    check_floating(call, "input", input)
+    soft = is_soft(call, target)
     how = layout(call, "input", tuple(input.shape), tuple(target.shape), floating_target=soft)
     check_ignore_index(call, how, objective)
     if weight is not None:
-        check_weight_shape(call, tuple(weight.shape), how.classes)
-        if check or may_look_at(weight):
-            check_weights(call, weight)
-    if check and not how.soft:
-        check_labels(call, target.to(torch.int64), how.classes, objective.ignore_index)
+        check_class_weights(call, weight, how, check=check)
+    if not how.soft:
+        check_labels_now(call, target, how.classes, objective.ignore_index, check=check)
     return how
+
+
+def check_class_weights(call: str, weight: Tensor, how: Layout, *, check: bool) -> None:
+    """Check shape and dtype of class weights, and their numbers where they are looked at."""
+    check_floating(call, "weight", weight)
+    check_weight_shape(call, tuple(weight.shape), how.classes)
+    if may_look_at(weight) or (check and not torch.compiler.is_compiling()):
+        check_weights(call, weight)

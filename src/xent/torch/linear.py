@@ -7,32 +7,22 @@ other devices, and under torch.func         formulas that hold the logits, linea
 
 from __future__ import annotations
 
-from typing import Any, Unpack
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from xent.backends.choice import choose, choose_linear
 from xent.backends.protocol import Statistics
-from xent.checks import (
-    Layout,
-    check_ignore_index,
-    check_labels,
-    check_linear_shapes,
-    check_weight_shape,
-    check_weights,
-    checked_layout,
-    require_labels,
-)
+from xent.checks import Layout, check_ignore_index, check_linear_shapes, checked_layout, require_labels
 from xent.errors import DTypeError, message
 from xent.linear.plan import DEFAULT_WORKSPACE, parse_bytes
-from xent.objective import Objective, UnweightedOptions
-from xent.torch import autograd, linear_formula, operators
-from xent.torch._torch_private import is_traced, is_transformed
-from xent.torch.functional import may_look_at
-from xent.torch.rows import Call, LinearRows, check_tensors
-
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+from xent.objective import Objective
+from xent.torch import linear_autograd, linear_formula, linear_operators
+from xent.torch._torch_private import is_forward_mode, is_traced, is_transformed
+from xent.torch.functional import check_class_weights, objective_of
+from xent.torch.reduced import reduced_by_formula
+from xent.torch.rows import Call, LinearRows, check_floating, check_labels_now, check_tensors, is_soft
 
 
 def linear_cross_entropy(
@@ -42,9 +32,15 @@ def linear_cross_entropy(
     *,
     linear_bias: Tensor | None = None,
     weight: Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    logit_scale: float | Tensor = 1.0,
+    denominator: float | Tensor | None = None,
     workspace: int | str = DEFAULT_WORKSPACE,
     check: bool = False,
-    **options: Unpack[UnweightedOptions],
 ) -> Tensor:
     """Cross-entropy of a linear layer without its logits: a drop-in for `torch.nn.functional.linear_cross_entropy`.
 
@@ -104,17 +100,22 @@ def linear_cross_entropy(
     Wijmans et al. (2024), Cut Your Losses in Large-Vocabulary Language Models
     """
     name = "linear_cross_entropy"
-    objective = Objective.of(name, options)
+    given = (ignore_index, reduction, label_smoothing, z_loss, softcap, logit_scale, denominator)
+    objective, learned = objective_of(name, *given)
     how = layout_of(name, input, linear_weight, linear_bias, target, weight, objective, check=check)
     call, rows = _call(name, objective, how, input, linear_weight, linear_bias, target, weight, workspace, check)
+    if learned is not None and learned.scale is not None:
+        rows = rows.times(learned.scale)
     if call.linear is None:
         losses = linear_formula.losses(rows.to(call.dtype), objective)
-        loss = autograd.reduced_by_formula(losses, rows.target, weight, objective)
-    elif is_traced(*rows):
-        loss = operators.linear_cross_entropy(call, rows)
+        loss = reduced_by_formula(losses, rows.target, weight, objective)
+    elif is_transformed() or is_traced(*rows):
+        loss = linear_operators.linear_cross_entropy(call, rows)
     else:
-        loss = autograd.linear_cross_entropy(call, rows)
-    return loss.reshape(how.loss_shape) if objective.reduction == "none" else loss
+        loss = linear_autograd.linear_cross_entropy(call, rows)
+    if objective.reduction == "none":
+        return loss.reshape(how.loss_shape)
+    return loss if learned is None else learned.divided(loss)
 
 
 def linear_statistics(
@@ -163,16 +164,18 @@ def linear_statistics(
     ([4.0, 4.0], [0, 0])
     """
     name = "linear_statistics"
-    objective = Objective(ignore_index=ignore_index, softcap=softcap, logit_scale=logit_scale, call=name)
+    objective, learned = objective_of(name, ignore_index, "none", softcap=softcap, logit_scale=logit_scale)
     how = layout_of(name, input, linear_weight, linear_bias, target, None, objective, check=check)
     require_labels(name, how, "linear_cross_entropy")
     call, rows = _call(name, objective, how, input, linear_weight, linear_bias, target, None, workspace, check)
+    if learned is not None and learned.scale is not None:
+        rows = rows.times(learned.scale)
     if call.linear is None:
         statistics = linear_formula.statistics(rows.to(call.dtype), objective)
-    elif is_traced(*rows):
-        statistics = operators.linear_statistics(call, rows)
+    elif is_transformed() or is_traced(*rows):
+        statistics = linear_operators.linear_statistics(call, rows)
     else:
-        statistics = autograd.LinearStatistics.apply(*rows[:4], call)  # type: ignore[no-untyped-call]
+        statistics = linear_autograd.LinearStatistics.apply(*rows[:4], call)  # type: ignore[no-untyped-call]
     return Statistics(*(tensor.reshape(how.loss_shape) for tensor in statistics))
 
 
@@ -190,11 +193,13 @@ def _call(
 ) -> tuple[Call, LinearRows]:
     """What computes, and the tensors as rows."""
     dtype = product_dtype(name, input, linear_weight, linear_bias)
-    linear: Any = None if is_transformed() else choose_linear(input.device)
+    has_formula = is_forward_mode() or (is_transformed() and torch.compiler.is_compiling())
+    linear: Any = None if has_formula else choose_linear(input.device)
     room = parse_bytes(name, workspace)
     call = Call(name, objective, choose(input.device), linear, room, dtype, labels_are_checked=check)
     y = target.reshape(how.rows, how.classes) if how.soft else target.reshape(-1).to(torch.int64)
-    return call, LinearRows(input.reshape(how.rows, input.shape[-1]), linear_weight, linear_bias, y, weight)
+    x = input.reshape(how.rows, input.shape[-1]).resolve_neg()
+    return call, LinearRows(x, linear_weight.resolve_neg(), linear_bias, y, weight)
 
 
 def layout_of(
@@ -209,31 +214,30 @@ def layout_of(
     check: bool = False,
 ) -> Layout:
     """Check shapes and dtypes, and with `check` the labels; return how input and target lie as rows."""
-    optional = {} if linear_bias is None else {"linear_bias": linear_bias}
-    check_tensors(call, input=input, linear_weight=linear_weight, **optional, target=target)
+    tensors = {"input": input, "linear_weight": linear_weight, "linear_bias": linear_bias}
+    check_tensors(call, **tensors, target=target, weight=weight)
     bias_shape = None if linear_bias is None else tuple(linear_bias.shape)
     check_linear_shapes(call, tuple(input.shape), tuple(linear_weight.shape), bias_shape)
     logits_shape = (*input.shape[:-1], linear_weight.shape[0])
+    soft = is_soft(call, target)
     how = Layout(logits_shape, len(logits_shape) - 1, soft=tuple(target.shape) == logits_shape)
-    how = checked_layout(call, "linear_weight", how, tuple(target.shape), floating_target=target.is_floating_point())
+    how = checked_layout(call, "linear_weight", how, tuple(target.shape), floating_target=soft)
     check_ignore_index(call, how, objective)
     if weight is not None:
-        check_weight_shape(call, tuple(weight.shape), how.classes)
-        if check or may_look_at(weight):
-            check_weights(call, weight)
-    if check and not how.soft:
-        check_labels(call, target.to(torch.int64), how.classes, objective.ignore_index)
+        check_class_weights(call, weight, how, check=check)
+    if not how.soft:
+        check_labels_now(call, target, how.classes, objective.ignore_index, check=check)
     return how
 
 
 def product_dtype(call: str, input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> torch.dtype:
     """The dtype of the products: that of the arguments, or of autocast, which leaves float64 alone."""
     named = {"input": input, "linear_weight": linear_weight, "linear_bias": linear_bias}
-    dtypes = {argument: tensor.dtype for argument, tensor in named.items() if tensor is not None}
-    for argument, dtype in dtypes.items():
-        if dtype not in DTYPES:
-            found = f"found dtype {dtype}, expected float64, float32, bfloat16 or float16"
-            raise DTypeError(message(call, argument, found, f"Convert it with {argument}.float()"))
+    dtypes = {}
+    for argument, tensor in named.items():
+        if tensor is not None:
+            check_floating(call, argument, tensor)
+            dtypes[argument] = tensor.dtype
     kind = input.device.type
     has_autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     if has_autocast and torch.float64 not in dtypes.values():

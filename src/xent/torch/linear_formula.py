@@ -1,17 +1,18 @@
-"""The linear loss and its statistics as formulas of torch operations, which hold the logits.
+"""The linear loss and its statistics as formulas of torch operations, which hold logits.
 
-For devices without kernels, for `torch.func`, and for second derivatives: torch sees through all of it.
+For devices without kernels, for forward mode, and for second derivatives: torch sees through all of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xent.backends.formula import FORMULA, target_gradient
+from xent.backends.formula import FORMULA, target_gradient, weight_gradient
 from xent.backends.protocol import Statistics
 from xent.objective import Objective
 from xent.torch.rows import LinearRows
@@ -20,51 +21,91 @@ CHUNK_ROWS = 256
 
 
 def losses(rows: LinearRows, objective: Objective) -> Tensor:
-    """The loss of each row."""
-    return FORMULA.forward(_logits(rows), rows.target, objective.weighted(rows.class_weight))[0]
+    """The loss of each row, some rows at a time: without a graph the logits of those are all that is held."""
+    weighted = objective.weighted(rows.class_weight)
+    return torch.cat([FORMULA.forward(_logits(part), part.target, weighted)[0] for part in _parts(rows)])
 
 
 def statistics(rows: LinearRows, objective: Objective) -> Statistics:
-    """The statistics of each row."""
-    return FORMULA.statistics(_logits(rows), rows.target, objective)
-
-
-def gradients(
-    values: Sequence[Tensor], arguments: LinearRows, upstream: Sequence[Tensor | None], wanted: Sequence[bool]
-) -> list[Tensor | None]:
-    """The gradients of sum(upstream * values) by the wanted arguments, such that they can be differentiated again."""
-    pairs = [(value, above) for value, above in zip(values, upstream, strict=True) if above is not None]
-    chosen = {i: tensor for i, tensor in enumerate(arguments[: len(wanted)]) if tensor is not None and wanted[i]}
-    if not chosen or not pairs:
-        return [None] * len(wanted)
-    total = torch.stack([(value * above).sum() for value, above in pairs]).sum()
-    found = torch.autograd.grad(total, list(chosen.values()), create_graph=True, allow_unused=True)
-    by_place = dict(zip(chosen, found, strict=True))
-    return [by_place.get(i) for i in range(len(wanted))]
-
-
-def apart(rows: LinearRows) -> LinearRows:
-    """The same tensors at places of their own in the graph.
-
-    Where one argument was made from another (a head that is tied to the embedding), the derivative by the one must not
-    contain what the other contributes through it.
-    """
-    views = [t.view_as(t) if t is not None and t.is_floating_point() else t for t in rows]
-    return LinearRows._make(views)
+    """The statistics of each row, some rows at a time."""
+    parts = [FORMULA.statistics(_logits(part), part.target, objective) for part in _parts(rows)]
+    return Statistics(*(torch.cat(numbers) for numbers in zip(*parts, strict=True)))
 
 
 def gradient_of_target(
     rows: LinearRows, row_scale: Tensor, objective: Objective, dtype: torch.dtype, lse: Tensor | None
 ) -> Tensor:
     """The gradient by class probabilities (rows, classes), some rows at a time; `lse` is that of all shards."""
+    weighted, found = objective.weighted(rows.class_weight), []
+    for place, part in zip(_places(rows), _parts(rows), strict=True):
+        known = None if lse is None else lse[place]
+        found.append(target_gradient(_logits(part), row_scale[place], weighted, dtype, known))
+    return torch.cat(found)
+
+
+def gradient_of_class_weights(rows: LinearRows, row_scale: Tensor, objective: Objective) -> Tensor:
+    """The gradient by the class weights (classes,), some rows at a time."""
+    parts = zip(_places(rows), _parts(rows), strict=True)
+    found = [weight_gradient(_logits(part), part.target, row_scale[place], objective) for place, part in parts]
+    total = torch.stack(found).sum(dim=0)
+    return total if rows.class_weight is None else total.to(rows.class_weight.dtype)
+
+
+# --------------------------------------------------- formulas of the gradients themselves, to be differentiated again
+
+
+def real(rows: LinearRows) -> list[Tensor]:
+    """The tensors that have a derivative."""
+    return [tensor for tensor in rows if tensor is not None and tensor.is_floating_point()]
+
+
+def joined(rows: LinearRows, tensors: Sequence[Tensor]) -> LinearRows:
+    """The rows with other tensors in place of those that `real` returns."""
+    return LinearRows._make(spread(rows, tensors, rows))
+
+
+def spread(rows: LinearRows, found: Sequence[Tensor], otherwise: Sequence[Any] = (None,) * 5) -> list[Any]:
+    """One entry for each tensor of the rows: what was found for those that `real` returns."""
+    remaining = iter(found)
+    is_real = [tensor is not None and tensor.is_floating_point() for tensor in rows]
+    return [next(remaining) if there else other for there, other in zip(is_real, otherwise, strict=True)]
+
+
+def explicit_gradients(
+    rows: LinearRows, row_scale: Tensor, objective: Objective, wanted: Sequence[bool]
+) -> tuple[Tensor, ...]:
+    """The wanted gradients of sum(row_scale * loss) by input, weight and bias."""
     weighted = objective.weighted(rows.class_weight)
-    out = torch.empty(len(rows.input), len(rows.weight), dtype=dtype, device=rows.input.device)
-    for first in range(0, len(rows.input), CHUNK_ROWS):
-        part = slice(first, first + CHUNK_ROWS)
-        logits = _logits(rows._replace(input=rows.input[part]))
-        of_part = None if lse is None else lse[part]
-        out[part] = target_gradient(logits, row_scale[part], weighted, dtype, of_part)
-    return out
+    return _of_layer(rows, FORMULA.backward(_logits(rows), rows.target, None, row_scale, weighted), wanted)
+
+
+def explicit_statistics_gradients(
+    rows: LinearRows, upstream: tuple[Tensor, Tensor, Tensor], objective: Objective, wanted: Sequence[bool]
+) -> tuple[Tensor, ...]:
+    """The wanted gradients of the statistics by input, weight and bias."""
+    dlogits = FORMULA.statistics_gradient(_logits(rows), rows.target, None, upstream, objective)
+    return _of_layer(rows, dlogits, wanted)
+
+
+def _of_layer(rows: LinearRows, dlogits: Tensor, wanted: Sequence[bool]) -> tuple[Tensor, ...]:
+    found = []
+    if wanted[0]:
+        found.append(dlogits @ rows.weight)
+    if wanted[1]:
+        found.append(dlogits.T @ rows.input)
+    if wanted[2]:
+        found.append(dlogits.sum(dim=0))
+    return tuple(found)
+
+
+def _places(rows: LinearRows) -> list[slice]:
+    """The rows in parts; one, which is empty, of no rows."""
+    count = len(rows.input)
+    return [slice(first, min(first + CHUNK_ROWS, count)) for first in range(0, max(count, 1), CHUNK_ROWS)]
+
+
+def _parts(rows: LinearRows) -> list[LinearRows]:
+    return [rows._replace(input=rows.input[place], target=rows.target[place]) for place in _places(rows)]
 
 
 def _logits(rows: LinearRows) -> Tensor:

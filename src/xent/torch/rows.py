@@ -8,22 +8,74 @@ import torch
 from torch import Tensor
 
 from xent.backends.protocol import Backend
-from xent.checks import Layout
-from xent.errors import DTypeError, message
+from xent.checks import Layout, check_labels
+from xent.errors import ArgumentError, DTypeError, message
 from xent.linear.driver import Layer
 from xent.objective import Objective
+from xent.torch._torch_private import PLAIN, assert_on_device, is_transformed, without_transforms
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+"""Of logits, class probabilities and layers."""
 
 
 def check_tensors(call: str, **arguments: Any) -> None:
-    """Raise DTypeError if an argument is no tensor."""
+    """Raise DTypeError if an argument is no dense tensor, ArgumentError if it is not where the first one is.
+
+    None stands for an argument that was not given.
+    """
+    device = None
     for name, value in arguments.items():
+        if value is None:
+            continue
         if not isinstance(value, Tensor):
             found = f"found a {type(value).__name__}, expected a tensor"
             raise DTypeError(message(call, name, found, "For NumPy arrays and lists use xent.numpy"))
+        if value.layout is not torch.strided:
+            found = f"found a tensor of layout {value.layout}, expected a dense one"
+            raise DTypeError(message(call, name, found, f"Convert it with {name}.to_dense()"))
+        if device is None:
+            device, first = value.device, name
+        elif value.device != device:
+            found = f"found a tensor on {value.device}, while {first} is on {device}"
+            raise ArgumentError(message(call, name, found, f"Move it with {name}.to({first}.device)"))
+
+
+def check_floating(call: str, name: str, tensor: Tensor) -> None:
+    """Raise DTypeError unless a tensor holds numbers of a dtype that the kernels compute with."""
+    if tensor.dtype not in DTYPES:
+        found = f"found dtype {tensor.dtype}, expected float64, float32, bfloat16 or float16"
+        raise DTypeError(message(call, name, found, f"Convert it with {name}.float()"))
+
+
+def is_soft(call: str, target: Tensor) -> bool:
+    """Whether a target holds class probabilities rather than class indices."""
+    if target.is_floating_point():
+        check_floating(call, "target", target)
+        return True
+    if target.dtype is torch.bool or target.is_complex():
+        found = f"found dtype {target.dtype}, expected integers or class probabilities"
+        raise DTypeError(message(call, "target", found, "Convert class indices with target.long()"))
+    return False
+
+
+def check_labels_now(call: str, labels: Tensor, classes: int, ignore_index: int, *, check: bool) -> None:
+    """Look at labels before a backend does: where that costs nothing, and where `check` asks for it.
+
+    Under `torch.func` the numbers are there, below the wrappers, and no error can be raised later. A compiler has none:
+    the device itself checks.
+    """
+    labels = without_transforms(labels) if is_transformed() else labels
+    if torch.compiler.is_compiling():
+        if check:
+            valid = ((labels >= 0) & (labels < classes)) | (labels == ignore_index)
+            assert_on_device(valid.all(), f"{call}: a label is neither in [0, {classes}) nor {ignore_index}")
+    elif check or (is_transformed() and labels.device.type == "cpu" and type(labels) in PLAIN):
+        check_labels(call, labels.to(torch.int64), classes, ignore_index)
 
 
 def as_rows(tensor: Tensor) -> Tensor:
     """View (or copy) logits or class probabilities as (N, C), or (N, C, S) with all positions on the last axis."""
+    tensor = tensor.resolve_neg()  # kernels read memory, which does not know of a pending sign
     if tensor.ndim == 1:
         return tensor.unsqueeze(0)
     return tensor if tensor.ndim == 2 else tensor.flatten(2)
@@ -34,6 +86,13 @@ def labels_as_rows(labels: Tensor, layout: Layout) -> Tensor:
     if labels.dtype is not torch.int64:
         labels = labels.to(torch.int64)
     return labels.reshape(-1) if len(layout.logits_shape) <= 2 else labels.flatten(1)
+
+
+def times(logits: Tensor, scale: Tensor) -> Tensor:
+    """Logits times a scale that is a tensor, in float32 for 16 bits; masked classes have no part in its gradient."""
+    wide = logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
+    masked = logits == -torch.inf
+    return (wide.masked_fill(masked, 0.0) * scale.to(wide.dtype)).masked_fill(masked, -torch.inf)
 
 
 def from_rows(numbers: Tensor, layout: Layout) -> Tensor:
@@ -69,6 +128,11 @@ class LinearRows(NamedTuple):
         """Input, weight and bias in the dtype that they are multiplied in."""
         bias = None if self.bias is None else self.bias.to(dtype)
         return self._replace(input=self.input.to(dtype), weight=self.weight.to(dtype), bias=bias)
+
+    def times(self, scale: Tensor) -> LinearRows:
+        """The layer whose logits are multiplied by a tensor: that of input and bias times it."""
+        bias = None if self.bias is None else times(self.bias, scale).to(self.bias.dtype)
+        return self._replace(input=(self.input * scale).to(self.input.dtype), bias=bias)
 
     def layer(self, call: Call) -> Layer:
         """The layer that a linear backend takes."""

@@ -20,7 +20,7 @@ from xent.backends.cpu.streaming import store_large
 from xent.backends.cpu.tile import CONFIDENT, NARROW, label_loss_of, without_label
 from xent.backends.cpu.transposition import transpose
 
-GROUP = 16  # classes whose exponentials are summed before the sum is added in float64
+GROUP = 16  # classes whose exponentials and terms are summed before the sum is added in float64
 GATHERED = 4  # classes up to which rows are transposed number by number
 NEAR_ZERO = 40.0  # below it, 0 can replace the maximum as the reference: exponentials and sums stay normal numbers
 
@@ -54,27 +54,28 @@ def load_tile(stored: Any, outer_stride: int, inputs: Any, g: int, size: int, ti
 
 
 @device
-def store_tile(out: Any, inputs: Any, g: int, size: int, tile: Any, staging: Any) -> None:
-    """Store z as the gradient of `size` positions from g."""
+def store_tile(out: Any, inputs: Any, after: float, g: int, size: int, tile: Any, staging: Any) -> None:
+    """Store after * z as the gradient of `size` positions from g."""
     classes, inner, width, one = inputs.classes, inputs.inner, tile.width, tile.z.dtype.type(1)
+    last = tile.z.dtype.type(after)
     if inner == 1 and classes <= GATHERED:
         for j in range(classes):
             column, row = out[g * classes + j :], tile.z[j * width : j * width + size]
             for p in range(size):
-                column[p * classes] = encode(row[p], out)
+                column[p * classes] = encode(last * row[p], out)
     elif inner == 1:
         transpose(tile.z, classes, size, width, tile.rows, classes)
-        store_large(out[g * classes : (g + size) * classes], tile.rows[: size * classes], one, -1, one, staging)
+        store_large(out[g * classes : (g + size) * classes], tile.rows[: size * classes], one, -1, one, after, staging)
     elif inner >= NARROW:
         begin = g // inner * classes * inner + g % inner
         for j in range(classes):
             z = tile.z[j * width : j * width + size]
-            store(out[begin + j * inner : begin + j * inner + size], z, one, -1, one)
+            store(out[begin + j * inner : begin + j * inner + size], z, one, -1, one, after)
     else:
         for p in range(size):
             begin = (g + p) // inner * classes * inner + (g + p) % inner
             for j in range(classes):
-                out[begin + j * inner] = encode(tile.z[j * width + p], out)
+                out[begin + j * inner] = encode(last * tile.z[j * width + p], out)
 
 
 # ---------------------------------------------------------------------------------------------- steps over positions
@@ -214,20 +215,26 @@ def take_maximum(inputs: Any, size: int, tile: Any) -> None:
 def normalise(inputs: Any, terms: Any, size: int, tile: Any) -> None:
     """Set total, terms and mass of each position; z = exp(z - reference)."""
     reference, partial, total = tile.reference[:size], tile.partial[:size], tile.total[:size]
-    clear(partial, 0.0)
+    partial_terms, partial_mass = tile.partial_terms[:size], tile.partial_mass[:size]
     clear(total, 0.0)
     clear(tile.terms, 0.0)
     clear(tile.mass, terms.label_mass)
+    clear(partial, 0.0)
+    clear(partial_terms, 0.0)
+    clear(partial_mass, 0.0)
     for j in range(inputs.classes):
         cells = slice(j * tile.width, j * tile.width + size)
         if terms.dense:
-            target_terms_into(tile.terms[:size], tile.z[cells], tile.t[cells], reference)
+            target_terms_into(partial_terms, tile.z[cells], tile.t[cells], reference)
             if terms.soft:
-                mass_into(tile.mass[:size], tile.t[cells])
+                mass_into(partial_mass, tile.t[cells])
         # With nothing but masked classes, -inf - -inf makes the position NaN.
         exponentials_into(partial, tile.z[cells], reference)
         if j % GROUP == GROUP - 1 or j == inputs.classes - 1:
             flush(total, partial)
+            if terms.dense:
+                flush(tile.terms[:size], partial_terms)
+                flush(tile.mass[:size], partial_mass)
 
 
 @device
@@ -246,11 +253,14 @@ def refine_label_losses(inputs: Any, size: int, tile: Any) -> None:
 def exponentials_and_masses(inputs: Any, terms: Any, size: int, tile: Any) -> None:
     """z = exp(z - reference) with the reference that is set already; set mass of each position."""
     clear(tile.mass, terms.label_mass)
+    clear(tile.partial_mass, 0.0)
     for j in range(inputs.classes):
         cells = slice(j * tile.width, j * tile.width + size)
         exponentials_into(tile.partial[:size], tile.z[cells], tile.reference[:size])
         if terms.soft:
-            mass_into(tile.mass[:size], tile.t[cells])
+            mass_into(tile.partial_mass[:size], tile.t[cells])
+            if j % GROUP == GROUP - 1 or j == inputs.classes - 1:
+                flush(tile.mass[:size], tile.partial_mass[:size])
 
 
 @device
@@ -277,7 +287,7 @@ def gradients(inputs: Any, terms: Any, all_known: bool, g: int, size: int, tile:
                 value = without_label(inputs.labels[g + p], terms)
                 for j in range(inputs.classes):
                     tile.z[j * width + p] = value
-    store_tile(out, inputs, g, size, tile, staging)
+    store_tile(out, inputs, terms.after, g, size, tile, staging)
 
 
 @device

@@ -200,7 +200,7 @@ def gradients(inputs: Any, terms: Any, g: int, size: int, tile: Any, kept: bool,
                 if terms.softcap != 0.0:
                     multiply(z, derivative)
                 at, factor = -1, tile.z.dtype.type(1)
-            store_large(row_out[start:stop], z, factor, at, label_share, staging)
+            store_large(row_out[start:stop], z, factor, at, label_share, terms.after, staging)
 
 
 @device

@@ -98,9 +98,13 @@ class CpuBackend:
         objective: Objective,
         *,
         out: Array | None = None,
+        after: float = 1.0,
     ) -> tuple[Array, Array, Array]:
-        """Return loss, log-sum-exp and gradient in one visit: each row's gradient while the row is in cache."""
-        call = _Call(logits, target, objective)
+        """Return loss, log-sum-exp and gradient in one visit: each row's gradient while the row is in cache.
+
+        With `after`, which is not for 16 bits, the gradient is that number times what it is without, to the last bit.
+        """
+        call = _Call(logits, target, objective, after)
         loss, lse = np.empty(call.rows, call.dtype), np.empty(call.rows)
         out = memory.empty(logits.shape, logits.dtype) if out is None else out
         call.run(kernels.forward_backward, (call.scales(row_scale), loss, lse, bits(out.reshape(-1))), self.threads)
@@ -153,7 +157,7 @@ class _Call:
 
     __slots__ = ("arguments", "dtype", "rows", "size")
 
-    def __init__(self, logits: Array, target: Array, objective: Objective) -> None:
+    def __init__(self, logits: Array, target: Array, objective: Objective, after: float = 1.0) -> None:
         shape = logits.shape
         classes, inner = shape[1], 1 if len(shape) == 2 else shape[2]
         self.rows, self.size = shape[0] * inner, shape[0] * inner * classes
@@ -163,7 +167,7 @@ class _Call:
         soft = target.dtype.kind == "f"
         rows = as_kernel_array(target.reshape(-1))
         labels, soft_target = (NO_LABELS, rows) if soft else (rows, np.empty(0, self.dtype))
-        weight, options = flattened(objective, self.dtype, classes)
+        weight, options = flattened(objective, self.dtype, classes, after)
         layout = (along, stored, outer_stride, classes, inner)
         self.arguments = (*layout, labels, soft_target, weight, options, objective.ignore_index)
 

@@ -118,9 +118,10 @@ def _(stored: Any, size: int) -> Any:
 
 
 @device
-def store(target: Any, z: Any, factor: Any, at: int, less: Any) -> None:
-    """target = factor * z, less `less` at the index `at` (-1: nowhere), rounded to target's type."""
+def store(target: Any, z: Any, factor: Any, at: int, less: Any, after: float) -> None:
+    """target = after * (factor * z, less `less` at the index `at` (-1: nowhere)), rounded to target's type."""
+    last = z.dtype.type(after)
     for i in range(len(z)):
-        target[i] = encode(factor * z[i], target)
+        target[i] = encode(last * (factor * z[i]), target)
     if at >= 0:
-        target[at] = encode(factor * z[at] - less, target)
+        target[at] = encode(last * (factor * z[at] - less), target)

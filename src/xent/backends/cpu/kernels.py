@@ -12,8 +12,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from xent.backends.cpu import across_positions, along_classes
 from xent.backends.cpu.blocks import target_mass
 from xent.backends.cpu.compilation import device, kernel

@@ -68,11 +68,11 @@ def stream(target: Any, source: Any) -> None:
 
 
 @device
-def store_large(target: Any, z: Any, factor: Any, at: int, less: Any, staging: Any) -> None:
+def store_large(target: Any, z: Any, factor: Any, at: int, less: Any, after: float, staging: Any) -> None:
     """`store` (formats.py) to a part of the array for which `staging_for` made `staging`."""
     if len(staging):
         ready = staging[: len(z)]
-        store(ready, z, factor, at, less)
+        store(ready, z, factor, at, less, after)
         stream(target, ready)
     else:
-        store(target, z, factor, at, less)
+        store(target, z, factor, at, less, after)

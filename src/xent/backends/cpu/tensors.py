@@ -75,12 +75,13 @@ class TensorBackend:
         objective: Objective,
         *,
         out: Tensor | None = None,
+        **after: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return losses, saved numbers and gradient."""
         x = as_array(logits)
         y, weighted = target_array(target, x), on_arrays(objective)
         scale, room = scale_array(row_scale, x), None if out is None else as_array(out)
-        loss, saved, gradient = self.arrays.forward_backward(x, y, scale, weighted, out=room)
+        loss, saved, gradient = self.arrays.forward_backward(x, y, scale, weighted, out=room, **after)
         return torch.from_numpy(loss), torch.from_numpy(saved), as_tensor(gradient, logits.dtype)
 
     def statistics(self, logits: Tensor, labels: Tensor, objective: Objective) -> Statistics:

@@ -68,6 +68,7 @@ class Terms(NamedTuple):
     scale: float
     softcap: float
     z_loss: float
+    after: float
     ignore_index: int
 
 
@@ -76,7 +77,7 @@ class Tile(NamedTuple):
 
     With reference = max(z):  total = sum(exp(z - reference)),  terms = sum(t * (reference - z)),  mass = sum(t),  the
     last two without the share of the label;  lse = reference + log_total;  label_loss = lse - label_z;  slope =
-    sum(exp(z - reference) * (z - reference)).  `elsewhere` is the total less the piece of the row that has the label, or -1.
+    sum(exp(z - reference) * (z - reference)).  `elsewhere` is the total less that of the piece with the label, or -1.
     """
 
     along: bool
@@ -98,6 +99,8 @@ class Tile(NamedTuple):
     terms: Any
     mass: Any
     partial: Any
+    partial_terms: Any
+    partial_mass: Any
     factor: Any
     target_factor: Any
     slope: Any
@@ -111,18 +114,19 @@ def computing_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return FLOAT64 if dtype == FLOAT64 else FLOAT32
 
 
-def flattened(objective: Objective, dtype: np.dtype[Any], classes: int) -> tuple[Array, Array]:
-    """The options of a row's loss as kernels take them: class weights (empty: none) and numbers; `terms_of` reads them.
+def flattened(objective: Objective, dtype: np.dtype[Any], classes: int, after: float = 1.0) -> tuple[Array, Array]:
+    """The options of a row's loss as kernels take them: class weights (empty: none), and numbers for `terms_of`.
 
-    `classes` are all classes, also where a shard has some of them only.
+    `classes` are all classes, also where a shard has some of them only. The last number multiplies the gradient after
+    it was rounded.
     """
     weight = (
         np.empty(0, dtype)
         if objective.weight is None
         else as_kernel_array(np.asarray(objective.weight).astype(dtype, copy=False))
     )
-    numbers = (objective.logit_scale, objective.softcap or 0.0, objective.label_smoothing, objective.z_loss, classes)
-    return weight, np.array(numbers)
+    smoothing, z_loss = objective.label_smoothing, objective.z_loss
+    return weight, np.array((objective.logit_scale, objective.softcap or 0.0, smoothing, z_loss, classes, after))
 
 
 @device
@@ -141,6 +145,7 @@ def terms_of(options: Any, ignore_index: int, inputs: Any, whole: bool) -> Any:
         options[0],
         options[1],
         options[3],
+        options[5],
         ignore_index,
     )
 
@@ -177,6 +182,8 @@ def tile_for(inputs: Any, terms: Any, along: bool, gradient: bool) -> Any:
         np.empty(width, np.float64),
         np.empty(width, np.float64),
         scratch(logits, width),
+        np.empty(width, np.float64),
+        np.empty(width, np.float64),
         scratch(logits, width),
         scratch(logits, width),
         np.empty(width, np.float64),

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from xent.backends.protocol import Statistics
 from xent.reduction import mean_denominator
-from xent.torch import autograd
+from xent.torch import autograd, linear_autograd
 from xent.torch.parallel.arguments import Agreement
 from xent.torch.parallel.combine import common_plan, sharded, sharded_linear
 from xent.torch.rows import Call
@@ -21,7 +21,7 @@ def loss(agreement: Agreement) -> Tensor:
     if call.linear is None:
         value = autograd.cross_entropy(call, rows.input, rows.target, rows.class_weight)
     else:
-        value = autograd.linear_cross_entropy(call, rows)
+        value = linear_autograd.linear_cross_entropy(call, rows)
     return value.reshape(prepared.layout.loss_shape) if call.objective.reduction == "none" else value
 
 
@@ -32,7 +32,7 @@ def statistics(agreement: Agreement) -> Statistics:
     if call.linear is None:
         values = autograd.Statistics.apply(rows.input, rows.target, call)  # type: ignore[no-untyped-call]
     else:
-        values = autograd.LinearStatistics.apply(*rows[:4], call)  # type: ignore[no-untyped-call]
+        values = linear_autograd.LinearStatistics.apply(*rows[:4], call)  # type: ignore[no-untyped-call]
     return Statistics(*(tensor.reshape(prepared.layout.loss_shape) for tensor in values))
 
 

@@ -1,0 +1,57 @@
+"""From the losses of the rows to what a call returns, on any device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from xent.backends.formula import FORMULA
+from xent.checks import check_labels
+from xent.objective import Objective
+from xent.reduction import mean_denominator, reduce
+from xent.torch.rows import Call
+
+
+def denominator_of(call: Call, target: Tensor, weight: Tensor | None) -> Any:
+    """What a mean divides by; on a device where it has to be counted there."""
+    if target.is_floating_point():
+        return mean_denominator(None, None, target.shape[0] * target.shape[2:].numel(), call.objective)
+    return mean_denominator(target, weight, target.numel(), call.objective, call.backend.count)
+
+
+def reduced(call: Call, losses: Tensor, denominator: Any, target: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
+    """What the reduction makes of the losses; LabelError if a label is why there is a NaN among them.
+
+    So labels are looked at only where something is wrong: backends give NaN for a label out of range.
+    """
+    objective, backend = call.objective, call.backend
+    dtype = backend.compute_dtype(dtype)
+    if not backend.reads_values:
+        if objective.reduction == "none":
+            return losses.to(dtype)
+        mean: Tensor = reduce(backend.total(losses), denominator, objective)
+        return mean.to(dtype)
+    total = backend.total(losses)
+    if total != total and not (target.is_floating_point() or call.labels_are_checked):
+        check_labels(call.name, target, classes, objective.ignore_index)
+    if objective.reduction == "none":
+        return losses.to(dtype)
+    # By way of NumPy, which takes half the time of torch.full.
+    value = np.array(reduce(total, denominator, objective), np.float64 if dtype == torch.float64 else np.float32)
+    return torch.from_numpy(value)
+
+
+def reduced_by_formula(losses: Tensor, target: Tensor, weight: Tensor | None, objective: Objective) -> Tensor:
+    """What the reduction makes of losses by operations that torch sees through, and does not wait for."""
+    call = Call("", objective, FORMULA)
+    return reduced(call, losses, denominator_of(call, target, weight), target, 0, losses.dtype)
+
+
+def of_rows(numbers: Tensor, logits: Tensor) -> Tensor:
+    """One number for each row, (N,) or (N, S), in the dtype of losses; of one number if there is only one."""
+    shape = logits.shape[:1] + logits.shape[2:]
+    wide = numbers.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
+    return wide.reshape(shape) if wide.ndim else wide.expand(shape)
