@@ -140,8 +140,10 @@ class Objective:
 
     def to_text(self) -> str:
         """All options but the class weights as text, for interfaces that take nothing else."""
-        # Not json.dumps, which torch's compiler cannot trace.
-        return "{" + ", ".join([f"{name!r}: {getattr(self, name)!r}" for name in TEXT]) + "}"
+        # Not json.dumps, which torch's compiler cannot trace. A number that has changed since the last call is a symbol
+        # to that compiler, and a symbol has no text; as a key of a dictionary it becomes a number.
+        options = [(name, *{getattr(self, name): None}) for name in TEXT]
+        return "{" + ", ".join([f"{name!r}: {value!r}" for name, value in options]) + "}"
 
     @classmethod
     def from_text(cls, text: str) -> Objective:

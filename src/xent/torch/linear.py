@@ -7,7 +7,7 @@ other devices, and under torch.func         formulas that hold the logits, linea
 
 from __future__ import annotations
 
-from typing import Any, Unpack
+from typing import Any, Never
 
 import torch
 from torch import Tensor
@@ -26,10 +26,11 @@ from xent.checks import (
 )
 from xent.errors import DTypeError, message
 from xent.linear.plan import DEFAULT_WORKSPACE, parse_bytes
-from xent.objective import Objective, UnweightedOptions
+from xent.objective import Objective
 from xent.torch import autograd, linear_formula, operators
 from xent.torch._torch_private import is_traced, is_transformed
 from xent.torch.functional import may_look_at
+from xent.torch.linear_positions import check_chunking, ignored_label, over_positions
 from xent.torch.rows import Call, LinearRows, check_tensors
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -42,9 +43,17 @@ def linear_cross_entropy(
     *,
     linear_bias: Tensor | None = None,
     weight: Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    options: Any = None,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+    denominator: float | None = None,
     workspace: int | str = DEFAULT_WORKSPACE,
     check: bool = False,
-    **options: Unpack[UnweightedOptions],
+    **unknown: Never,
 ) -> Tensor:
     """Cross-entropy of a linear layer without its logits: a drop-in for `torch.nn.functional.linear_cross_entropy`.
 
@@ -55,20 +64,26 @@ def linear_cross_entropy(
     ----------
     input : tensor (..., features), of dtype float64, float32, bfloat16 or float16.
     linear_weight : tensor (C, features) of the same dtype, as in `torch.nn.Linear`; it may be the embedding (tied
-        weights).
+        weights). Or (C, d_1, ..., d_K, features), torch's K-dimensional loss: a layer for each position d, all of an
+        input (N, features).
     target : class indices (...), in [0, C) or equal to `ignore_index`; or class probabilities (..., C), which may
-        require a gradient.
-    linear_bias : tensor (C,), optional
+        require a gradient. Of a K-dimensional loss (N, d_1, ..., d_K) or (N, C, d_1, ..., d_K).
+    linear_bias : tensor (C,) or (C, d_1, ..., d_K), optional
     weight : tensor (C,), optional: what one row of each class counts for, 0 or more.
+    reduction, label_smoothing : as in torch.
+    ignore_index : as in torch; None means -100.
+    options : torch's `LinearCrossEntropyOptions`, of which only `allow_retain_graph` may differ from its default: the
+        `workspace` decides on chunks.
+    z_loss, softcap, logit_scale, denominator : beyond torch; see `xent.Objective`.
     workspace : bytes, or text such as "128MB": how much memory the call may use beside arguments and gradients. More
         is a little faster, until all rows fit.
     check : look at the labels also where that makes the host wait for the device; on the CPU they are always checked.
-    **options : ignore_index, reduction and label_smoothing as in torch; z_loss, softcap, logit_scale and denominator
-        beyond it. See `xent.Objective`.
+    **unknown : none; a misspelt option is answered with the names of those that exist.
 
     Returns
     -------
-    tensor () in nats, or with `reduction="none"` of shape (...); float32 for 16-bit arguments, else of their dtype.
+    tensor () in nats, or with `reduction="none"` of the shape that class indices have; float32 for 16-bit arguments,
+    else of their dtype.
 
     Raises
     ------
@@ -89,7 +104,8 @@ def linear_cross_entropy(
     the number of chunks. 16-bit logits are rounded to 16 bits where the processor multiplies those faster, as without
     fusion. Under autocast the gradient of a float32 weight is summed in float32 and never rounded to 16 bits. Results
     repeat bit for bit. On a GPU the float32 sums for a 16-bit weight come beside the workspace, for which a gigabyte is
-    a good size there. Second derivatives and other devices hold the logits.
+    a good size there. Second derivatives and other devices hold the logits. *K dimensions*: one position after another,
+    with the logits made once more in backward, as with `reduction="none"`.
 
     Examples
     --------
@@ -104,7 +120,13 @@ def linear_cross_entropy(
     Wijmans et al. (2024), Cut Your Losses in Large-Vocabulary Language Models
     """
     name = "linear_cross_entropy"
-    objective = Objective.of(name, options)
+    check_chunking(name, options)
+    given: Any = {"ignore_index": ignored_label(ignore_index), "label_smoothing": label_smoothing, "z_loss": z_loss}
+    given |= {"softcap": softcap, "logit_scale": logit_scale, "reduction": reduction, "denominator": denominator}
+    objective = Objective.of(name, given | unknown)
+    if isinstance(linear_weight, Tensor) and linear_weight.ndim > 2:
+        tensors = (input, linear_weight, target, linear_bias, weight)
+        return over_positions(name, linear_cross_entropy, objective, *tensors, workspace=workspace, check=check)
     how = layout_of(name, input, linear_weight, linear_bias, target, weight, objective, check=check)
     call, rows = _call(name, objective, how, input, linear_weight, linear_bias, target, weight, workspace, check)
     if call.linear is None:
