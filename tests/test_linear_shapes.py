@@ -223,7 +223,11 @@ def test_first_and_second_derivatives():
         assert torch.autograd.gradgradcheck(loss, variables)
 
 
+@pytest.mark.filterwarnings("ignore:Your compiler for AOTAutograd")
 def test_under_transforms_and_compilers():
+    from torch._dynamo.testing import AotEagerAndRecordGraphs
+
+    torch._dynamo.reset()
     sizes = (2, 2)
     x, w, b = tensors(sizes)
     labels = target_of("labels", sizes, ignored=-100)
@@ -235,8 +239,12 @@ def test_under_transforms_and_compilers():
     gradients = torch.autograd.grad(with_all_logits(x, w, labels, linear_bias=b), (x, w, b))
     free = [tensor.detach() for tensor in (x, w, b)]
     assert_same(list(torch.func.grad(loss, argnums=(0, 1, 2))(*free)), list(gradients))
-    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")(x, w, b)
+    recorder = AotEagerAndRecordGraphs()
+    compiled = torch.compile(loss, fullgraph=True, backend=recorder)(x, w, b)
     assert_same([compiled.detach(), *torch.autograd.grad(compiled, (x, w, b))], [wanted, *gradients])
+    targets = [str(node.target) for node in recorder.fw_graphs[0].graph.nodes if node.op == "call_function"]
+    assert sum("xent.linear_cross_entropy" in target for target in targets) == 4, "an operator for each position"
+    assert not any(name in target for target in targets for name in ("aten.mm", "aten.addmm")), "no logits"
 
 
 def _bad(**changes):

@@ -175,6 +175,21 @@ def test_compiled_modules_see_what_is_set(kind):
     assert_same(compiled(x, LABELS), of_function(loss, x, LABELS, **options))
 
 
+@pytest.mark.parametrize("option", ["label_smoothing", "z_loss", "softcap", "logit_scale", "denominator"])
+def test_an_option_that_changes_does_not_break_the_graph(option):
+    """A number that changes is a symbol to torch's compiler."""
+    torch._dynamo.reset()
+    x, w = hidden().detach(), torch.eye(CLASSES, FEATURES, dtype=torch.float64)
+
+    def losses(x: Tensor, value: float) -> Tensor:
+        options = {option: value}
+        return cross_entropy(x, LABELS.clamp(0, 2), **options) + linear_cross_entropy(x, w, LABELS, **options)
+
+    compiled = torch.compile(losses, fullgraph=True, backend="aot_eager")
+    for value in (0.5, 0.25, 0.75):
+        assert_same(compiled(x, value), losses(x, value))
+
+
 # torch's arguments
 
 
@@ -325,6 +340,14 @@ def test_scripting_says_what_to_use(kind):
     for module in (loss, nn.Sequential(nn.Linear(3, 3), loss)):
         with pytest.raises(xent.XentError, match=r"CrossEntropyLoss: torch.jit.script.*torch.compile or torch.export"):
             torch.jit.script(module)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_remedy_works(kind):
+    make, input, _ = KINDS[kind]
+    loss, x = make(label_smoothing=0.1, weight=WEIGHT), input().detach()
+    exported = torch.export.export(loss, (x, LABELS)).module()
+    assert_same(exported(x, LABELS), loss(x, LABELS))
 
 
 def test_a_torch_without_the_linear_loss():

@@ -105,7 +105,7 @@ def linear_cross_entropy(
     fusion. Under autocast the gradient of a float32 weight is summed in float32 and never rounded to 16 bits. Results
     repeat bit for bit. On a GPU the float32 sums for a 16-bit weight come beside the workspace, for which a gigabyte is
     a good size there. Second derivatives and other devices hold the logits. *K dimensions*: one position after another,
-    with the logits made once more in backward, as with `reduction="none"`.
+    with the logits made once more in backward, as with `reduction="none"`; the gradient of the weight is copied once.
 
     Examples
     --------

@@ -3,8 +3,8 @@
     logits[n, c, d] = linear_weight[c, d, :] @ input[n] + linear_bias[c, d],    d = (d_1, ..., d_K)
 
 A position is a linear layer of its own over the same input, so that its losses need no logits of the others. All losses
-are reduced together. A position computes its gradients in backward, from logits that are made once more: gradients
-that are made with the loss would keep one gradient of the input for each position.
+are reduced together. A position makes its gradients in backward, from logits that are made once more: if they were made
+with the loss, a gradient of the input would be kept for each position.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ def over_positions(
         y = target.reshape(len(input), classes, positions)
     else:
         y = target.reshape(len(input), positions).to(torch.int64)
-        if check or may_look_at(y):
-            check_labels(call, target.to(torch.int64), classes, objective.ignore_index)  # names row and position
+        if may_look_at(y):  # by a position's own check the error would name the row alone
+            check_labels(call, y.reshape(target.shape), classes, objective.ignore_index)
     w = linear_weight.reshape(classes, positions, features)
     b = [None] * positions if linear_bias is None else linear_bias.reshape(classes, positions).unbind(1)
     options = {name: getattr(objective, name) for name in TEXT} | {"reduction": "none", "denominator": None}
     options |= {"weight": weight, "workspace": workspace, "check": check}
-    # unbind, whose backward puts the gradients together once; an index for each would add a whole weight each time.
+    # unbind puts the gradients together once; the gradient of an index is a whole weight of zeros for each position.
     parts = zip(w.unbind(1), y.unbind(-1), b, strict=True)
     losses = [loss(input, w_d, y_d, linear_bias=b_d, **options) for w_d, y_d, b_d in parts]
     # Without positions (N, 0), such that the gradients are zeros.
