@@ -143,8 +143,10 @@ class Objective:
 
     def to_text(self) -> str:
         """All options but the class weights as text, for interfaces that take nothing else."""
-        # Not json.dumps, which torch's compiler cannot trace.
-        return "{" + ", ".join([f"{name!r}: {getattr(self, name)!r}" for name in TEXT]) + "}"
+        # Not json.dumps, which torch's compiler cannot trace. A number that has changed since the last call is a symbol
+        # to that compiler, and a symbol has no text; as a key of a dictionary it becomes a number.
+        options = [(name, *{getattr(self, name): None}) for name in TEXT]
+        return "{" + ", ".join([f"{name!r}: {value!r}" for name, value in options]) + "}"
 
     @classmethod
     def from_text(cls, text: str) -> Objective:
@@ -156,9 +158,7 @@ def _number(call: str, option: str, value: Any) -> Any:
     """The number in an array or tensor of one."""
     if getattr(value, "requires_grad", False):
         found = "found a tensor that requires a gradient, which this option does not get"
-        raise ObjectiveError(
-            message(call, option, found, f"Pass {option}.item(); weight and logit_scale get one")
-        )
+        raise ObjectiveError(message(call, option, found, f"Pass {option}.item(); weight and logit_scale get one"))
     try:
         return value.item()
     except (TypeError, ValueError, RuntimeError):  # several numbers

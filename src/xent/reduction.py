@@ -13,19 +13,22 @@ The functions use only what NumPy arrays and torch tensors have in common, so bo
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any, overload
 
 from xent.objective import Objective
 
 
-def weighted_count(labels: Any, weight: Any, ignore_index: int) -> Any:
+def weighted_count(
+    labels: Any, weight: Any, ignore_index: int, take: Callable[[Any, Any], Any] = operator.getitem
+) -> Any:
     """The sum of weight[label] over the labels that are not `ignore_index`; without weights (None) their number."""
     valid = labels != ignore_index
     if weight is None:
         return valid.sum()
     # A label out of range is refused elsewhere, or makes its row NaN; here it must only not be read out of bounds.
-    return (weight[(labels * valid).clip(0, len(weight) - 1)] * valid).sum()
+    return (take(weight, (labels * valid).clip(0, len(weight) - 1)) * valid).sum()
 
 
 def mean_denominator(

@@ -127,7 +127,7 @@ class FormulaBackend:
 
     def count(self, labels: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
         """Return the weighted count of the labels that are not `ignore_index`."""
-        found: Tensor = weighted_count(labels, None if weight is None else weight.double(), ignore_index)
+        found: Tensor = weighted_count(labels, None if weight is None else weight.double(), ignore_index, _of_labels)
         return found.double()
 
     def total(self, losses: Tensor) -> Tensor:
@@ -164,8 +164,7 @@ def weight_gradient(
     """The gradient by the class weights: the sum over rows of row_scale * t / weight * (lse - z)."""
     surprise = surprises(_without_ignored(logits, target, objective), objective, lse)
     t = target_weights(target, surprise, replace(objective, weight=None))
-    terms = row_scale.unsqueeze(1) * t * torch.where(t == 0, 0.0, surprise)
-    return terms.movedim(1, 0).flatten(1).sum(dim=1)
+    return _of_classes(row_scale.unsqueeze(1) * t * torch.where(t == 0, 0.0, surprise))
 
 
 def surprises(logits: Tensor, objective: Objective, lse: Tensor | None = None) -> Tensor:
@@ -227,8 +226,7 @@ def gradient_derivatives(
         share = 1 - objective.label_smoothing
         dtarget = dt * share if objective.weight is None else dt * share * class_weights(objective, dt)
     if dt is not None and objective.weight is not None:
-        terms = dt * target_weights(target, dt, replace(objective, weight=None))
-        dweight = terms.movedim(1, 0).flatten(1).sum(dim=1)
+        dweight = _of_classes(dt * target_weights(target, dt, replace(objective, weight=None)))
     return dlogits.to(logits.dtype), drow_scale.to(row_scale.dtype), dtarget, dweight
 
 
@@ -241,9 +239,18 @@ def _target_products(
         return t.sum(dim=1, keepdim=True), torch.where(t == 0, 0.0, t * v).sum(dim=1, keepdim=True), t
     known, place = labelled(target, q, objective)
     unknown = torch.where(target == objective.ignore_index, 0.0, torch.nan).to(q.dtype)
-    share = torch.ones_like(unknown) if objective.weight is None else objective.weight.to(q.dtype)[place.squeeze(1)]
+    share = (
+        torch.ones_like(unknown)
+        if objective.weight is None
+        else _of_labels(objective.weight.to(q.dtype), place.squeeze(1))
+    )
     mass = torch.where(known, share, unknown).unsqueeze(1)
     return mass, mass * v.gather(1, place), None
+
+
+def _of_classes(numbers: Tensor) -> Tensor:
+    """The sum over the rows for each class."""
+    return numbers.sum(dim=(0, *range(2, numbers.ndim)))
 
 
 def _is_plain(objective: Objective) -> bool:
@@ -298,6 +305,11 @@ def class_weights(objective: Objective, z: Tensor) -> Tensor:
     """The class weights, to be multiplied with numbers shaped like z."""
     weight: Tensor = objective.weight.to(z.dtype).reshape(1, -1, *[1] * (z.ndim - 2))
     return weight
+
+
+def _of_labels(weight: Tensor, labels: Tensor) -> Tensor:
+    """weight[labels], whose derivative `torch.func` can batch."""
+    return weight.gather(0, labels.reshape(-1)).reshape(labels.shape)
 
 
 def ignored_rows(target: Tensor, objective: Objective) -> Tensor | None:

@@ -4,6 +4,7 @@ functional.py, linear.py   the public calls: checks, and the choice of what comp
 modules.py                 the modules
 autograd.py                one autograd `Function` for each loss and its statistics, over any backend
 operators.py               the same as operators, for compilers and tensor subclasses
+linear_positions.py        the loss of a linear layer in torch's K dimensions: one position after another
 linear_formula.py          the loss of a linear layer as a formula that torch sees through
 rows.py                    tensors of any shape as rows
 deferred/, parallel/       models that never make their logits; classes sharded over processes

@@ -10,7 +10,7 @@ Which device has which backend is in xent/backends/choice.py.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Never
 
 import torch
 from torch import Tensor
@@ -57,6 +57,7 @@ def cross_entropy(
     logit_scale: float | Tensor = 1.0,
     denominator: float | Tensor | None = None,
     check: bool = False,
+    **unknown: Never,
 ) -> Tensor:
     """Softmax cross-entropy of logits: a drop-in for `torch.nn.functional.cross_entropy`.
 
@@ -117,8 +118,9 @@ def cross_entropy(
         reduction = legacy_reduction(size_average, reduce)
     name = "cross_entropy"
     given = (ignore_index, reduction, label_smoothing, z_loss, softcap, logit_scale, denominator)
-    is_standard = not (isinstance(logit_scale, Tensor) or isinstance(denominator, Tensor)) and given == STANDARD
-    objective, learned = (DEFAULT, None) if is_standard else objective_of(name, *given)
+    has_tensor = isinstance(logit_scale, Tensor) or isinstance(denominator, Tensor)
+    is_standard = not (has_tensor or unknown) and given == STANDARD
+    objective, learned = (DEFAULT, None) if is_standard else objective_of(name, *given, **unknown)
     how = layout_of(name, input, target, weight, objective, check=check)
     logits = as_rows(input)
     rows = as_rows(target) if how.soft else labels_as_rows(target, how)
@@ -231,6 +233,7 @@ def objective_of(
     softcap: float | None = None,
     logit_scale: float | Tensor = 1.0,
     denominator: float | Tensor | None = None,
+    **unknown: Any,
 ) -> tuple[Objective, Learned | None]:
     """The options of a call, and those of them that are tensors torch has to see.
 
@@ -251,7 +254,7 @@ def objective_of(
         "logit_scale": 1.0 if scale is not None else logit_scale,
         "denominator": 1.0 if divisor is not None else denominator,
     }
-    objective = Objective.of(name, options)
+    objective = Objective.of(name, options | unknown)
     if divisor is not None:
         objective = replace(objective, reduction="sum", denominator=None)
     if scale is None and divisor is None:

@@ -7,7 +7,7 @@ other devices, and under torch.func         formulas that hold the logits, linea
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Never
 
 import torch
 from torch import Tensor
@@ -21,8 +21,9 @@ from xent.objective import Objective
 from xent.torch import linear_autograd, linear_formula, linear_operators
 from xent.torch._torch_private import is_forward_mode, is_traced, is_transformed
 from xent.torch.functional import check_class_weights, objective_of
+from xent.torch.linear_positions import check_chunking, over_positions
 from xent.torch.reduced import reduced_by_formula
-from xent.torch.rows import Call, LinearRows, check_floating, check_labels_now, check_tensors, is_soft
+from xent.torch.rows import Call, LinearRows, check_floating, check_labels_now, check_tensors, is_soft, times
 
 
 def linear_cross_entropy(
@@ -35,12 +36,14 @@ def linear_cross_entropy(
     reduction: str = "mean",
     ignore_index: int | None = None,
     label_smoothing: float = 0.0,
+    options: Any = None,
     z_loss: float = 0.0,
     softcap: float | None = None,
     logit_scale: float | Tensor = 1.0,
     denominator: float | Tensor | None = None,
     workspace: int | str = DEFAULT_WORKSPACE,
     check: bool = False,
+    **unknown: Never,
 ) -> Tensor:
     """Cross-entropy of a linear layer without its logits: a drop-in for `torch.nn.functional.linear_cross_entropy`.
 
@@ -51,20 +54,26 @@ def linear_cross_entropy(
     ----------
     input : tensor (..., features), of dtype float64, float32, bfloat16 or float16.
     linear_weight : tensor (C, features) of the same dtype, as in `torch.nn.Linear`; it may be the embedding (tied
-        weights).
+        weights). Or (C, d_1, ..., d_K, features), torch's K-dimensional loss: a layer for each position d, all of an
+        input (N, features).
     target : class indices (...), in [0, C) or equal to `ignore_index`; or class probabilities (..., C), which may
-        require a gradient.
-    linear_bias : tensor (C,), optional
+        require a gradient. Of a K-dimensional loss (N, d_1, ..., d_K) or (N, C, d_1, ..., d_K).
+    linear_bias : tensor (C,) or (C, d_1, ..., d_K), optional
     weight : tensor (C,), optional: what one row of each class counts for, 0 or more.
+    reduction, label_smoothing : as in torch.
+    ignore_index : as in torch; None means -100.
+    options : torch's `LinearCrossEntropyOptions`, of which only `allow_retain_graph` may differ from its default: the
+        `workspace` decides on chunks.
+    z_loss, softcap, logit_scale, denominator : beyond torch; see `xent.Objective`.
     workspace : bytes, or text such as "128MB": how much memory the call may use beside arguments and gradients. More
         is a little faster, until all rows fit.
     check : look at the labels also where that makes the host wait for the device; on the CPU they are always checked.
-    **options : ignore_index, reduction and label_smoothing as in torch; z_loss, softcap, logit_scale and denominator
-        beyond it. See `xent.Objective`.
+    **unknown : none; a misspelt option is answered with the names of those that exist.
 
     Returns
     -------
-    tensor () in nats, or with `reduction="none"` of shape (...); float32 for 16-bit arguments, else of their dtype.
+    tensor () in nats, or with `reduction="none"` of the shape that class indices have; float32 for 16-bit arguments,
+    else of their dtype.
 
     Raises
     ------
@@ -85,7 +94,8 @@ def linear_cross_entropy(
     the number of chunks. 16-bit logits are rounded to 16 bits where the processor multiplies those faster, as without
     fusion. Under autocast the gradient of a float32 weight is summed in float32 and never rounded to 16 bits. Results
     repeat bit for bit. On a GPU the float32 sums for a 16-bit weight come beside the workspace, for which a gigabyte is
-    a good size there. Second derivatives and other devices hold the logits.
+    a good size there. Second derivatives and other devices hold the logits. *K dimensions*: one position after another,
+    with the logits made once more in backward, as with `reduction="none"`; the gradient of the weight is copied once.
 
     Examples
     --------
@@ -100,12 +110,17 @@ def linear_cross_entropy(
     Wijmans et al. (2024), Cut Your Losses in Large-Vocabulary Language Models
     """
     name = "linear_cross_entropy"
+    check_chunking(name, options)
     given = (ignore_index, reduction, label_smoothing, z_loss, softcap, logit_scale, denominator)
-    objective, learned = objective_of(name, *given)
+    objective, learned = objective_of(name, *given, **unknown)
+    if learned is not None and learned.scale is not None:
+        input, linear_bias = _scaled(input, linear_bias, learned.scale)
+    if isinstance(linear_weight, Tensor) and linear_weight.ndim > 2:
+        tensors = (input, linear_weight, target, linear_bias, weight)
+        loss = over_positions(name, linear_cross_entropy, objective, *tensors, workspace=workspace, check=check)
+        return loss if learned is None else learned.divided(loss)
     how = layout_of(name, input, linear_weight, linear_bias, target, weight, objective, check=check)
     call, rows = _call(name, objective, how, input, linear_weight, linear_bias, target, weight, workspace, check)
-    if learned is not None and learned.scale is not None:
-        rows = rows.times(learned.scale)
     if call.linear is None:
         losses = linear_formula.losses(rows.to(call.dtype), objective)
         loss = reduced_by_formula(losses, rows.target, weight, objective)
@@ -165,11 +180,11 @@ def linear_statistics(
     """
     name = "linear_statistics"
     objective, learned = objective_of(name, ignore_index, "none", softcap=softcap, logit_scale=logit_scale)
+    if learned is not None and learned.scale is not None:
+        input, linear_bias = _scaled(input, linear_bias, learned.scale)
     how = layout_of(name, input, linear_weight, linear_bias, target, None, objective, check=check)
     require_labels(name, how, "linear_cross_entropy")
     call, rows = _call(name, objective, how, input, linear_weight, linear_bias, target, None, workspace, check)
-    if learned is not None and learned.scale is not None:
-        rows = rows.times(learned.scale)
     if call.linear is None:
         statistics = linear_formula.statistics(rows.to(call.dtype), objective)
     elif is_transformed() or is_traced(*rows):
@@ -177,6 +192,12 @@ def linear_statistics(
     else:
         statistics = linear_autograd.LinearStatistics.apply(*rows[:4], call)  # type: ignore[no-untyped-call]
     return Statistics(*(tensor.reshape(how.loss_shape) for tensor in statistics))
+
+
+def _scaled(input: Tensor, linear_bias: Tensor | None, scale: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Input and bias of the layer whose logits are multiplied by a tensor."""
+    bias = None if linear_bias is None else times(linear_bias, scale).to(linear_bias.dtype)
+    return (input * scale).to(input.dtype), bias
 
 
 def _call(

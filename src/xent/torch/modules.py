@@ -1,27 +1,50 @@
-"""The losses as modules, for models that are written as lists of modules."""
+"""The losses as modules, for models that are written as lists of modules.
+
+Both are subclasses of torch's modules of the same name. Every option is an attribute under its own name and nowhere
+else: setting it later is the same as passing it, and `forward` checks what it finds there.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Unpack
+import math
+from typing import TYPE_CHECKING, Any, Never, NoReturn
 
 import torch
 from torch import Tensor, nn
 
+from xent.checks import check_weight_shape
+from xent.errors import ArgumentError, DTypeError, XentError, message
 from xent.linear.plan import DEFAULT_WORKSPACE, parse_bytes
-from xent.objective import Objective, UnweightedOptions
+from xent.objective import TEXT, Objective
 from xent.torch.functional import cross_entropy
 from xent.torch.linear import linear_cross_entropy
+from xent.torch.linear_positions import check_chunking, ignored_label
+
+if TYPE_CHECKING:
+    from torch.nn import LinearCrossEntropyLoss as TorchLinearCrossEntropyLoss
+else:
+    # The oldest torch that we support has no such module.
+    TorchLinearCrossEntropyLoss = getattr(nn, "LinearCrossEntropyLoss", nn.Module)
 
 
-class CrossEntropyLoss(nn.Module):
-    """`xent.torch.cross_entropy` as a module: a drop-in for `torch.nn.CrossEntropyLoss`.
+class CrossEntropyLoss(nn.CrossEntropyLoss):
+    """`xent.torch.cross_entropy` as a module: a `torch.nn.CrossEntropyLoss` with more options.
 
     Parameters
     ----------
     weight : tensor (C,), optional
         Class weights; a buffer, so that it moves with the module and is saved with it.
-    check : look at the labels also where that makes the host wait for the device.
-    **options : see `xent.Objective`.
+    size_average, reduce : torch's older names of a reduction; they override it, with torch's warning.
+    ignore_index, reduction, label_smoothing : as in torch.
+    z_loss, softcap, logit_scale, denominator : beyond it; see `xent.Objective`.
+    check : look at labels and weights also where that makes the host wait for the device.
+
+    Each is an attribute that may be set later, `size_average` and `reduce` as `reduction`.
+
+    Raises
+    ------
+    ObjectiveError, DTypeError
+        An option is out of its range: here, or in the next call if it was set later.
 
     Examples
     --------
@@ -31,42 +54,75 @@ class CrossEntropyLoss(nn.Module):
     CrossEntropyLoss(label_smoothing=0.1, reduction='sum')
     >>> round(loss(torch.zeros(2, 4), torch.tensor([0, 3])).item(), 4)
     2.7726
+    >>> loss.reduction = "none"
+    >>> loss(torch.zeros(2, 4), torch.tensor([0, 3])).shape
+    torch.Size([2])
     """
 
     weight: Tensor | None
 
     def __init__(
-        self, weight: Tensor | None = None, *, check: bool = False, **options: Unpack[UnweightedOptions]
+        self,
+        weight: Tensor | None = None,
+        size_average: bool | None = None,
+        ignore_index: int = -100,
+        reduce: bool | None = None,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+        *,
+        z_loss: float = 0.0,
+        softcap: float | None = None,
+        logit_scale: float = 1.0,
+        denominator: float | None = None,
+        check: bool = False,
+        **unknown: Never,
     ) -> None:
-        super().__init__()
-        Objective.of("CrossEntropyLoss", options)  # a wrong option is found here, and not in the first step
-        self.register_buffer("weight", weight)
+        _check_weight("CrossEntropyLoss", weight)
+        super().__init__(weight, size_average, ignore_index, reduce, reduction, label_smoothing)
+        self.z_loss = z_loss
+        self.softcap = softcap
+        self.logit_scale = logit_scale
+        self.denominator = denominator
         self.check = check
-        self.options: dict[str, Any] = dict(options)
+        given: Any = _options(self) | unknown
+        Objective.of("CrossEntropyLoss", given)  # a wrong option is found here, and not in the first step
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the loss of logits (N, C, ...) and class indices or probabilities."""
-        return cross_entropy(input, target, self.weight, check=self.check, **self.options)
+        return cross_entropy(input, target, self.weight, check=self.check, **_options(self))
 
     def extra_repr(self) -> str:
-        """The options that were given."""
-        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+        """The options that differ from their defaults."""
+        return ", ".join(_changed(self))
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """Called by torch.jit.script, also for a model that contains this module."""
+        raise _not_scriptable("CrossEntropyLoss")
 
 
-class LinearCrossEntropyLoss(nn.Module):
-    """`xent.torch.linear_cross_entropy` as a module: a drop-in for `torch.nn.LinearCrossEntropyLoss`.
+class LinearCrossEntropyLoss(TorchLinearCrossEntropyLoss):
+    """`xent.torch.linear_cross_entropy` as a module: a `torch.nn.LinearCrossEntropyLoss` with more options.
 
     Parameters
     ----------
     in_features, num_classes : the sizes of the layer `linear`, an `nn.Linear`.
-    bias : whether it has a bias.
+    out_features : the sizes (d_1, ..., d_K) of a K-dimensional loss; the layer has a row for each class and position.
+    bias : whether the layer has a bias.
     device, dtype : of its parameters.
     weight : tensor (C,), optional
         Class weights; a buffer, so that it moves with the module and is saved with it.
+    reduction, ignore_index, label_smoothing, options : as in torch; see `linear_cross_entropy`.
+    z_loss, softcap, logit_scale, denominator : beyond it; see `xent.Objective`.
     workspace, check : see `linear_cross_entropy`.
-    **options : see `xent.Objective`.
 
-    To tie the layer to an embedding: ``loss.linear.weight = embedding.weight``.
+    Each option is an attribute that may be set later. To tie the layer to an embedding:
+    ``loss.linear.weight = embedding.weight``. With a torch that has no `nn.LinearCrossEntropyLoss` this is an
+    `nn.Module`.
+
+    Raises
+    ------
+    ObjectiveError, ArgumentError, ShapeError, DTypeError
+        An argument is out of its range: here, or in the next call if it was set later.
 
     Examples
     --------
@@ -75,7 +131,7 @@ class LinearCrossEntropyLoss(nn.Module):
     torch.Size([])
     >>> loss
     LinearCrossEntropyLoss(
-      label_smoothing=0.1, workspace='128MB'
+      in_features=8, num_classes=4, label_smoothing=0.1
       (linear): Linear(in_features=8, out_features=4, bias=False)
     )
     """
@@ -87,36 +143,117 @@ class LinearCrossEntropyLoss(nn.Module):
         in_features: int,
         num_classes: int,
         *,
+        out_features: tuple[int, ...] = (),
         bias: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        reduction: str = "mean",
         weight: Tensor | None = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        options: Any = None,
+        z_loss: float = 0.0,
+        softcap: float | None = None,
+        logit_scale: float = 1.0,
+        denominator: float | None = None,
         workspace: int | str = DEFAULT_WORKSPACE,
         check: bool = False,
-        **options: Unpack[UnweightedOptions],
+        **unknown: Never,
     ) -> None:
-        super().__init__()
-        Objective.of("LinearCrossEntropyLoss", options)  # a wrong option is found here, and not in the first step
-        parse_bytes("LinearCrossEntropyLoss", workspace)
-        self.linear = nn.Linear(in_features, num_classes, bias=bias, device=device, dtype=dtype)
+        name = "LinearCrossEntropyLoss"
+        _check_weight(name, weight)
+        if weight is not None:
+            check_weight_shape(name, tuple(weight.shape), num_classes)
+        # Not torch's own: it may be missing, and its checks are those above with other errors.
+        nn.Module.__init__(self)
         self.register_buffer("weight", weight)
+        self.num_classes = num_classes
+        self.out_features = _sizes(name, out_features)
+        self.reduction = reduction
+        self.ignore_index = ignore_index
+        self.label_smoothing = label_smoothing
+        self.options = options
+        self.z_loss = z_loss
+        self.softcap = softcap
+        self.logit_scale = logit_scale
+        self.denominator = denominator
         self.workspace = workspace
         self.check = check
-        self.options: dict[str, Any] = dict(options)
+        given: Any = _options(self) | {"ignore_index": ignored_label(ignore_index)} | unknown
+        Objective.of(name, given)  # a wrong option is found here, and not in the first step
+        parse_bytes(name, workspace)
+        check_chunking(name, options)
+        rows = math.prod(self.out_features, start=num_classes)
+        self.linear = nn.Linear(in_features, rows, bias=bias, device=device, dtype=dtype)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of input (..., features) and class indices (...) or probabilities (..., C)."""
+        """Return the loss of input (..., features) and class indices (...) or probabilities (..., C).
+
+        With `out_features` of input (N, features) and class indices (N, d_1, ..., d_K) or probabilities
+        (N, C, d_1, ..., d_K).
+        """
+        layer: Tensor = self.linear.weight
+        bias: Tensor | None = self.linear.bias
+        if self.out_features:
+            shape = (self.num_classes, *self.out_features)
+            layer = layer.reshape(*shape, self.linear.in_features)
+            bias = None if bias is None else bias.reshape(shape)
         return linear_cross_entropy(
             input,
-            self.linear.weight,
+            layer,
             target,
-            linear_bias=self.linear.bias,
+            linear_bias=bias,
             weight=self.weight,
+            options=self.options,
             workspace=self.workspace,
             check=self.check,
-            **self.options,
+            **_options(self),
         )
 
     def extra_repr(self) -> str:
-        """The options that were given."""
-        return ", ".join(f"{name}={value!r}" for name, value in {**self.options, "workspace": self.workspace}.items())
+        """The sizes, and the options that differ from their defaults."""
+        parts = [f"in_features={self.linear.in_features}", f"num_classes={self.num_classes}"]
+        parts += [f"out_features={self.out_features}"] if self.out_features else []
+        parts += _changed(self)
+        parts += [f"workspace={self.workspace!r}"] if self.workspace != DEFAULT_WORKSPACE else []
+        return ", ".join(parts)
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """Called by torch.jit.script, also for a model that contains this module."""
+        raise _not_scriptable("LinearCrossEntropyLoss")
+
+
+def _options(module: nn.Module) -> dict[str, Any]:
+    """The options of the loss by name, as they are set now."""
+    return {name: getattr(module, name) for name in TEXT}
+
+
+def _changed(module: nn.Module) -> list[str]:
+    """The options that differ from their defaults; compared as text, since a wrong value may be anything."""
+    defaults = {**{name: getattr(Objective, name) for name in TEXT}, "check": False}
+    values = {name: getattr(module, name) for name in defaults}
+    return [
+        f"{name}={value!r}"
+        for name, value in values.items()
+        if value is not None and repr(value) != repr(defaults[name])
+    ]
+
+
+def _check_weight(call: str, weight: Any) -> None:
+    """Raise DTypeError if the class weights are no tensor: as a buffer they have to be one."""
+    if weight is not None and not isinstance(weight, Tensor):
+        found = f"found a {type(weight).__name__}, expected a tensor (classes,)"
+        raise DTypeError(message(call, "weight", found, "Convert it with torch.tensor(weight)"))
+
+
+def _sizes(call: str, out_features: Any) -> tuple[int, ...]:
+    """The sizes of a K-dimensional loss, checked."""
+    if isinstance(out_features, tuple | list) and all(isinstance(size, int) and size >= 0 for size in out_features):
+        return tuple(out_features)
+    found = f"found {out_features!r}, expected a tuple of sizes"
+    raise ArgumentError(message(call, "out_features", found, "Pass () for one loss for each row of the input"))
+
+
+def _not_scriptable(call: str) -> XentError:
+    found = "torch.jit.script cannot compile this module"
+    return XentError(message(call, "", found, "Use torch.compile or torch.export"))

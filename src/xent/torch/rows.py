@@ -129,11 +129,6 @@ class LinearRows(NamedTuple):
         bias = None if self.bias is None else self.bias.to(dtype)
         return self._replace(input=self.input.to(dtype), weight=self.weight.to(dtype), bias=bias)
 
-    def times(self, scale: Tensor) -> LinearRows:
-        """The layer whose logits are multiplied by a tensor: that of input and bias times it."""
-        bias = None if self.bias is None else times(self.bias, scale).to(self.bias.dtype)
-        return self._replace(input=(self.input * scale).to(self.input.dtype), bias=bias)
-
     def layer(self, call: Call) -> Layer:
         """The layer that a linear backend takes."""
         own = LinearRows._make(None if tensor is None else tensor.detach() for tensor in self).to(call.dtype)
