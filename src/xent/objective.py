@@ -113,7 +113,7 @@ class Objective:
     def __post_init__(self, call: str) -> None:
         for option, (holds, expected) in _RANGES.items():
             value = getattr(self, option)
-            if hasattr(value, "item"):  # an array of one number, or a tensor
+            if not isinstance(value, float | int | str | None):  # an array of one number, or a tensor
                 value = _number(call, option, value)
                 object.__setattr__(self, option, value)
             try:
@@ -161,5 +161,5 @@ def _number(call: str, option: str, value: Any) -> Any:
         raise ObjectiveError(message(call, option, found, f"Pass {option}.item(); weight and logit_scale get one"))
     try:
         return value.item()
-    except (TypeError, ValueError, RuntimeError):  # several numbers
+    except (AttributeError, TypeError, ValueError, RuntimeError):  # no array, or one of several numbers
         return value

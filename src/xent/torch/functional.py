@@ -70,11 +70,14 @@ def cross_entropy(
         arbitrary strides; minus infinity masks a class.
     target : class indices of that shape without C, in [0, C) or equal to `ignore_index`; or class probabilities of
         exactly that shape, which may require a gradient.
-    weight : tensor (C,), optional: what one row of each class counts for, 0 or more.
+    weight : tensor (C,), optional: what one row of each class counts for, 0 or more. It may require a gradient.
+    size_average, reduce : torch's names for `reduction` before version 1.0, deprecated there too.
     check : look at labels and weights also where that makes the host wait for the device; on the CPU they are always
         checked.
-    **options : ignore_index, reduction and label_smoothing as in torch; z_loss, softcap, logit_scale and denominator
-        beyond it. See `xent.Objective`.
+    ignore_index, reduction, label_smoothing : as in torch; see `xent.Objective`.
+    z_loss, softcap, logit_scale, denominator : beyond torch; see `xent.Objective`. logit_scale, a learned temperature,
+        and denominator may be tensors of one number, and then get their gradients.
+    **unknown : none; a misspelt option is answered with the names of those that exist.
 
     Returns
     -------
@@ -269,10 +272,15 @@ def has_to_be_seen(tensor: Tensor) -> bool:
 
 
 def backend_of(device: torch.device) -> Backend:
-    """What computes for logits on this device; formulas for tangents, and for transforms inside compiled code."""
-    if is_forward_mode() or (is_transformed() and torch.compiler.is_compiling()):
-        return FORMULA
-    return choose(device)
+    """What computes for logits on this device."""
+    return FORMULA if has_to_be_formula() else choose(device)
+
+
+def has_to_be_formula() -> bool:
+    """Whether torch has to see through the loss: for tangents, and for transforms inside compiled code."""
+    if torch.compiler.is_compiling():
+        return is_transformed()
+    return is_forward_mode()
 
 
 def may_look_at(tensor: Tensor) -> bool:

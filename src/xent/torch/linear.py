@@ -19,8 +19,8 @@ from xent.errors import DTypeError, message
 from xent.linear.plan import DEFAULT_WORKSPACE, parse_bytes
 from xent.objective import Objective
 from xent.torch import linear_autograd, linear_formula, linear_operators
-from xent.torch._torch_private import is_forward_mode, is_traced, is_transformed
-from xent.torch.functional import check_class_weights, objective_of
+from xent.torch._torch_private import is_traced, is_transformed
+from xent.torch.functional import check_class_weights, has_to_be_formula, objective_of
 from xent.torch.linear_positions import check_chunking, over_positions
 from xent.torch.reduced import reduced_by_formula
 from xent.torch.rows import Call, LinearRows, check_floating, check_labels_now, check_tensors, is_soft, times
@@ -59,12 +59,13 @@ def linear_cross_entropy(
     target : class indices (...), in [0, C) or equal to `ignore_index`; or class probabilities (..., C), which may
         require a gradient. Of a K-dimensional loss (N, d_1, ..., d_K) or (N, C, d_1, ..., d_K).
     linear_bias : tensor (C,) or (C, d_1, ..., d_K), optional
-    weight : tensor (C,), optional: what one row of each class counts for, 0 or more.
+    weight : tensor (C,), optional: what one row of each class counts for, 0 or more. It may require a gradient.
     reduction, label_smoothing : as in torch.
     ignore_index : as in torch; None means -100.
     options : torch's `LinearCrossEntropyOptions`, of which only `allow_retain_graph` may differ from its default: the
         `workspace` decides on chunks.
-    z_loss, softcap, logit_scale, denominator : beyond torch; see `xent.Objective`.
+    z_loss, softcap, logit_scale, denominator : beyond torch; see `xent.Objective`. logit_scale, a learned temperature,
+        and denominator may be tensors of one number, and then get their gradients.
     workspace : bytes, or text such as "128MB": how much memory the call may use beside arguments and gradients. More
         is a little faster, until all rows fit.
     check : look at the labels also where that makes the host wait for the device; on the CPU they are always checked.
@@ -214,8 +215,7 @@ def _call(
 ) -> tuple[Call, LinearRows]:
     """What computes, and the tensors as rows."""
     dtype = product_dtype(name, input, linear_weight, linear_bias)
-    has_formula = is_forward_mode() or (is_transformed() and torch.compiler.is_compiling())
-    linear: Any = None if has_formula else choose_linear(input.device)
+    linear: Any = None if has_to_be_formula() else choose_linear(input.device)
     room = parse_bytes(name, workspace)
     call = Call(name, objective, choose(input.device), linear, room, dtype, labels_are_checked=check)
     y = target.reshape(how.rows, how.classes) if how.soft else target.reshape(-1).to(torch.int64)

@@ -64,12 +64,13 @@ def check_labels_now(call: str, labels: Tensor, classes: int, ignore_index: int,
     Under `torch.func` the numbers are there, below the wrappers, and no error can be raised later. A compiler has none:
     the device itself checks.
     """
-    labels = without_transforms(labels) if is_transformed() else labels
     if torch.compiler.is_compiling():
         if check:
             valid = ((labels >= 0) & (labels < classes)) | (labels == ignore_index)
             assert_on_device(valid.all(), f"{call}: a label is neither in [0, {classes}) nor {ignore_index}")
-    elif check or (is_transformed() and labels.device.type == "cpu" and type(labels) in PLAIN):
+        return
+    labels = without_transforms(labels) if is_transformed() else labels
+    if check or (is_transformed() and labels.device.type == "cpu" and type(labels) in PLAIN):
         check_labels(call, labels.to(torch.int64), classes, ignore_index)
 
 
