@@ -34,7 +34,7 @@ def is_forward_mode() -> bool:
 
 
 def is_batched(tensor: Tensor) -> bool:
-    """Whether `is_grads_batched` or `vectorize` asks for many gradients at once, by a mechanism older than torch.func."""
+    """Whether `is_grads_batched` or `vectorize` asks for many gradients, by a mechanism older than torch.func."""
     return bool(torch._C._dispatch_keys(tensor).has(_BATCHED))
 
 

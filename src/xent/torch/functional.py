@@ -115,7 +115,7 @@ def cross_entropy(
         options |= {"reduction": reduction, "label_smoothing": label_smoothing, "z_loss": z_loss, "softcap": softcap}
         options |= {"logit_scale": logit_scale, "denominator": denominator, "check": check}
         tensors = (input, target, weight)
-        found: Tensor = handle_torch_function(cross_entropy, tensors, *tensors, **options)
+        found: Tensor = handle_torch_function(cross_entropy, tensors, *tensors, **options, **unknown)
         return found
     if size_average is not None or reduce is not None:
         reduction = legacy_reduction(size_average, reduce)
@@ -289,10 +289,17 @@ def may_look_at(tensor: Tensor) -> bool:
 
 
 def layout_of(
-    call: str, input: Tensor, target: Tensor, weight: Tensor | None, objective: Objective, *, check: bool = False
+    call: str,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    objective: Objective,
+    *,
+    check: bool = False,
+    place: torch.device | None = None,
 ) -> Layout:
     """Check shapes, dtypes and places, and labels where they are looked at; return how input and target lie as rows."""
-    check_tensors(call, input=input, target=target, weight=weight)
+    check_tensors(call, place=place, input=input, target=target, weight=weight)
     check_floating(call, "input", input)
     soft = is_soft(call, target)
     how = layout(call, "input", tuple(input.shape), tuple(target.shape), floating_target=soft)

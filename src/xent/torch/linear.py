@@ -235,8 +235,9 @@ def layout_of(
     check: bool = False,
 ) -> Layout:
     """Check shapes and dtypes, and with `check` the labels; return how input and target lie as rows."""
-    tensors = {"input": input, "linear_weight": linear_weight, "linear_bias": linear_bias}
-    check_tensors(call, **tensors, target=target, weight=weight)
+    check_tensors(
+        call, input=input, linear_weight=linear_weight, linear_bias=linear_bias, target=target, weight=weight
+    )
     bias_shape = None if linear_bias is None else tuple(linear_bias.shape)
     check_linear_shapes(call, tuple(input.shape), tuple(linear_weight.shape), bias_shape)
     logits_shape = (*input.shape[:-1], linear_weight.shape[0])

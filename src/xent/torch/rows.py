@@ -18,12 +18,12 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 """Of logits, class probabilities and layers."""
 
 
-def check_tensors(call: str, **arguments: Any) -> None:
-    """Raise DTypeError if an argument is no dense tensor, ArgumentError if it is not where the first one is.
+def check_tensors(call: str, *, place: torch.device | None = None, **arguments: Any) -> None:
+    """Raise DTypeError if an argument is no dense tensor, ArgumentError if it is elsewhere: not where the first one is.
 
-    None stands for an argument that was not given.
+    None stands for an argument that was not given. `place` is where the first one belongs, if it is not there itself.
     """
-    device = None
+    first = ""
     for name, value in arguments.items():
         if value is None:
             continue
@@ -33,10 +33,10 @@ def check_tensors(call: str, **arguments: Any) -> None:
         if value.layout is not torch.strided:
             found = f"found a tensor of layout {value.layout}, expected a dense one"
             raise DTypeError(message(call, name, found, f"Convert it with {name}.to_dense()"))
-        if device is None:
-            device, first = value.device, name
-        elif value.device != device:
-            found = f"found a tensor on {value.device}, while {first} is on {device}"
+        if not first:
+            first, place = name, place or value.device
+        elif value.device != place:
+            found = f"found a tensor on {value.device}, while {first} is on {place}"
             raise ArgumentError(message(call, name, found, f"Move it with {name}.to({first}.device)"))
 
 

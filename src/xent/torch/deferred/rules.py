@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._pytree import tree_iter
 
-from xent.objective import Objective, Options
-from xent.torch._torch_private import share_memory
+from xent.torch._torch_private import legacy_reduction, share_memory
 from xent.torch.deferred.formula import Formula, Lazy, Step
 from xent.torch.deferred.tensor import RULES, DeferredLogits, Rule, attached, named
-from xent.torch.functional import cross_entropy, layout_of, statistics
+from xent.torch.functional import cross_entropy, layout_of, objective_of, statistics
 from xent.torch.linear import linear_cross_entropy, linear_statistics
 
 
@@ -242,11 +241,17 @@ def _torch_cross_entropy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
 def _cross_entropy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """`xent.torch.cross_entropy`."""
 
-    def rule(input: Any, target: Any, weight: Tensor | None, *, check: bool, **options: Any) -> Any:
+    def rule(
+        input: Any, target: Any, weight: Tensor | None, *,
+        check: bool, size_average: bool | None, reduce: bool | None, **options: Any,
+    ) -> Any:  # fmt: skip
         if not isinstance(input, DeferredLogits):
             return NotImplemented
-        objective = Objective.of("cross_entropy", cast(Options, options))
-        layout_of("cross_entropy", input.lazy.twin, target, weight, objective, check=check)
+        if size_average is not None or reduce is not None:
+            options["reduction"] = legacy_reduction(size_average, reduce)
+        objective, _ = objective_of("cross_entropy", **options)
+        place = input.lazy.device
+        layout_of("cross_entropy", input.lazy.twin, target, weight, objective, check=check, place=place)
         return _fused(input.lazy, linear_cross_entropy, target, {**options, "weight": weight})
 
     return rule(*args, **kwargs)
@@ -258,8 +263,8 @@ def _statistics(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
     def rule(input: Any, target: Any, *, check: bool, **options: Any) -> Any:
         if not isinstance(input, DeferredLogits):
             return NotImplemented
-        objective = Objective.of("statistics", cast(Options, options))
-        layout_of("statistics", input.lazy.twin, target, None, objective, check=check)
+        objective, _ = objective_of("statistics", reduction="none", **options)
+        layout_of("statistics", input.lazy.twin, target, None, objective, check=check, place=input.lazy.device)
         return _fused(input.lazy, linear_statistics, target, options)
 
     return rule(*args, **kwargs)
