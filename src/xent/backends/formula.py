@@ -190,9 +190,10 @@ def gradient_derivatives(
 
     The class probabilities and the class weights are factors of t.
     """
-    usable = _without_ignored(logits, target, objective)
+    # Ignored rows are taken out at the end; a NaN in them matters only to whoever differentiates this.
+    usable = _without_ignored(logits, target, objective) if torch.is_grad_enabled() else logits
     if _is_plain(objective) and not objective.z_loss:
-        q = torch.softmax(softcapped_logits(usable, objective), dim=1)
+        q = torch.softmax(usable.to(compute_dtype(usable.dtype)), dim=1)
         pull_of_lse: Tensor | float = 0.0
     else:
         z, shift = centred(softcapped_logits(usable, objective))
@@ -205,7 +206,7 @@ def gradient_derivatives(
     pull = mass + pull_of_lse
     qv = q * v
     r = qv.sum(dim=1, keepdim=True)
-    dlogits = s * pull * (qv - q * r)
+    dlogits = s * pull * torch.addcmul(qv, q, r, value=-1)
     if objective.z_loss:
         dlogits = dlogits + s * (2 * objective.z_loss) * r * q
     if not _is_plain(objective):

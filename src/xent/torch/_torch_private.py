@@ -52,6 +52,12 @@ def is_traced(*tensors: Tensor | None) -> bool:
     return any(t is not None and type(t) not in PLAIN for t in tensors)
 
 
+def takes_over(*tensors: Tensor) -> bool:
+    """Whether a subclass has a `__torch_function__` of its own: torch's cannot return a named tuple."""
+    ordinary = Tensor.__torch_function__.__func__  # type: ignore[attr-defined]
+    return any(type(tensor).__torch_function__.__func__ is not ordinary for tensor in tensors)  # type: ignore[attr-defined]
+
+
 def assert_on_device(condition: Tensor, message: str) -> None:
     """Let the device stop if the condition does not hold, which no host waits for. torch has no public name for it."""
     torch._assert_async(condition, message)

@@ -49,6 +49,11 @@ class Operator:
         self.operator.register_autograd(differentiate, setup_context=save)
         self.save, self.differentiate, self.by_rows = save, differentiate, frozenset(by_rows)
 
+    @property
+    def overload(self) -> Any:
+        """What torch has in its graphs."""
+        return self.operator._opoverload
+
     def __call__(self, *arguments: Any) -> Any:
         """Compute."""
         if is_transformed():

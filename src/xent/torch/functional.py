@@ -23,7 +23,7 @@ from xent.checks import Layout, check_ignore_index, check_weight_shape, check_we
 from xent.errors import ObjectiveError, message
 from xent.objective import Objective
 from xent.torch import autograd, operators
-from xent.torch._torch_private import is_forward_mode, is_traced, is_transformed, legacy_reduction
+from xent.torch._torch_private import is_forward_mode, is_traced, is_transformed, legacy_reduction, takes_over
 from xent.torch.reduced import reduced_by_formula
 from xent.torch.rows import (
     Call,
@@ -34,8 +34,10 @@ from xent.torch.rows import (
     from_rows,
     is_soft,
     labels_as_rows,
+    refuse_recording,
     times,
 )
+from xent.torch.sharding import is_distributed
 
 DEFAULT = Objective()
 STANDARD = (-100, "mean", 0.0, 0.0, None, 1.0, None)
@@ -115,7 +117,7 @@ def cross_entropy(
         options |= {"reduction": reduction, "label_smoothing": label_smoothing, "z_loss": z_loss, "softcap": softcap}
         options |= {"logit_scale": logit_scale, "denominator": denominator, "check": check}
         tensors = (input, target, weight)
-        found: Tensor = handle_torch_function(cross_entropy, tensors, *tensors, **options, **unknown)
+        found: Tensor = handle_torch_function(cross_entropy, tensors, *tensors, **(options | unknown))
         return found
     if size_average is not None or reduce is not None:
         reduction = legacy_reduction(size_average, reduce)
@@ -134,9 +136,11 @@ def cross_entropy(
         if call.backend is FORMULA:
             losses, _ = FORMULA.forward(logits, rows, objective.weighted(weight))
         else:
+            is_distributed(name, input=input, target=target, weight=weight)
             losses = operators.cross_entropy_rows(logits, rows, weight, objective)
         loss = reduced_by_formula(losses, rows, weight, objective)
     else:
+        refuse_recording(name)
         loss = autograd.cross_entropy(call, logits, rows, weight)
     if objective.reduction == "none":
         return from_rows(loss, how)
@@ -192,7 +196,7 @@ def statistics(
     ----------
     Shannon (1948), A Mathematical Theory of Communication
     """
-    if has_torch_function_variadic(input, target):
+    if has_torch_function_variadic(input, target) and takes_over(input, target):
         options: dict[str, Any] = {"ignore_index": ignore_index, "softcap": softcap, "logit_scale": logit_scale}
         found: Statistics = handle_torch_function(statistics, (input, target), input, target, check=check, **options)
         return found
@@ -207,8 +211,10 @@ def statistics(
     if backend is FORMULA:
         rows = FORMULA.statistics(logits, labels, objective)
     elif is_transformed() or is_traced(input, target):
+        is_distributed("statistics", input=input, target=target)
         rows = operators.statistics_rows(logits, labels, objective)
     else:
+        refuse_recording("statistics")
         call = Call("statistics", objective, backend, labels_are_checked=check)
         rows = autograd.Statistics.apply(logits, labels, call)  # type: ignore[no-untyped-call]
     return Statistics(*(from_rows(tensor, how) for tensor in rows))

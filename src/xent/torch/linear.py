@@ -23,7 +23,17 @@ from xent.torch._torch_private import is_traced, is_transformed
 from xent.torch.functional import check_class_weights, has_to_be_formula, objective_of
 from xent.torch.linear_positions import check_chunking, over_positions
 from xent.torch.reduced import reduced_by_formula
-from xent.torch.rows import Call, LinearRows, check_floating, check_labels_now, check_tensors, is_soft, times
+from xent.torch.rows import (
+    Call,
+    LinearRows,
+    check_floating,
+    check_labels_now,
+    check_tensors,
+    is_soft,
+    refuse_recording,
+    times,
+)
+from xent.torch.sharding import is_distributed
 
 
 def linear_cross_entropy(
@@ -126,8 +136,10 @@ def linear_cross_entropy(
         losses = linear_formula.losses(rows.to(call.dtype), objective)
         loss = reduced_by_formula(losses, rows.target, weight, objective)
     elif is_transformed() or is_traced(*rows):
-        loss = linear_operators.linear_cross_entropy(call, rows)
+        others = {"linear_weight": linear_weight, "linear_bias": linear_bias, "target": target, "weight": weight}
+        loss = linear_operators.linear_cross_entropy(call, rows, by_rows=is_distributed(name, input=input, **others))
     else:
+        refuse_recording(name)
         loss = linear_autograd.linear_cross_entropy(call, rows)
     if objective.reduction == "none":
         return loss.reshape(how.loss_shape)
@@ -189,8 +201,10 @@ def linear_statistics(
     if call.linear is None:
         statistics = linear_formula.statistics(rows.to(call.dtype), objective)
     elif is_transformed() or is_traced(*rows):
+        is_distributed(name, input=input, linear_weight=linear_weight, linear_bias=linear_bias, target=target)
         statistics = linear_operators.linear_statistics(call, rows)
     else:
+        refuse_recording(name)
         statistics = linear_autograd.LinearStatistics.apply(*rows[:4], call)  # type: ignore[no-untyped-call]
     return Statistics(*(tensor.reshape(how.loss_shape) for tensor in statistics))
 
@@ -235,9 +249,7 @@ def layout_of(
     check: bool = False,
 ) -> Layout:
     """Check shapes and dtypes, and with `check` the labels; return how input and target lie as rows."""
-    check_tensors(
-        call, input=input, linear_weight=linear_weight, linear_bias=linear_bias, target=target, weight=weight
-    )
+    check_tensors(call, input=input, linear_weight=linear_weight, linear_bias=linear_bias, target=target, weight=weight)
     bias_shape = None if linear_bias is None else tuple(linear_bias.shape)
     check_linear_shapes(call, tuple(input.shape), tuple(linear_weight.shape), bias_shape)
     logits_shape = (*input.shape[:-1], linear_weight.shape[0])

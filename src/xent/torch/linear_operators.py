@@ -31,17 +31,17 @@ Three = tuple[Tensor, Tensor, Tensor]
 Four = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def linear_cross_entropy(call: Call, rows: LinearRows) -> Tensor:
-    """What `linear_autograd.linear_cross_entropy` gives."""
+def linear_cross_entropy(call: Call, rows: LinearRows, *, by_rows: bool) -> Tensor:
+    """What `linear_autograd.linear_cross_entropy` gives; `by_rows`: losses of rows, reduced by operations of torch."""
     objective, class_weight = call.objective, rows.class_weight
-    weighs = class_weight is not None and class_weight.requires_grad
-    if objective.reduction != "none" and (is_transformed() or weighs):
+    by_rows = by_rows or is_transformed() or (class_weight is not None and class_weight.requires_grad)
+    if objective.reduction != "none" and by_rows:
         apart = replace(objective, reduction="none", denominator=None)
-        losses: Tensor = _LOSS(*rows, apart.to_text(), call.workspace, call.dtype, [False] * 3)[0]
+        losses: Tensor = LOSS(*rows, apart.to_text(), call.workspace, call.dtype, [False] * 3)[0]
         return reduced_by_formula(losses, rows.target, class_weight, objective)
     is_early = objective.reduction != "none" and torch.is_grad_enabled() and call.dtype != torch.float16
     wanted = [is_early and tensor is not None and tensor.requires_grad for tensor in rows[:3]]
-    loss: Tensor = _LOSS(*rows, objective.to_text(), call.workspace, call.dtype, wanted)[0]
+    loss: Tensor = LOSS(*rows, objective.to_text(), call.workspace, call.dtype, wanted)[0]
     return loss
 
 
@@ -52,13 +52,13 @@ def linear_cross_entropy_gradients(
     objective = replace(call.objective, reduction="none", denominator=None)
     empty = row_scale.new_empty(0)
     arguments = (row_scale, *rows, empty, empty, empty, objective.to_text(), call.workspace, call.dtype)
-    made = _LOSS_BACKWARD(*arguments, list(wanted), [False] * 3)
+    made = LOSS_BACKWARD(*arguments, list(wanted), [False] * 3)
     return [gradient if want else None for gradient, want in zip(made, wanted, strict=True)]
 
 
 def linear_statistics(call: Call, rows: LinearRows) -> Statistics:
     """What `linear_autograd.LinearStatistics` gives."""
-    return Statistics(*_STATISTICS(*rows[:4], call.objective.to_text(), call.workspace, call.dtype)[:5])
+    return Statistics(*STATISTICS(*rows[:4], call.objective.to_text(), call.workspace, call.dtype)[:5])
 
 
 def linear_statistics_gradients(
@@ -66,7 +66,7 @@ def linear_statistics_gradients(
 ) -> list[Tensor | None]:
     """The wanted gradients of the statistics, which torch can differentiate and batch."""
     parts = (call.objective.to_text(), call.workspace, call.dtype)
-    made = _STATISTICS_BACKWARD(*upstream, *rows[:4], entropy, lse, *parts, list(wanted))
+    made = STATISTICS_BACKWARD(*upstream, *rows[:4], entropy, lse, *parts, list(wanted))
     return [gradient if want else None for gradient, want in zip(made, wanted, strict=True)]
 
 
@@ -123,7 +123,7 @@ def _differentiate_loss(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Any, ...]:
     gradients: list[Tensor | None] = [None, None, None]
     if any(wanted):
         ready = (dinput, dweight, dbias)
-        made = _LOSS_BACKWARD(upstream, *tensors, *ready, *ctx.parts, wanted, list(ctx.made))
+        made = LOSS_BACKWARD(upstream, *tensors, *ready, *ctx.parts, wanted, list(ctx.made))
         gradients = [gradient if want else None for gradient, want in zip(made, wanted, strict=True)]
     rows, objective = LinearRows(*tensors), Objective.from_text(ctx.parts[0])
     dtarget = dclass = None
@@ -188,8 +188,8 @@ def _differentiate_loss_backward(ctx: Any, *above: Tensor) -> tuple[Any, ...]:
     return dupstream, *linear_formula.spread(rows, found), *[None] * 8
 
 
-_LOSS = Operator("linear_cross_entropy", _loss, _fake_loss, _save_loss, _differentiate_loss, by_rows=(0, 3))
-_LOSS_BACKWARD = Operator(
+LOSS = Operator("linear_cross_entropy", _loss, _fake_loss, _save_loss, _differentiate_loss, by_rows=(0, 3))
+LOSS_BACKWARD = Operator(
     "linear_cross_entropy_backward",
     _loss_backward,
     _fake_loss_backward,
@@ -226,7 +226,7 @@ def _save_statistics(ctx: Any, inputs: tuple[Any, ...], output: Six) -> None:
 
 def _differentiate_statistics(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
     wanted = [bool(want) for want in ctx.needs_input_grad[:3]]
-    made = _STATISTICS_BACKWARD(*upstream[:3], *ctx.saved_tensors, *ctx.parts, wanted)
+    made = STATISTICS_BACKWARD(*upstream[:3], *ctx.saved_tensors, *ctx.parts, wanted)
     return *(gradient if want else None for gradient, want in zip(made, wanted, strict=True)), *[None] * 4
 
 
@@ -268,10 +268,10 @@ def _differentiate_statistics_backward(ctx: Any, *above: Tensor) -> tuple[Any, .
     return *found[:3], *linear_formula.spread(rows, found[3:])[:4], *[None] * 6
 
 
-_STATISTICS = Operator(
+STATISTICS = Operator(
     "linear_statistics", _statistics, _fake_statistics, _save_statistics, _differentiate_statistics, by_rows=(0, 3)
 )
-_STATISTICS_BACKWARD = Operator(
+STATISTICS_BACKWARD = Operator(
     "linear_statistics_backward",
     _statistics_backward,
     _fake_statistics_backward,

@@ -26,7 +26,7 @@ Six = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 def cross_entropy_rows(logits: Tensor, target: Tensor, weight: Tensor | None, objective: Objective) -> Tensor:
     """The loss of each row, (N,) or (N, S)."""
-    loss: Tensor = _LOSS(logits, target, weight, objective.to_text())[0]
+    loss: Tensor = LOSS(logits, target, weight, objective.to_text())[0]
     return loss
 
 
@@ -36,7 +36,7 @@ def cross_entropy_gradient(
     """The gradient of sum(row_scale * loss) by the logits, which torch can differentiate and batch."""
     shape = logits.shape[:1] + logits.shape[2:]
     scale, known = row_scale.expand(shape) if row_scale.ndim == 0 else row_scale.reshape(shape), saved.reshape(shape)
-    gradient: Tensor = _LOSS_BACKWARD(logits, target, weight, known, scale, objective.to_text())
+    gradient: Tensor = LOSS_BACKWARD(logits, target, weight, known, scale, objective.to_text())
     return gradient
 
 
@@ -63,7 +63,7 @@ def _differentiate_loss(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor |
     options = Objective.from_text(ctx.objective).weighted(weight)
     dlogits = dtarget = dweight = None
     if ctx.needs_input_grad[0]:
-        dlogits = _LOSS_BACKWARD(logits, target, weight, saved, upstream, ctx.objective)
+        dlogits = LOSS_BACKWARD(logits, target, weight, saved, upstream, ctx.objective)
     if ctx.needs_input_grad[1]:
         dtarget = target_gradient(logits, upstream, options, target.dtype)
     if ctx.needs_input_grad[2]:
@@ -100,8 +100,8 @@ def _differentiate_loss_backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | N
     return dlogits, dtarget, dweight.to(weight.dtype) if dweight is not None and wanted[2] else None, None, dscale, None
 
 
-_LOSS = Operator("cross_entropy_rows", _loss, _fake_loss, _save_loss, _differentiate_loss, by_rows=(0, 1))
-_LOSS_BACKWARD = Operator(
+LOSS = Operator("cross_entropy_rows", _loss, _fake_loss, _save_loss, _differentiate_loss, by_rows=(0, 1))
+LOSS_BACKWARD = Operator(
     "cross_entropy_rows_backward",
     _loss_backward,
     _fake_loss_backward,
@@ -116,7 +116,7 @@ _LOSS_BACKWARD = Operator(
 
 def statistics_rows(logits: Tensor, labels: Tensor, objective: Objective) -> Statistics:
     """The statistics of each row, (N,) or (N, S)."""
-    return Statistics(*_STATISTICS(logits, labels, objective.to_text())[:5])
+    return Statistics(*STATISTICS(logits, labels, objective.to_text())[:5])
 
 
 def statistics_gradient(
@@ -125,7 +125,7 @@ def statistics_gradient(
     """The gradient of the statistics by the logits, which torch can differentiate and batch."""
     shape = logits.shape[:1] + logits.shape[2:]
     numbers = (number.reshape(shape) for number in (*upstream, statistics.entropy, statistics.lse))
-    gradient: Tensor = _STATISTICS_BACKWARD(logits, labels, *numbers, objective.to_text())
+    gradient: Tensor = STATISTICS_BACKWARD(logits, labels, *numbers, objective.to_text())
     return gradient
 
 
@@ -159,7 +159,7 @@ def _save_statistics(ctx: Any, inputs: tuple[Any, ...], output: Six) -> None:
 
 def _differentiate_statistics(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
     logits, labels, entropy, lse = ctx.saved_tensors
-    return _STATISTICS_BACKWARD(logits, labels, *upstream[:3], entropy, lse, ctx.objective), None, None
+    return STATISTICS_BACKWARD(logits, labels, *upstream[:3], entropy, lse, ctx.objective), None, None
 
 
 def _statistics_backward(
@@ -210,10 +210,10 @@ def _differentiate_statistics_backward(ctx: Any, above: Tensor) -> tuple[Any, ..
     return dlogits, None, *numbers, None, None, None
 
 
-_STATISTICS = Operator(
+STATISTICS = Operator(
     "statistics_rows", _statistics, _fake_statistics, _save_statistics, _differentiate_statistics, by_rows=(0, 1)
 )
-_STATISTICS_BACKWARD = Operator(
+STATISTICS_BACKWARD = Operator(
     "statistics_rows_backward",
     _statistics_backward,
     _fake_statistics_backward,

@@ -12,7 +12,7 @@ from xent.checks import Layout, check_labels
 from xent.errors import ArgumentError, DTypeError, message
 from xent.linear.driver import Layer
 from xent.objective import Objective
-from xent.torch._torch_private import PLAIN, assert_on_device, is_transformed, without_transforms
+from xent.torch._torch_private import PLAIN, assert_on_device, is_recorded, is_transformed, without_transforms
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 """Of logits, class probabilities and layers."""
@@ -72,6 +72,13 @@ def check_labels_now(call: str, labels: Tensor, classes: int, ignore_index: int,
     labels = without_transforms(labels) if is_transformed() else labels
     if check or (is_transformed() and labels.device.type == "cpu" and type(labels) in PLAIN):
         check_labels(call, labels.to(torch.int64), classes, ignore_index)
+
+
+def refuse_recording(call: str) -> None:
+    """Raise DTypeError under `torch.jit.trace`, which would keep the loss of these rows as a constant."""
+    if is_recorded():
+        found = "torch.jit.trace would record the loss as a constant"
+        raise DTypeError(message(call, "", found, "Use torch.compile or torch.export, which see the operator"))
 
 
 def as_rows(tensor: Tensor) -> Tensor:
