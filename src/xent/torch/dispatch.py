@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xent.torch._torch_private import is_transformed
+from xent.torch._torch_private import count_flops, is_transformed
 
 Output = Tensor | tuple[Tensor, ...]
 
@@ -30,9 +30,9 @@ class Operator:
     run : what computes, on ordinary tensors; its annotations are the operator's schema.
     fake : the same on tensors without numbers.
     save, differentiate : `setup_context` and `backward`, as of an autograd function.
-    by_rows : how many of the arguments, counted from the first, have the rows on their first axis, as the results have:
-        a batch of problems is then one problem with more rows. Where another argument is batched, or with 0, the
-        problems are computed one after another.
+    by_rows : which arguments have the rows on their first axis, as the results have: a batch of problems is then one
+        problem with more rows. Where another argument is batched, or without any, problems are computed one by one.
+    products : the floating point operations of the matrix products, given the arguments, for `FlopCounterMode`.
     """
 
     def __init__(
@@ -43,11 +43,13 @@ class Operator:
         save: Callable[..., None],
         differentiate: Callable[..., Any],
         by_rows: Sequence[int] = (),
+        products: Callable[..., int] | None = None,
     ) -> None:
         self.operator = torch.library.custom_op(f"xent::{name}", run, mutates_args=())
         self.operator.register_fake(fake)
         self.operator.register_autograd(differentiate, setup_context=save)
         self.save, self.differentiate, self.by_rows = save, differentiate, frozenset(by_rows)
+        self.products = products
 
     @property
     def overload(self) -> Any:
@@ -58,6 +60,8 @@ class Operator:
         """Compute."""
         if is_transformed():
             return Transformed.apply(self, *arguments)  # type: ignore[no-untyped-call]
+        if self.products is not None and not torch.compiler.is_compiling():
+            count_flops(self.overload.overloadpacket, self.products)
         return self.operator(*arguments)
 
     def batched(self, size: int, axes: Sequence[Any], arguments: Sequence[Any]) -> Output:

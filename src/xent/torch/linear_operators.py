@@ -188,13 +188,34 @@ def _differentiate_loss_backward(ctx: Any, *above: Tensor) -> tuple[Any, ...]:
     return dupstream, *linear_formula.spread(rows, found), *[None] * 8
 
 
-LOSS = Operator("linear_cross_entropy", _loss, _fake_loss, _save_loss, _differentiate_loss, by_rows=(0, 3))
+def _flops(products: int, input: Tensor, weight: Tensor) -> int:
+    """Of some of the products of a layer, all of which have one size."""
+    return 2 * products * weight.numel() * len(input)
+
+
+def _flops_of_backward(*arguments: Any) -> int:
+    """None, if the forward has made what is wanted."""
+    wanted, made = arguments[12:]
+    is_ready = all(was_made or not want for was_made, want in zip(made, wanted, strict=True))
+    return _flops(0 if is_ready else 1 + sum(wanted[:2]), arguments[1], arguments[2])
+
+
+LOSS = Operator(
+    "linear_cross_entropy",
+    _loss,
+    _fake_loss,
+    _save_loss,
+    _differentiate_loss,
+    by_rows=(0, 3),
+    products=lambda *a: _flops(1 + sum(a[8][:2]), a[0], a[1]),
+)
 LOSS_BACKWARD = Operator(
     "linear_cross_entropy_backward",
     _loss_backward,
     _fake_loss_backward,
     _save_loss_backward,
     _differentiate_loss_backward,
+    products=_flops_of_backward,
 )
 
 
@@ -269,7 +290,13 @@ def _differentiate_statistics_backward(ctx: Any, *above: Tensor) -> tuple[Any, .
 
 
 STATISTICS = Operator(
-    "linear_statistics", _statistics, _fake_statistics, _save_statistics, _differentiate_statistics, by_rows=(0, 3)
+    "linear_statistics",
+    _statistics,
+    _fake_statistics,
+    _save_statistics,
+    _differentiate_statistics,
+    by_rows=(0, 3),
+    products=lambda *a: _flops(1, a[0], a[1]),
 )
 STATISTICS_BACKWARD = Operator(
     "linear_statistics_backward",
@@ -277,4 +304,5 @@ STATISTICS_BACKWARD = Operator(
     _fake_statistics_backward,
     _save_statistics_backward,
     _differentiate_statistics_backward,
+    products=lambda *a: _flops(1 + sum(a[12][:2]), a[3], a[4]),
 )
