@@ -56,7 +56,7 @@ def reduce(total: Any, denominator: Any, objective: Objective) -> Any:
         return total
     if isinstance(total, float):
         # Python and NumPy would stop or warn at a division by zero, for which there is no cause.
-        return total / denominator if denominator else total * math.inf
+        return total / denominator if denominator else math.nan
     if isinstance(denominator, float | int):
         return total / denominator
     # Of nothing to count the value is NaN, but its derivative 0, as `gradient_scale` has it.

@@ -65,10 +65,14 @@ def count_flops(operator: Any, formula: Callable[..., int]) -> None:
                 registry.setdefault(operator, lambda *arguments, out_val=None, **_: formula(*arguments))
 
 
-def takes_over(*tensors: Tensor) -> bool:
-    """Whether a subclass has a `__torch_function__` of its own: torch's cannot return a named tuple."""
+def takes_over(*arguments: Any) -> bool:
+    """Whether the class of an argument has a `__torch_function__` of its own.
+
+    torch's calls the function once more, which a compiler does not follow, and cannot return a named tuple.
+    """
     ordinary = Tensor.__torch_function__.__func__  # type: ignore[attr-defined]
-    return any(type(tensor).__torch_function__.__func__ is not ordinary for tensor in tensors)  # type: ignore[attr-defined]
+    own = [getattr(type(argument), "__torch_function__", None) for argument in arguments]
+    return any(function is not None and function.__func__ is not ordinary for function in own)
 
 
 def assert_on_device(condition: Tensor, message: str) -> None:

@@ -112,7 +112,8 @@ def cross_entropy(
     ----------
     Bridle (1990), Probabilistic Interpretation of Feedforward Classification Network Outputs
     """
-    if has_torch_function_variadic(input, target, weight):
+    refuse_recording("cross_entropy")
+    if has_torch_function_variadic(input, target, weight) and takes_over(input, target, weight):
         options: dict[str, Any] = {"size_average": size_average, "ignore_index": ignore_index, "reduce": reduce}
         options |= {"reduction": reduction, "label_smoothing": label_smoothing, "z_loss": z_loss, "softcap": softcap}
         options |= {"logit_scale": logit_scale, "denominator": denominator, "check": check}
@@ -140,7 +141,6 @@ def cross_entropy(
             losses = operators.cross_entropy_rows(logits, rows, weight, objective)
         loss = reduced_by_formula(losses, rows, weight, objective)
     else:
-        refuse_recording(name)
         loss = autograd.cross_entropy(call, logits, rows, weight)
     if objective.reduction == "none":
         return from_rows(loss, how)
@@ -196,6 +196,7 @@ def statistics(
     ----------
     Shannon (1948), A Mathematical Theory of Communication
     """
+    refuse_recording("statistics")
     if has_torch_function_variadic(input, target) and takes_over(input, target):
         options: dict[str, Any] = {"ignore_index": ignore_index, "softcap": softcap, "logit_scale": logit_scale}
         found: Statistics = handle_torch_function(statistics, (input, target), input, target, check=check, **options)
@@ -214,7 +215,6 @@ def statistics(
         is_distributed("statistics", input=input, target=target)
         rows = operators.statistics_rows(logits, labels, objective)
     else:
-        refuse_recording("statistics")
         call = Call("statistics", objective, backend, labels_are_checked=check)
         rows = autograd.Statistics.apply(logits, labels, call)  # type: ignore[no-untyped-call]
     return Statistics(*(from_rows(tensor, how) for tensor in rows))

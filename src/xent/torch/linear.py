@@ -121,6 +121,7 @@ def linear_cross_entropy(
     Wijmans et al. (2024), Cut Your Losses in Large-Vocabulary Language Models
     """
     name = "linear_cross_entropy"
+    refuse_recording(name)
     check_chunking(name, options)
     given = (ignore_index, reduction, label_smoothing, z_loss, softcap, logit_scale, denominator)
     objective, learned = objective_of(name, *given, **unknown)
@@ -139,7 +140,6 @@ def linear_cross_entropy(
         others = {"linear_weight": linear_weight, "linear_bias": linear_bias, "target": target, "weight": weight}
         loss = linear_operators.linear_cross_entropy(call, rows, by_rows=is_distributed(name, input=input, **others))
     else:
-        refuse_recording(name)
         loss = linear_autograd.linear_cross_entropy(call, rows)
     if objective.reduction == "none":
         return loss.reshape(how.loss_shape)
@@ -192,6 +192,7 @@ def linear_statistics(
     ([4.0, 4.0], [0, 0])
     """
     name = "linear_statistics"
+    refuse_recording(name)
     objective, learned = objective_of(name, ignore_index, "none", softcap=softcap, logit_scale=logit_scale)
     if learned is not None and learned.scale is not None:
         input, linear_bias = _scaled(input, linear_bias, learned.scale)
@@ -204,7 +205,6 @@ def linear_statistics(
         is_distributed(name, input=input, linear_weight=linear_weight, linear_bias=linear_bias, target=target)
         statistics = linear_operators.linear_statistics(call, rows)
     else:
-        refuse_recording(name)
         statistics = linear_autograd.LinearStatistics.apply(*rows[:4], call)  # type: ignore[no-untyped-call]
     return Statistics(*(tensor.reshape(how.loss_shape) for tensor in statistics))
 
