@@ -80,6 +80,11 @@ def assert_on_device(condition: Tensor, message: str) -> None:
     torch._assert_async(condition, message)
 
 
+def has_saved_tensors_hooks() -> bool:
+    """Whether hooks on saved tensors may be set: inside of `torch.func.grad` torch forbids them."""
+    return bool(torch._C._autograd._saved_tensors_hooks_is_enabled())  # type: ignore[attr-defined]
+
+
 def is_recorded() -> bool:
     """Whether `torch.jit.trace` records the call: `torch.jit.is_tracing` imports the whole of torch.jit."""
     return torch._C._get_tracing_state() is not None

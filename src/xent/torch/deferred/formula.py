@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 
 from xent.errors import ArgumentError, message
-from xent.torch._torch_private import version_of
+from xent.torch._torch_private import has_saved_tensors_hooks, is_transformed, version_of
 
 
 class Step(NamedTuple):
@@ -143,7 +145,7 @@ class Formula:
             product.check()
         x, w, b, scale = self._layer()
         options = {**options, "linear_bias": b, "workspace": self.workspace}
-        given = float(options.pop("logit_scale", 1.0))
+        given = options.pop("logit_scale", 1.0)  # or a tensor, which gets a gradient
         if self.softcap is not None:
             options["softcap"] = self.softcap * given
             scale *= self.softcap
@@ -174,17 +176,54 @@ class Whole:
         self.source_writes = tuple(source.whole.writes for source in sources)
         self.has_loss = False
         """Whether a loss was computed without these logits, so that they will see no gradient of it."""
+        self.is_watched = False
+        """Whether a hook waits for the gradient of these logits: it is on the logits that were made."""
 
     @property
     def is_made(self) -> bool:
         """Whether the logits, or those that they come from, are there."""
         return self.made is not None or any(source.whole.is_made for source, _ in self._unwritten())
 
+    @property
+    def is_ordinary(self) -> bool:
+        """Whether operations go on with the logits that were made.
+
+        Not where a loss did without them before: a checkpoint that repeats the loss has to find the same operations,
+        also when somebody has looked at the logits in the meantime.
+        """
+        return self.is_made and (self.writes > 0 or not self._had_loss())
+
     def make(self) -> Tensor:
-        """The logits, made when first asked for."""
-        if self.made is None:
-            self.made = self.computed(lambda product: product.make(), cached=True)
-        return self.made
+        """The logits, made when first asked for; inside of a transform, whose tensors end with it, each time."""
+        made = self.made
+        if made is None:
+            has_hooks = self.graph and not is_transformed() and has_saved_tensors_hooks()
+            with saved_tensors_hooks(_packed, _unpacked) if has_hooks else nullcontext():
+                made = self.computed(lambda product: product.make(), cached=True)
+            self.made = None if is_transformed() else made
+        return made
+
+    def write(self) -> None:
+        """Somebody is about to write to the logits."""
+        if is_transformed() and self.made is None:
+            found = "logits that torch.func transforms see for the first time are written to"
+            raise ArgumentError(message("DeferredLogits", "", found, "Call logits.materialize() before the transform"))
+        self.writes += 1
+
+    def watch(self, *, later: bool) -> None:
+        """Somebody asks for the gradient of the logits, from now on or in `later` backward passes."""
+        if self.has_loss:
+            found = "a loss was computed without these logits, so that they have no gradient of it"
+            raise ArgumentError(message("DeferredLogits", "", found, "Call logits.materialize() before the loss"))
+        self.is_watched |= later
+
+    def check_unwatched(self) -> None:
+        """Raise if a gradient passes by a hook."""
+        if self.is_watched:
+            found = "an autograd function took logits with a gradient hook (or retain_grad), which would not be called"
+            raise ArgumentError(message("DeferredLogits", "", found, "Give the function logits.materialize()"))
+        for source in self.sources:
+            source.whole.check_unwatched()
 
     def computed(self, make: Callable[[Product], Tensor], *, cached: bool) -> Tensor:
         """The logits as this function makes products; with `cached` from those that are or will be kept."""
@@ -209,10 +248,29 @@ class Whole:
         for source in self.sources:
             source.whole.note_loss()
 
+    def _had_loss(self) -> bool:
+        return self.has_loss or any(source.whole._had_loss() for source, _ in self._unwritten())
+
     def _unwritten(self) -> list[tuple[Lazy, int]]:
         """The sources that are still what they were when this copy was made of them."""
         pairs = zip(self.sources, self.source_writes, strict=False)
         return [(source, writes) for source, writes in pairs if source.whole.writes == writes]
+
+
+def _packed(tensor: Tensor) -> tuple[Tensor, int]:
+    """What an operation that makes logits saves for its gradient: as if it had been done where they were deferred.
+
+    Hooks that are in force by now, such as those of a checkpoint, are not to see it: they would miss it next time.
+    """
+    return tensor.detach(), version_of(tensor)
+
+
+def _unpacked(saved: tuple[Tensor, int]) -> Tensor:
+    tensor, version = saved
+    if version_of(tensor) != version:
+        found = "the hidden state or the weight was changed in place after these logits were made"
+        raise ArgumentError(message("DeferredLogits", "", found, "Call backward before optimizer.step()"))
+    return tensor
 
 
 class Lazy:
@@ -228,11 +286,13 @@ class Lazy:
         return self.formula.products[0].input.device
 
     def make(self) -> Tensor:
-        """The real tensor, the same at every call."""
-        if self._real is None:
+        """The real tensor, the same at every call, except inside of transforms."""
+        real = self._real
+        if real is None:
             with torch.autocast(self.device.type, enabled=False):
-                self._real = self._viewed(self.whole.make())
-        return self._real
+                real = self._viewed(self.whole.make())
+            self._real = None if is_transformed() else real
+        return real
 
     def computed(self, make: Callable[[Product], Tensor]) -> Tensor:
         """The logits without those that are kept: what they were before anybody wrote to them."""

@@ -7,11 +7,15 @@ and training loop. `restore_logits` takes it back.
 
 from __future__ import annotations
 
-import functools
-from typing import Any, TypeVar, cast
+import copyreg
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn import functional as F
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.utils import parametrize
 
 from xent.errors import ArgumentError, message
 from xent.linear.plan import DEFAULT_WORKSPACE, parse_bytes
@@ -35,8 +39,8 @@ def defer_logits(
     Parameters
     ----------
     model : torch.nn.Module, changed in place. Hugging Face models know their output layer; of any other model, name it.
-    head : the output layer or its name, such as "lm_head" or "decoder.output": a `torch.nn.Linear`, or one that an
-        adapter is wrapped around (PEFT).
+    head : the output layer or its name, such as "lm_head" or "decoder.output": a `torch.nn.Linear`, of a subclass whose
+        forward calls `super().forward`, parametrised or not, or one that an adapter is wrapped around (PEFT).
     workspace : bytes, or text such as "128MB"; see `xent.torch.linear_cross_entropy`.
 
     Returns
@@ -54,10 +58,12 @@ def defer_logits(
     `xent.torch.linear_cross_entropy`, which is at least as accurate as the way over 16-bit logits. A softcap
     (``tanh(logits / c) * c``) and a constant factor of the logits go into the loss. The layer of an adapter is joined
     with the layer below for the loss, which takes a copy of the weight. Where the layer cannot defer (inside
-    `torch.func`, during tracing and export, with weights that are sharded or quantised tensors) it returns ordinary
-    logits. `torch.compile` breaks its graph at the layer. The numbers come from hidden state and weight as they are
-    when asked for: if the optimizer has changed the weight by then, that is an error, not a silent difference. The
-    gradient of a loss by the logits does not exist, unless ``logits.materialize()`` was called before the loss.
+    `torch.func`, with tangents of forward mode, during tracing and export, with fake tensors, with weights that are
+    sharded or quantised tensors) it returns ordinary logits. `torch.compile` breaks its graph at the layer, which is an
+    error with ``fullgraph=True``. A parametrised weight is computed once in each forward. Models can be copied, pickled
+    and sent to other processes. The numbers come from hidden state and weight as they are when asked for: if the
+    optimizer has changed the weight by then, that is an error, not a silent difference. The gradient of a loss by the
+    logits does not exist, unless ``logits.materialize()`` was called before the loss.
 
     Examples
     --------
@@ -75,9 +81,9 @@ def defer_logits(
         if "forward" in vars(layer):
             found = "something has replaced the forward of this layer (offloading hooks do that)"
             raise ArgumentError(message("defer_logits", "head", found, "Call defer_logits before it"))
-    for layer in layers:
-        if not isinstance(layer, DeferredLinear):
-            layer.__class__ = _deferring(cast(Any, type(layer)))
+    classes = [_deferred(layer) for layer in layers]
+    for layer, deferring in zip(layers, classes, strict=True):
+        layer.__class__ = deferring
         layer.logits_workspace = workspace  # type: ignore[assignment]
     return model
 
@@ -107,13 +113,10 @@ def restore_logits(model: Model) -> Model:
     )
     """
     layers = [layer for layer in model.modules() if isinstance(layer, DeferredLinear)]
-    for layer in layers:
-        if "restored" not in vars(type(layer)):
-            found = f"{type(layer).__name__} was made of a deferring layer"
-            raise ArgumentError(message("restore_logits", "model", found, "Build the model anew without defer_logits"))
-    for layer in layers:
-        del layer.logits_workspace
-        layer.__class__ = type(layer).restored  # type: ignore[assignment]
+    classes = [_restored(layer) for layer in layers]
+    for layer, restored in zip(layers, classes, strict=True):
+        vars(layer).pop("logits_workspace", None)
+        layer.__class__ = restored
     return model
 
 
@@ -122,31 +125,109 @@ class DeferredLinear(nn.Linear):
 
     restored: type[nn.Linear] = nn.Linear
     """The class of the layer before."""
-    logits_workspace: int | str
+    logits_workspace: int | str = DEFAULT_WORKSPACE
 
     def forward(self, input: Tensor) -> Tensor:
         """``input @ weight.T + bias``, not yet made."""
         if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
-            logits: Tensor = _outside_the_graph(self, input)
+            logits: Tensor = _break_graph_at_deferred_logits(self, input)
             return logits
-        dtype = _product_dtype(input, self.weight, self.bias)
-        if dtype is None:
-            return super().forward(input)
-        return defer(input, self.weight, self.bias, dtype, self.logits_workspace)
+        return _logits(self, input)
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """Called by torch.jit.script, also for a model that contains this layer."""
+        found = "torch.jit.script cannot compile a layer that defers its logits"
+        raise ArgumentError(message("defer_logits", "", found, "Compile restore_logits(copy.deepcopy(model))"))
 
 
 @outside_of_graphs
-def _outside_the_graph(layer: DeferredLinear, input: Tensor) -> Any:
+def _break_graph_at_deferred_logits(layer: DeferredLinear, input: Tensor) -> Tensor:
     """A compiled model breaks its graph here."""
-    return layer.forward(input)
+    return _logits(layer, input)
 
 
-@functools.cache
+def _logits(layer: DeferredLinear, input: Tensor) -> Tensor:
+    """The logits, deferred where that is possible. A parametrised weight is computed when it is read: once."""
+    weight, bias = layer.weight, layer.bias
+    dtype = _product_dtype(input, weight, bias)
+    if dtype is None:
+        return F.linear(input, weight, bias)
+    return defer(input, weight, bias, dtype, layer.logits_workspace)
+
+
+# ----------------------------------------------------------------------------------------- the classes that are swapped
+
+
+class _Deferring(type):
+    """The class of classes that `defer_logits` makes: pickle finds none of them by name, and makes them again."""
+
+
+def _class_again(cls: Any) -> Any:
+    """How pickle gets at such a class; one that something else derived from it goes by its name as any other."""
+    return (_deferring, (cls.restored,)) if "restored" in vars(cls) else cls.__qualname__
+
+
+copyreg.pickle(_Deferring, _class_again)
+
+
 def _deferring(layer: Any) -> type[DeferredLinear]:
-    """The class that defers the logits of this class."""
+    """The class that defers the logits of this class: one, however often it is asked for.
+
+    `DeferredLinear` comes after the class, so that a forward of its own that calls `super().forward` arrives there.
+    """
     if layer is nn.Linear:
         return DeferredLinear
-    return type(f"Deferred{layer.__name__}", (DeferredLinear, layer), {"restored": layer})
+    for made in type.__subclasses__(layer):
+        if vars(made).get("restored") is layer:
+            return made
+    metaclass: type = _Deferring
+    names: dict[str, Any] = {"restored": layer, "__module__": __name__}
+    if not issubclass(_Deferring, type(layer)):
+        metaclass = type("_Deferring", (_Deferring, type(layer)), {})
+        copyreg.pickle(metaclass, _class_again)
+    if layer.forward is nn.Linear.forward:
+        names["forward"] = DeferredLinear.forward
+    if issubclass(layer, LazyModuleMixin) and layer.cls_to_become is not None:
+        names["cls_to_become"] = _deferring(layer.cls_to_become)
+    try:
+        return cast(type[DeferredLinear], metaclass(f"Deferred{layer.__name__}", (layer, DeferredLinear), names))
+    except TypeError as error:
+        found = f"{layer.__name__} cannot have a subclass ({error})"
+        remedy = "Call xent.torch.linear_cross_entropy where the logits are made"
+        raise ArgumentError(message("defer_logits", "head", found, remedy)) from error
+
+
+def _deferred(layer: nn.Linear) -> Any:
+    """The class of a layer with deferred logits."""
+    if isinstance(layer, DeferredLinear):
+        return type(layer)
+    if _is_parametrised(layer):
+        return _parametrised(layer, _deferring(type(layer).__base__))
+    return _deferring(type(layer))
+
+
+def _restored(layer: DeferredLinear) -> Any:
+    """The class of a layer before its logits were deferred."""
+    own = type(layer)
+    base: Any = own.__base__ if _is_parametrised(layer) else own
+    if base is not DeferredLinear and "restored" not in vars(base):
+        found = f"{own.__name__} was made of a deferring layer"
+        raise ArgumentError(message("restore_logits", "model", found, "Build the model anew without defer_logits"))
+    return base.restored if base is own else _parametrised(layer, base.restored)
+
+
+def _is_parametrised(layer: nn.Linear) -> bool:
+    """Whether the layer's class is the one that torch makes of the class of each parametrised module."""
+    if not parametrize.is_parametrized(layer):
+        return False
+    names: Any = layer.parametrizations
+    return all(isinstance(vars(type(layer)).get(name), property) for name in names)
+
+
+def _parametrised(layer: nn.Linear, base: Any) -> Any:
+    """The class that torch made of the layer's, made of another: torch takes the base for the class without it."""
+    own = {name: value for name, value in vars(type(layer)).items() if name not in ("__dict__", "__weakref__")}
+    return type(base)(f"Parametrized{base.__name__}", (base,), own)
 
 
 def _product_dtype(input: Tensor, weight: Tensor, bias: Tensor | None) -> torch.dtype | None:
@@ -157,6 +238,8 @@ def _product_dtype(input: Tensor, weight: Tensor, bias: Tensor | None) -> torch.
     if any(type(tensor) not in PLAIN or tensor.device != input.device for tensor in tensors):
         return None
     if input.ndim == 0 or input.shape[-1] != weight.shape[1] or input.device.type == "meta":
+        return None
+    if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):  # type: ignore[no-untyped-call]
         return None
     dtypes, kind = {tensor.dtype for tensor in tensors}, input.device.type
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) and torch.float64 not in dtypes:
@@ -192,12 +275,23 @@ def _linear_layers(model: nn.Module, head: nn.Module) -> list[nn.Linear]:
         if layers:
             classes = max(layer.out_features for layer in layers)
             return [layer for layer in layers if layer.out_features == classes]
-    found = f"found {type(head).__name__}, expected a torch.nn.Linear with its own forward"
+    expected = "a torch.nn.Linear with its own forward, or one that calls super().forward"
+    found = f"found {type(head).__name__}, expected {expected}"
     raise ArgumentError(message("defer_logits", "head", found, _remedy(model)))
 
 
 def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) and type(module).forward in (nn.Linear.forward, DeferredLinear.forward)
+    """Whether each forward of the layer's classes hands on to that of `torch.nn.Linear`, which can then defer."""
+    if not isinstance(module, nn.Linear):
+        return False
+    for base in type(module).__mro__:
+        forward = vars(base).get("forward")
+        if forward in (nn.Linear.forward, DeferredLinear.forward):
+            return True
+        code = getattr(forward, "__code__", None)
+        if forward is not None and (code is None or not {"super", "forward"} <= set(code.co_names)):
+            return False
+    return False
 
 
 def _remedy(model: nn.Module) -> str:

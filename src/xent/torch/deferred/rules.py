@@ -205,8 +205,9 @@ def _fused(lazy: Lazy, function: Callable[..., Any], target: Tensor, options: di
     """A loss of the linear layer; NotImplemented where it would not be the loss of these logits."""
     formula = lazy.formula
     is_capped_twice = formula.softcap is not None and options.get("softcap") is not None
+    is_learned = formula.softcap is not None and isinstance(options.get("logit_scale"), Tensor)
     is_narrow = lazy.twin.dtype == torch.float64 and formula.dtype != torch.float64
-    if lazy.twin.ndim > 2 or is_capped_twice or is_narrow or isinstance(target, DeferredLogits):
+    if lazy.twin.ndim > 2 or is_capped_twice or is_learned or is_narrow or isinstance(target, DeferredLogits):
         return NotImplemented
     if lazy.graph and torch.is_grad_enabled():
         lazy.whole.note_loss()

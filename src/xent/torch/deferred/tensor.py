@@ -46,27 +46,8 @@ class DeferredLogits(Tensor):
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if torch.compiler.is_compiling():
-            return _outside_the_graph(func, args, kwargs)
-        kwargs = kwargs or {}
-        found = [leaf for leaf in tree_iter((args, kwargs)) if isinstance(leaf, DeferredLogits)]
-        if any(_has_foreign_gradient(logits) for logits in found):
-            with without_torch_function():
-                return func(*args, **kwargs)
-        if not any(logits.lazy.whole.is_made for logits in found):
-            if func in METADATA:
-                with without_torch_function():
-                    return func(*args, **kwargs)
-            result = RULES[func](func, args, kwargs) if func in RULES else NotImplemented
-            if result is not NotImplemented:
-                return result
-        if func in GRADIENT_QUERIES and any(logits.lazy.whole.has_loss for logits in found):
-            reason = "a loss was computed without these logits, so that they have no gradient of it"
-            raise ArgumentError(message("DeferredLogits", "", reason, "Call logits.materialize() before the loss"))
-        args, kwargs = tree_map_only(DeferredLogits, DeferredLogits.materialize, (args, kwargs))
-        if _writes(func, kwargs):
-            for logits in found:
-                logits.lazy.whole.writes += 1
-        return func(*args, **kwargs)
+            return _break_graph_at_deferred_logits(func, args, kwargs or {})
+        return _answer(func, args, kwargs or {})
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -90,29 +71,30 @@ def defer(input: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype
 class _Attached(torch.autograd.Function):
     """Puts deferred logits into the graph, for operations that `__torch_function__` does not see.
 
-    Of (lazy, the tensors of its products). Losses computed without the logits do not come by here.
+    Of (lazy, the tensors of its products). Losses computed without the logits do not come by here. Nothing is saved for
+    backward: hooks on saved tensors (a checkpoint counts them) would see what depends on whether the logits were made.
     """
 
     @staticmethod
     def forward(ctx: Any, lazy: Lazy, *tensors: Tensor) -> Tensor:
         ctx.lazy = lazy
-        ctx.save_for_backward(*tensors)
         return DeferredLogits(lazy)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
-        leaves = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in ctx.saved_tensors]
-        remaining = iter(leaves)
-
-        def make(product: Product) -> Tensor:
-            return product.make([next(remaining) for _ in product.tensors])
-
+        lazy, wanted = ctx.lazy, ctx.needs_input_grad[1:]
+        lazy.whole.check_unwatched()
+        tensors = [tensor for product in lazy.whole.products() for tensor in product.tensors]
+        again = torch.is_grad_enabled()
         with torch.enable_grad():
-            logits = ctx.lazy.computed(make)
-        wanted = [leaf for leaf in leaves if leaf.requires_grad]
-        found = iter(torch.autograd.grad(logits, wanted, upstream, allow_unused=True))
-        return None, *(next(found) if leaf.requires_grad else None for leaf in leaves)
+            # Apart from each other: where one was made from another (tied weights), no derivative contains the other's.
+            apart = [tensor.view_as(tensor) if again else tensor.detach() for tensor in tensors]
+            apart = [place if again else place.requires_grad_(want) for place, want in zip(apart, wanted, strict=True)]
+            remaining = iter(apart)
+            logits = lazy.computed(lambda product: product.make([next(remaining) for _ in product.tensors]))
+        leaves = [place for place, want in zip(apart, wanted, strict=True) if want]
+        found = iter(torch.autograd.grad(logits, leaves, upstream, allow_unused=True, create_graph=again))
+        return None, *(next(found) if want else None for want in wanted)
 
 
 def attached(lazy: Lazy) -> Tensor:
@@ -125,9 +107,37 @@ def attached(lazy: Lazy) -> Tensor:
 
 
 @outside_of_graphs
-def _outside_the_graph(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
+def _break_graph_at_deferred_logits(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Compiled code breaks its graph where it meets deferred logits."""
-    return func(*args, **(kwargs or {}))
+    return _answer(func, args, kwargs)
+
+
+def _answer(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """An operation of deferred logits: by its rule if there is one, else with the logits made."""
+    found = _deferred((args, kwargs))
+    if any(_has_foreign_gradient(logits) for logits in found):
+        with without_torch_function():
+            return func(*args, **kwargs)
+    if not any(logits.lazy.whole.is_ordinary for logits in found):
+        if func in METADATA:
+            with without_torch_function():
+                return func(*args, **kwargs)
+        result = RULES[func](func, args, kwargs) if func in RULES else NotImplemented
+        if result is not NotImplemented:
+            return result
+    if func in GRADIENT_QUERIES:
+        asked = found if func is not torch.autograd.grad else _deferred((args[1:2], kwargs.get("inputs")))
+        for logits in asked:
+            logits.lazy.whole.watch(later=func is not torch.autograd.grad)
+    if _writes(func, kwargs):
+        for logits in found:
+            logits.lazy.whole.write()
+    args, kwargs = tree_map_only(DeferredLogits, DeferredLogits.materialize, (args, kwargs))
+    return func(*args, **kwargs)
+
+
+def _deferred(tree: Any) -> list[DeferredLogits]:
+    return [leaf for leaf in tree_iter(tree) if isinstance(leaf, DeferredLogits)]
 
 
 def _has_foreign_gradient(logits: DeferredLogits) -> bool:
@@ -141,7 +151,7 @@ def _has_foreign_gradient(logits: DeferredLogits) -> bool:
 def _values(logits: DeferredLogits) -> Tensor:
     """The numbers, where torch keeps the graph itself."""
     lazy = logits.lazy
-    if lazy.whole.is_made or not lazy.graph:
+    if lazy.whole.made is not None or not lazy.whole.graph:
         return lazy.make().detach()
     return lazy.computed(lambda product: product.make()).detach()
 
