@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-PLAIN = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
+PLAIN = frozenset((Tensor, torch.nn.Parameter, torch.nn.Buffer))
 _BATCHED = torch._C._dispatch_key_parse("Batched")
 
 
@@ -44,6 +44,18 @@ def without_transforms(tensor: Tensor) -> Tensor:
     while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         tensor = torch._C._functorch.get_unwrapped(tensor)
     return tensor
+
+
+def is_watched(*tensors: Tensor | None) -> bool:
+    """Whether anybody looks on: a compiler, a transform, tangents, a mode, a recorder, or a tensor's subclass.
+
+    All the questions of this file at once, since the small calls of eager code pay for each of them.
+    """
+    if torch.compiler.is_compiling() or is_transformed() or torch.autograd.forward_ad._current_level >= 0:
+        return True
+    if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
+        return True
+    return any(tensor is not None and type(tensor) not in PLAIN for tensor in tensors)
 
 
 def is_traced(*tensors: Tensor | None) -> bool:

@@ -71,6 +71,8 @@ class Expected:
 
     def factor(self, kind: Any) -> float:
         """The upstream gradient to expect."""
+        if kind is None:
+            return 1.0
         factor, times = self.seen.get(kind, (1.0, 0))
         return factor if times > 1 else 1.0
 
@@ -103,7 +105,8 @@ class CrossEntropy(torch.autograd.Function):
             ctx.kind = EXPECTED.kind(logits) if backend.reads_values else None
             ctx.made_for = EXPECTED.factor(ctx.kind)
             losses, saved, ctx.ready = _with_gradient(ctx, logits, target, objective, ctx.made_for)
-        ctx.save_for_backward(logits, target, weight, saved)
+        needs_saved = ctx.ready is None or ctx.needs_input_grad[1]
+        ctx.save_for_backward(logits, target, weight, saved if needs_saved else None)
         return reduced(call, losses, denominator, target, logits.shape[1], logits.dtype)
 
     @staticmethod
@@ -115,11 +118,12 @@ def _with_gradient(
     ctx: Any, logits: Tensor, target: Tensor, objective: Objective, factor: float, out: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Losses, saved numbers and the gradient for an upstream gradient, as if that had multiplied the one for 1."""
-    is_multiplied = factor != 1.0 and logits.dtype in MULTIPLIED
-    scale, after = (ctx.scale, {"after": factor}) if is_multiplied else (factor * ctx.scale, {})
-    found: tuple[Tensor, Tensor, Tensor] = ctx.call.backend.forward_backward(
-        logits, target, scale, objective, out=out, **after
-    )
+    found: tuple[Tensor, Tensor, Tensor]
+    make = ctx.call.backend.forward_backward
+    if factor == 1.0 or logits.dtype not in MULTIPLIED:
+        found = make(logits, target, factor * ctx.scale, objective, out=out)
+    else:
+        found = make(logits, target, ctx.scale, objective, out=out, after=factor)
     return found
 
 
@@ -134,7 +138,8 @@ def _gradients_of_logits(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...
     row_scale = of_rows(upstream if upstream.ndim else upstream * ctx.scale, logits)
     if ctx.needs_input_grad[0] and dlogits is None:
         if seen:
-            dlogits = cross_entropy_gradient(logits, target, weight, saved, row_scale, ctx.call.objective)
+            known = saved if saved is not None else backend.forward(logits, target, objective)[1]
+            dlogits = cross_entropy_gradient(logits, target, weight, known, row_scale, ctx.call.objective)
         else:
             dlogits = _made_anew(ctx, ready, upstream, logits, target, saved, objective)
     dtarget = dweight = None
@@ -239,7 +244,9 @@ def upstream_of(upstream: Sequence[Tensor | None], like: Tensor) -> tuple[Tensor
 
 def is_seen(*upstream: Tensor | None) -> bool:
     """Whether torch has to see how a gradient is made: somebody differentiates it, or asks for a batch of them."""
-    return torch.is_grad_enabled() or is_transformed() or any(t is not None and is_batched(t) for t in upstream)
+    if torch.is_grad_enabled() or is_transformed():
+        return True
+    return any(tensor is not None and is_batched(tensor) for tensor in upstream)
 
 
 def differentiated(

@@ -23,7 +23,14 @@ from xent.checks import Layout, check_ignore_index, check_weight_shape, check_we
 from xent.errors import ObjectiveError, message
 from xent.objective import Objective
 from xent.torch import autograd, operators
-from xent.torch._torch_private import is_forward_mode, is_traced, is_transformed, legacy_reduction, takes_over
+from xent.torch._torch_private import (
+    is_forward_mode,
+    is_traced,
+    is_transformed,
+    is_watched,
+    legacy_reduction,
+    takes_over,
+)
 from xent.torch.reduced import reduced_by_formula
 from xent.torch.rows import (
     Call,
@@ -112,8 +119,8 @@ def cross_entropy(
     ----------
     Bridle (1990), Probabilistic Interpretation of Feedforward Classification Network Outputs
     """
-    refuse_recording("cross_entropy")
-    if has_torch_function_variadic(input, target, weight) and takes_over(input, target, weight):
+    watched = is_watched(input, target, weight)
+    if watched and has_torch_function_variadic(input, target, weight) and takes_over(input, target, weight):
         options: dict[str, Any] = {"size_average": size_average, "ignore_index": ignore_index, "reduce": reduce}
         options |= {"reduction": reduction, "label_smoothing": label_smoothing, "z_loss": z_loss, "softcap": softcap}
         options |= {"logit_scale": logit_scale, "denominator": denominator, "check": check}
@@ -127,21 +134,21 @@ def cross_entropy(
     has_tensor = isinstance(logit_scale, Tensor) or isinstance(denominator, Tensor)
     is_standard = not (has_tensor or unknown) and given == STANDARD
     objective, learned = (DEFAULT, None) if is_standard else objective_of(name, *given, **unknown)
-    how = layout_of(name, input, target, weight, objective, check=check)
+    how = layout_of(name, input, target, weight, objective, check=check, watched=watched)
     logits = as_rows(input)
     rows = as_rows(target) if how.soft else labels_as_rows(target, how)
     if learned is not None and learned.scale is not None:
         logits = times(logits, learned.scale)
-    call = Call(name, objective, backend_of(input.device), labels_are_checked=check)
-    if call.backend is FORMULA or is_transformed() or is_traced(input, target, weight):
-        if call.backend is FORMULA:
+    backend = backend_of(input.device) if watched else choose(input.device)
+    if backend is FORMULA or watched:
+        if backend is FORMULA:
             losses, _ = FORMULA.forward(logits, rows, objective.weighted(weight))
         else:
             is_distributed(name, input=input, target=target, weight=weight)
             losses = operators.cross_entropy_rows(logits, rows, weight, objective)
         loss = reduced_by_formula(losses, rows, weight, objective)
     else:
-        loss = autograd.cross_entropy(call, logits, rows, weight)
+        loss = autograd.cross_entropy(Call(name, objective, backend, labels_are_checked=check), logits, rows, weight)
     if objective.reduction == "none":
         return from_rows(loss, how)
     return loss if learned is None else learned.divided(loss)
@@ -196,14 +203,14 @@ def statistics(
     ----------
     Shannon (1948), A Mathematical Theory of Communication
     """
-    refuse_recording("statistics")
-    if has_torch_function_variadic(input, target) and takes_over(input, target):
+    watched = is_watched(input, target)
+    if watched and has_torch_function_variadic(input, target) and takes_over(input, target):
         options: dict[str, Any] = {"ignore_index": ignore_index, "softcap": softcap, "logit_scale": logit_scale}
         found: Statistics = handle_torch_function(statistics, (input, target), input, target, check=check, **options)
         return found
     options = {"softcap": softcap, "logit_scale": logit_scale}
     objective, learned = objective_of("statistics", ignore_index, "none", **options)
-    how = layout_of("statistics", input, target, None, objective, check=check)
+    how = layout_of("statistics", input, target, None, objective, check=check, watched=watched)
     require_labels("statistics", how, "cross_entropy")
     logits, labels = as_rows(input), labels_as_rows(target, how)
     if learned is not None and learned.scale is not None:
@@ -211,7 +218,7 @@ def statistics(
     backend = backend_of(input.device)
     if backend is FORMULA:
         rows = FORMULA.statistics(logits, labels, objective)
-    elif is_transformed() or is_traced(input, target):
+    elif watched:
         is_distributed("statistics", input=input, target=target)
         rows = operators.statistics_rows(logits, labels, objective)
     else:
@@ -303,8 +310,11 @@ def layout_of(
     *,
     check: bool = False,
     place: torch.device | None = None,
+    watched: bool = False,
 ) -> Layout:
     """Check shapes, dtypes and places, and labels where they are looked at; return how input and target lie as rows."""
+    if watched:
+        refuse_recording(call)
     check_tensors(call, place=place, input=input, target=target, weight=weight)
     check_floating(call, "input", input)
     soft = is_soft(call, target)
@@ -312,7 +322,7 @@ def layout_of(
     check_ignore_index(call, how, objective)
     if weight is not None:
         check_class_weights(call, weight, how, check=check)
-    if not how.soft:
+    if not how.soft and (check or watched):
         check_labels_now(call, target, how.classes, objective.ignore_index, check=check)
     return how
 
