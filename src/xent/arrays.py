@@ -8,6 +8,7 @@ from typing import Any
 
 import array_api_compat
 import numpy as np
+from numpy.ma import MaskedArray
 
 from xent.errors import ArgumentError, DistributionError, DTypeError, LabelError, ShapeError, message
 
@@ -18,17 +19,22 @@ def as_arrays(call: str, **arrays: Any) -> tuple[Any, list[Array]]:
     """Return the array namespace and the named arguments as arrays of one floating dtype, at least float32.
 
     Python numbers and lists become NumPy arrays. Integers (a one-hot vector of 0 and 1) take the dtype of the floating
-    arguments. 16-bit numbers are widened to float32: neither sums nor logarithms are computed in 16 bits.
+    arguments. Numbers of 16 and 8 bits are widened to float32: neither sums nor logarithms are computed in so few.
+    NumPy's longdouble stays what it is.
     """
-    xp, converted = _to_arrays(call, arrays)
+    xp, given = _to_arrays(call, arrays)
+    converted = [array.astype(np.float32) if is_numpy_bfloat16(array.dtype) else array for array in given]
     for name, array in zip(arrays, converted, strict=True):
-        if not xp.isdtype(array.dtype, ("real floating", "integral", "bool")):
+        if not _is_of_kind(xp, array.dtype, ("real floating", "integral", "bool")):
             problem = f"found dtype {array.dtype}, expected real numbers"
-            raise DTypeError(message(call, name, problem, "Convert the values to floating point numbers first"))
-    floating = [array.dtype for array in converted if xp.isdtype(array.dtype, "real floating")]
+            raise DTypeError(message(call, name, problem, conversion(array.dtype)))
+    # Widened one by one: libraries have no common dtype of 8-bit and other floating numbers.
+    floating = [
+        array.dtype if xp.finfo(array.dtype).bits >= 32 else xp.float32
+        for array in converted
+        if xp.isdtype(array.dtype, "real floating")
+    ]
     dtype = xp.result_type(*floating) if floating else default_floating(xp)
-    if xp.finfo(dtype).bits < 32:
-        dtype = xp.float32
     return xp, [array if array.dtype == dtype else xp.astype(array, dtype) for array in converted]
 
 
@@ -56,18 +62,24 @@ def as_distributions(call: str, axis: int, check: bool, **arrays: Any) -> tuple[
 
 
 def as_labels(call: str, classes: int, check: bool, **array: Any) -> tuple[Any, Array]:
-    """Return one argument as class indices; with `check`, LabelError if one is outside [0, classes)."""
-    xp, (labels,) = _to_arrays(call, array)
+    """Return one argument as class indices; with `check`, LabelError if one is outside [0, classes).
+
+    They are int64 (int32 where a library has nothing wider): in uint8 the number of 300 classes is 44.
+    """
+    xp, (given,) = _to_arrays(call, array)
     (name,) = array
-    if not xp.isdtype(labels.dtype, "integral"):
-        problem = f"found dtype {labels.dtype}, expected integers"
+    if not _is_of_kind(xp, given.dtype, "integral"):
+        problem = f"found dtype {given.dtype}, expected integers"
         raise DTypeError(
             message(call, name, problem, "Pass class indices 0, 1, ...; sklearn's LabelEncoder makes them")
         )
+    wide = xp.__array_namespace_info__().default_dtypes(device=None)["integral"]
+    # uint64 labels from 2^63 on become negative, which is out of range as well.
+    labels = given if given.dtype == wide else xp.astype(given, wide)
     if check:
         outside = (labels < 0) | (labels >= classes)
         if xp.any(outside):
-            where, label = first_wrong(outside, labels)
+            where, label = first_wrong(outside, given)
             problem = f"label {label} at row {where} is outside [0, {classes})"
             remedy = f"Labels count from 0, so {classes} classes end at {classes - 1}"
             raise LabelError(message(call, name, problem, remedy))
@@ -96,7 +108,12 @@ def default_floating(xp: Any) -> Any:
 
 
 def _to_arrays(call: str, arrays: dict[str, Any]) -> tuple[Any, list[Array]]:
-    """Return the namespace of the arrays, and every argument as an array of it, with unchanged dtypes."""
+    """Return the namespace of the arrays, and every argument as an array of it, with unchanged dtypes.
+
+    Of NumPy's arrays the byte order becomes the machine's, and subclasses become plain arrays.
+    """
+    for name, value in arrays.items():
+        check_is_dense(call, name, value)
     present = [value for value in arrays.values() if array_api_compat.is_array_api_obj(value)]
     try:
         xp = array_api_compat.array_namespace(*(present or [np.zeros(1)]))
@@ -108,12 +125,63 @@ def _to_arrays(call: str, arrays: dict[str, Any]) -> tuple[Any, list[Array]]:
     for name, value in arrays.items():
         try:
             is_array = array_api_compat.is_array_api_obj(value)
-            converted.append(value if is_array else xp.asarray(value, device=device))
+            array = value if is_array else xp.asarray(value, device=device)
+            converted.append(native(np.asarray(array)) if array_api_compat.is_numpy_array(array) else array)
         except (TypeError, ValueError, RuntimeError) as error:
             problem = f"found a {type(value).__name__} that does not make an array ({error})"
             remedy = "Pass an array, or nested lists of numbers of equal length"
             raise DTypeError(message(call, name, problem, remedy)) from None
     return xp, converted
+
+
+def check_is_dense(call: str, name: str, value: Any) -> None:
+    """Raise DTypeError for masked entries, which NumPy reads as the numbers below the mask, and for sparse matrices."""
+    masked = [part for part in (value if isinstance(value, list | tuple) else [value]) if isinstance(part, MaskedArray)]
+    entries = sum(int(np.ma.getmaskarray(part).sum()) for part in masked)
+    if entries:
+        problem = f"found a masked array with {entries} masked entries"
+        remedy = (
+            "Replace them with .filled(value): -inf masks the class of a logit, ignore_index the row of a label, "
+            "and a probability is 0"
+        )
+        raise DTypeError(message(call, name, problem, remedy))
+    if hasattr(value, "toarray") and hasattr(value, "nnz"):  # SciPy's and CuPy's sparse matrices
+        problem, remedy = f"found a sparse {type(value).__name__}, expected an array", "Pass its .toarray()"
+        raise DTypeError(message(call, name, problem, remedy))
+    if array_api_compat.is_torch_array(value) and str(value.layout).startswith("torch.sparse"):
+        problem, remedy = f"found a tensor of layout {value.layout}, expected a dense one", "Pass its .to_dense()"
+        raise DTypeError(message(call, name, problem, remedy))
+
+
+def native(array: np.ndarray) -> np.ndarray:
+    """Return a NumPy array in the machine's byte order, which compiled code requires; a copy of any other only."""
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+def is_numpy_bfloat16(dtype: Any) -> bool:
+    """Whether this is the bfloat16 of ml_dtypes, which jax brings, in a NumPy array: a "void" to NumPy."""
+    return isinstance(dtype, np.dtype) and dtype.kind == "V" and dtype.name == "bfloat16"
+
+
+def conversion(dtype: Any) -> str:
+    """Return the remedy for an array whose dtype is none of the real numbers that a call takes."""
+    name = str(dtype)
+    if getattr(dtype, "names", None):
+        return f"Pass one of its fields, such as array[{dtype.names[0]!r}], or structured_to_unstructured of the array"
+    if "complex" in name:
+        return "Pass its real part"
+    if "float8" in name or "float6" in name or "float4" in name:
+        return "Convert it with .astype(numpy.float32), which holds all its numbers"
+    if getattr(dtype, "char", "") == "g":
+        return "Convert it with .astype(numpy.float64)"
+    return "Convert it to numbers first: .astype(numpy.float64), or labels with .astype(numpy.int64)"
+
+
+def _is_of_kind(xp: Any, dtype: Any, kind: Any) -> bool:
+    try:
+        return bool(xp.isdtype(dtype, kind))
+    except TypeError:  # a dtype that others have added to NumPy, such as ml_dtypes.float8_e4m3fn
+        return False
 
 
 def check_classes_axis(call: str, axis: int, **array: Array) -> None:
@@ -157,10 +225,14 @@ def sum_tolerance(eps: float) -> float:
 def _sum_tolerances(call: str, arrays: dict[str, Any]) -> dict[str, float]:
     """Return the tolerance of each argument, from its own dtype."""
     xp, converted = _to_arrays(call, arrays)
-    return {
-        name: sum_tolerance(float(xp.finfo(array.dtype).eps) if xp.isdtype(array.dtype, "real floating") else 0.0)
-        for name, array in zip(arrays, converted, strict=True)
-    }
+    return {name: sum_tolerance(_rounding(xp, array.dtype)) for name, array in zip(arrays, converted, strict=True)}
+
+
+def _rounding(xp: Any, dtype: Any) -> float:
+    """Return the distance from 1 to the next number of a dtype; 0 for integers."""
+    if is_numpy_bfloat16(dtype):
+        return 2.0**-7
+    return float(xp.finfo(dtype).eps) if _is_of_kind(xp, dtype, "real floating") else 0.0
 
 
 def _check_probabilities(call: str, name: str, p: Array, tolerance: float) -> None:
@@ -188,7 +260,11 @@ def first_wrong(wrong: Array, values: Array) -> tuple[str, Any]:
     """Return the index of the first wrong entry, as text, and its value."""
     xp = array_api_compat.array_namespace(wrong)
     position = int(xp.argmax(xp.astype(xp.reshape(wrong, (-1,)), xp.int8)))
-    value = xp.reshape(values, (-1,))[position].item()
+    value = xp.reshape(values, (-1,))[position]
+    if hasattr(value, "item"):
+        value = value.item()
+    else:  # the standard has conversions only
+        value = int(value) if xp.isdtype(value.dtype, "integral") else float(value)
     index: list[int] = []
     for size in reversed(wrong.shape):
         position, place = divmod(position, size)

@@ -10,11 +10,15 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import array_api_compat
 import numpy as np
 
-from xent.arrays import Array, check_soft_target, first_wrong
+from xent.arrays import Array, check_is_dense, check_soft_target, conversion, first_wrong, is_numpy_bfloat16, native
 from xent.errors import DTypeError, LabelError, ObjectiveError, ShapeError, message
 from xent.objective import Objective
+
+FLOATING = "efd"
+"""NumPy's characters of float16, float32 and float64, the floating dtypes that the kernels take beside bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +158,7 @@ def as_blocks(array: np.ndarray, class_axis: int) -> np.ndarray:
     """View (or copy) an array of any shape as (N, classes), or (N, classes, S) with all positions on the last axis."""
     if class_axis == 0:
         return array[np.newaxis]
-    return array if array.ndim == 2 else array.reshape(*array.shape[:2], -1)
+    return array if array.ndim == 2 else array.reshape(*array.shape[:2], math.prod(array.shape[2:]))
 
 
 def from_rows(rows: np.ndarray, layout: Layout) -> np.ndarray:
@@ -163,14 +167,26 @@ def from_rows(rows: np.ndarray, layout: Layout) -> np.ndarray:
 
 
 def as_numpy(call: str, argument: str, value: Any) -> np.ndarray:
-    """Return the argument as a NumPy array of real numbers; a copy is made only of what is not one already."""
+    """Return the argument as a plain NumPy array of real numbers in the machine's byte order.
+
+    A copy is made only of what is not such an array already. longdouble is refused: the kernels compute in float64 at
+    most, and would drop digits that the caller has asked for.
+    """
+    array = value if type(value) is np.ndarray else _converted(call, argument, value)
+    dtype = array.dtype
+    if dtype.kind not in "iu" and dtype.char not in FLOATING and not is_numpy_bfloat16(dtype):
+        found = f"found dtype {dtype}, expected real numbers"
+        raise DTypeError(message(call, argument, found, conversion(dtype)))
+    return native(array)
+
+
+def _converted(call: str, argument: str, value: Any) -> np.ndarray:
+    """Return what is no plain NumPy array as one."""
+    check_is_dense(call, argument, value)
     try:
-        array = np.asarray(value)
-    except (TypeError, ValueError) as error:
+        return np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: torch's conjugates, negatives and gradients
         found = f"found a {type(value).__name__} that does not make an array ({error})"
-        raise DTypeError(message(call, argument, found, "Pass an array of numbers")) from None
-    # ml_dtypes.bfloat16, which jax brings, is a "void" to NumPy.
-    if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
-        found = f"found dtype {array.dtype}, expected real numbers"
-        raise DTypeError(message(call, argument, found, "Convert it to numbers first"))
-    return array
+        is_tensor = array_api_compat.is_torch_array(value)
+        remedy = "Use xent.torch, which takes tensors as they are" if is_tensor else "Pass an array of numbers"
+        raise DTypeError(message(call, argument, found, remedy)) from None

@@ -35,7 +35,23 @@ def logarithm(xp: Any, x: Array, base: float) -> Array:
         return xp.log2(x)
     if base == 10:
         return xp.log10(x)
-    return xp.log(x) / math.log(base)
+    return xp.log(x) / nats_per_unit(xp, x, base)
+
+
+def nats_per_unit(xp: Any, x: Array, base: float) -> Any:
+    """Return log(base), as accurate as the dtype of x: a float, or an array for longdouble, which has 11 bits more."""
+    if checked_base(base) == math.e:
+        return 1.0
+    return xp.log(full_like(xp, x, base)) if _is_longdouble(xp, x) else math.log(base)
+
+
+def _is_longdouble(xp: Any, x: Array) -> bool:
+    return bool(xp.finfo(x.dtype).eps < 2.0**-52)
+
+
+def _one_of_quotients(xp: Any, x: Array) -> Any:
+    """Return 1 as the numerator of constants: a float, or for longdouble, which has more digits, an array."""
+    return full_like(xp, x, 1.0) if _is_longdouble(xp, x) else 1.0
 
 
 def full_like(xp: Any, x: Array, value: float) -> Array:
@@ -73,7 +89,7 @@ def divergence_terms(xp: Any, p: Array, q: Array) -> Array:
     square = s * s
     series = zero + 0 * s
     for k in range(_series_terms(xp, p), 0, -1):
-        series = series * square + 1.0 / (2 * k + 1)
+        series = series * square + _one_of_quotients(xp, p) / (2 * k + 1)
     near_term = a * (2 * square * (1 / (1 - s) - s * series))
 
     # a / b overflows only for the smallest q, where the logarithms are far apart and do not cancel.
@@ -102,7 +118,7 @@ def mixture_divergence_terms(xp: Any, p: Array, q: Array) -> Array:
     square = xp.where(near, t * t, zero)
     series = zero + 0 * t
     for k in range(_series_terms(xp, p), 0, -1):
-        series = (series + 1.0 / (k * (2 * k - 1))) * square
+        series = (series + _one_of_quotients(xp, p) / (k * (2 * k - 1))) * square
     up, down = where_positive(xp, 2 * (q / total)), where_positive(xp, 2 * (p / total))
     # where_positive turned 0 into 1, for which x log x is 0 as well.
     factor = xp.where(near, series, up * xp.log(up) + down * xp.log(down))

@@ -59,7 +59,9 @@ class FormulaBackend:
         lse = torch.logsumexp(z, dim=1, keepdim=True)
         pull = t.sum(dim=1, keepdim=True)
         if objective.z_loss:
-            pull = pull + 2 * objective.z_loss * (lse + shift)
+            # An overflow would be NaN at the classes of probability 0.
+            largest = torch.finfo(z.dtype).max
+            pull = pull + (2 * objective.z_loss * (lse + shift)).clamp(-largest, largest)
         gradient = (pull * torch.exp(z - lse) - t) * softcapped_logits_derivative(usable, objective)
         gradient = gradient * (
             row_scale.unsqueeze(1) if isinstance(row_scale, Tensor) and row_scale.ndim else row_scale

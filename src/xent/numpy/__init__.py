@@ -7,6 +7,10 @@ Shapes follow torch: logits (C,), (N, C) or (N, C, d1, ...), with class indices 
 class probabilities of exactly that shape. The loss of float16 logits is float32; otherwise it has the logits' dtype.
 Gradients have the dtype of what they are the gradient of. With `reduction="none"` a gradient is that of the sum of the
 losses. Integers and lists are read as float64. The caller's arrays are never written to.
+
+Arrays may have any strides and byte order; losses and gradients have the machine's. The dtypes are float64, float32,
+float16, the bfloat16 of ml_dtypes, and integers; anything else raises `DTypeError` with the conversion to make, and so
+do sparse matrices and masked arrays with masked entries, whose mask has no one meaning here.
 """
 
 from xent.backends.protocol import Statistics

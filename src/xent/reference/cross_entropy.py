@@ -47,7 +47,7 @@ def cross_entropy_gradient(logits: Float64, target: Target, objective: Objective
     _, lse = negative_log_softmax(z)
     gradient = sum_of_others(t) * q - t * other_q
     if objective.z_loss:
-        gradient = gradient + 2 * objective.z_loss * lse[:, None] * q
+        gradient = gradient + z_loss_slope(lse, objective)[:, None] * q
     gradient = gradient * softcapped_logits_derivative(logits, objective)
     return np.where(ignored(target, objective)[:, None], 0.0, gradient)
 
@@ -80,6 +80,13 @@ def target_weights(target: Target, classes: int, objective: Objective) -> Float6
 def z_loss_term(lse: Float64, objective: Objective) -> Float64:
     """Return z_loss * lse**2; 0 without a z-loss, where 0 * inf would be NaN."""
     return objective.z_loss * lse**2 if objective.z_loss else np.zeros_like(lse)
+
+
+def z_loss_slope(lse: Float64, objective: Objective) -> Float64:
+    """Return 2 * z_loss * lse; the largest number where that overflows, since inf * 0 would make the gradient NaN."""
+    largest = np.finfo(np.float64).max
+    with np.errstate(over="ignore"):
+        return np.clip(2 * objective.z_loss * lse, -largest, largest)
 
 
 def softcapped_logits(logits: Float64, objective: Objective) -> Float64:
