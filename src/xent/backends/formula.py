@@ -87,10 +87,11 @@ class FormulaBackend:
 
     def statistics(self, logits: Tensor, labels: Tensor, objective: Objective) -> Statistics:
         """Return log_prob, entropy, lse, argmax and rank of each row; see `xent.torch.statistics`."""
-        z = softcapped_logits(logits, objective)
-        lse = torch.logsumexp(z, dim=1)
-        log_q = z - lse.unsqueeze(1)
+        z, shift = centred(softcapped_logits(logits, objective))
+        lse = torch.logsumexp(z, dim=1, keepdim=True)
+        log_q = z - lse
         entropy = -(log_q.exp() * log_q.masked_fill(z == -torch.inf, 0.0)).sum(dim=1)
+        lse = (lse + shift).squeeze(1)
         known, place = labelled(labels, z, objective)
         # A label out of range is NaN, an ignored one 0.
         unknown = torch.where(labels == objective.ignore_index, 0.0, torch.nan).to(z.dtype)
@@ -114,6 +115,8 @@ class FormulaBackend:
         of the logits, and differentiable itself.
         """
         z = softcapped_logits(logits, objective)
+        if statistics is None:
+            z, _ = centred(z)
         lse = torch.logsumexp(z, dim=1) if statistics is None else statistics.lse
         log_q = z - lse.unsqueeze(1)
         q, log_q = log_q.exp(), log_q.masked_fill(z == -torch.inf, 0.0)

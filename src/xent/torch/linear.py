@@ -29,6 +29,7 @@ from xent.torch.rows import (
     check_floating,
     check_labels_now,
     check_tensors,
+    int64,
     is_soft,
     refuse_recording,
     times,
@@ -232,7 +233,7 @@ def _call(
     linear: Any = None if has_to_be_formula() else choose_linear(input.device)
     room = parse_bytes(name, workspace)
     call = Call(name, objective, choose(input.device), linear, room, dtype, labels_are_checked=check)
-    y = target.reshape(how.rows, how.classes) if how.soft else target.reshape(-1).to(torch.int64)
+    y = target.reshape(how.rows, how.classes) if how.soft else int64(target.reshape(-1))
     x = input.reshape(how.rows, input.shape[-1]).resolve_neg()
     return call, LinearRows(x, linear_weight.resolve_neg(), linear_bias, y, weight)
 

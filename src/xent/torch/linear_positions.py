@@ -23,7 +23,7 @@ from xent.errors import ObjectiveError, ShapeError, message
 from xent.objective import TEXT, Objective
 from xent.torch.functional import may_look_at
 from xent.torch.reduced import reduced_by_formula
-from xent.torch.rows import check_tensors, is_soft
+from xent.torch.rows import check_tensors, int64, is_soft
 
 CHUNKING = ("batch_chunk_size", "chunking_method", "acc_policy", "acc_dtype")
 """What torch's options have beside `allow_retain_graph`, which is always so here."""
@@ -50,7 +50,7 @@ def over_positions(
     if how.soft:
         y = target.reshape(len(input), classes, positions)
     else:
-        y = target.reshape(len(input), positions).to(torch.int64)
+        y = int64(target.reshape(len(input), positions))
         if may_look_at(y):  # by a position's own check the error would name the row alone
             check_labels(call, y.reshape(target.shape), classes, objective.ignore_index)
     w = linear_weight.reshape(classes, positions, features)

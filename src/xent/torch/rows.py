@@ -30,9 +30,10 @@ def check_tensors(call: str, *, place: torch.device | None = None, **arguments: 
         if not isinstance(value, Tensor):
             found = f"found a {type(value).__name__}, expected a tensor"
             raise DTypeError(message(call, name, found, "For NumPy arrays and lists use xent.numpy"))
-        if value.layout is not torch.strided:
-            found = f"found a tensor of layout {value.layout}, expected a dense one"
-            raise DTypeError(message(call, name, found, f"Convert it with {name}.to_dense()"))
+        if value.layout is not torch.strided or value.is_nested:
+            kind, remedy = ("nested", "to_padded_tensor") if value.is_nested else (value.layout, "to_dense")
+            found = f"found a tensor of layout {kind}, expected a dense one"
+            raise DTypeError(message(call, name, found, f"Convert it with {name}.{remedy}(...)"))
         if not first:
             first, place = name, place or value.device
         elif value.device != place:
@@ -71,7 +72,7 @@ def check_labels_now(call: str, labels: Tensor, classes: int, ignore_index: int,
         return
     labels = without_transforms(labels) if is_transformed() else labels
     if check or (is_transformed() and labels.device.type == "cpu" and type(labels) in PLAIN):
-        check_labels(call, labels.to(torch.int64), classes, ignore_index)
+        check_labels(call, int64(labels), classes, ignore_index)
 
 
 def refuse_recording(call: str) -> None:
@@ -89,10 +90,17 @@ def as_rows(tensor: Tensor) -> Tensor:
     return tensor if tensor.ndim == 2 else tensor.flatten(2)
 
 
+def int64(labels: Tensor) -> Tensor:
+    """Class indices in 64 bits: in 8 bits -100 would be the class 156. Those beyond int64 are its greatest number."""
+    if labels.dtype is torch.int64:
+        return labels
+    wide = labels.to(torch.int64)
+    return torch.where(wide < 0, torch.iinfo(torch.int64).max, wide) if labels.dtype is torch.uint64 else wide
+
+
 def labels_as_rows(labels: Tensor, layout: Layout) -> Tensor:
-    """View (or copy) class indices as (N,) or (N, S), int64: in 8 bits -100 would be the class 156."""
-    if labels.dtype is not torch.int64:
-        labels = labels.to(torch.int64)
+    """View (or copy) class indices as (N,) or (N, S)."""
+    labels = int64(labels)
     return labels.reshape(-1) if len(layout.logits_shape) <= 2 else labels.flatten(1)
 
 

@@ -32,6 +32,8 @@ CONFIDENT = 1 / 16
 
 PARALLEL_SIZE = 2**17  # logits below which a call stays on the calling thread
 
+FLOAT32_MAX, FLOAT64_MAX = float(np.finfo(np.float32).max), float(np.finfo(np.float64).max)
+
 NO_LABELS = np.empty(0, np.int64)
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
@@ -304,8 +306,11 @@ def factors(row_scale: Any, lse: Any, terms: Any, g: int, size: int, tile: Any) 
         for p in range(size):
             tile.target_factor[p] = np.float64(scales[p]) * scale
     lse = lse[g : g + size]
+    largest = FLOAT32_MAX if in_float32(tile) else FLOAT64_MAX
     for p in range(size):
         # Without a z-loss its term is 0, not 0 * lse.
         normal = 2.0 * terms.z_loss * lse[p] if terms.z_loss != 0.0 else 0.0
         target_sum = tile.mass[p] + tile.share[p]
-        tile.factor[p] = (target_sum + normal) * np.float64(tile.target_factor[p]) / tile.total[p]
+        factor = (target_sum + normal) * np.float64(tile.target_factor[p]) / tile.total[p]
+        # An overflow, which a z-loss can cause, would be NaN at the classes of probability 0.
+        tile.factor[p] = min(max(factor, -largest), largest) if factor == factor else factor
