@@ -44,6 +44,12 @@ MENDED: dict[str, str] = {
     "numpy.linear_cross_entropy/float64/*": "no private symbols of NumPy: the gradient of the weight is added up by"
     " slabs, which take a part of the workspace, so that chunks are smaller",
     "numpy.linear_cross_entropy/float32/*": "the same",
+    "*.cross_entropy/*/loss": "the loss of a confident row is summed without its label, and never below 0; terms of a"
+    " smoothed target are differences in float64, added up in groups of classes",
+    "*.cross_entropy/float64/*soft*/gradient": "the masses of class probabilities are added up in groups of classes",
+    "*linear_cross_entropy/*soft*": "both of these, in the linear loss",
+    "torch.linear_cross_entropy/*/*everything*/none/loss": "the first of these, in the linear loss",
+    "torch.cross_entropy/*/target": "made from the log-sum-exp that the forward has saved",
 }
 
 # Which results are not the same bits for every number of threads, and why.
