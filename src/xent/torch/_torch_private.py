@@ -58,6 +58,11 @@ def is_watched(*tensors: Tensor | None) -> bool:
     return any(tensor is not None and type(tensor) not in PLAIN for tensor in tensors)
 
 
+def without_numbers(tensor: Tensor) -> bool:
+    """Whether a tensor stands for one that is not there: on the meta device, or in a mode that computes shapes."""
+    return tensor.is_meta or isinstance(tensor, torch._subclasses.FakeTensor)
+
+
 def is_traced(*tensors: Tensor | None) -> bool:
     """Whether somebody wants to see operators: a compiler, a dispatch mode, or a tensor's subclass."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
@@ -83,8 +88,12 @@ def takes_over(*arguments: Any) -> bool:
     torch's calls the function once more, which a compiler does not follow, and cannot return a named tuple.
     """
     ordinary = Tensor.__torch_function__.__func__  # type: ignore[attr-defined]
-    own = [getattr(type(argument), "__torch_function__", None) for argument in arguments]
-    return any(function is not None and function.__func__ is not ordinary for function in own)
+    for argument in arguments:
+        function = getattr(type(argument), "__torch_function__", None)
+        # That of a class which has disabled it is a builtin, without a function below.
+        if function is not None and getattr(function, "__func__", ordinary) is not ordinary:
+            return True
+    return False
 
 
 def assert_on_device(condition: Tensor, message: str) -> None:

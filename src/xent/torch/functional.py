@@ -132,7 +132,8 @@ def cross_entropy(
     name = "cross_entropy"
     given = (ignore_index, reduction, label_smoothing, z_loss, softcap, logit_scale, denominator)
     has_tensor = isinstance(logit_scale, Tensor) or isinstance(denominator, Tensor)
-    is_standard = not (has_tensor or unknown) and given == STANDARD
+    # To a compiler with dynamic shapes the numbers of an objective from outside would be symbols.
+    is_standard = not (watched or has_tensor or unknown) and given == STANDARD
     objective, learned = (DEFAULT, None) if is_standard else objective_of(name, *given, **unknown)
     how = layout_of(name, input, target, weight, objective, check=check, watched=watched)
     logits = as_rows(input)
@@ -281,7 +282,9 @@ def objective_of(
 
 def has_to_be_seen(tensor: Tensor) -> bool:
     """Whether a tensor of one number takes part in what torch records, or reading it would wait for a device."""
-    return tensor.requires_grad or is_forward_mode() or not may_look_at(tensor)
+    if torch.compiler.is_compiling() or tensor.requires_grad:
+        return True
+    return is_forward_mode() or not may_look_at(tensor)
 
 
 def backend_of(device: torch.device) -> Backend:

@@ -34,7 +34,9 @@ Four = tuple[Tensor, Tensor, Tensor, Tensor]
 def linear_cross_entropy(call: Call, rows: LinearRows, *, by_rows: bool) -> Tensor:
     """What `linear_autograd.linear_cross_entropy` gives; `by_rows`: losses of rows, reduced by operations of torch."""
     objective, class_weight = call.objective, rows.class_weight
-    by_rows = by_rows or is_transformed() or (class_weight is not None and class_weight.requires_grad)
+    # Whoever exports the call may ask for any gradient later.
+    weighs = class_weight is not None and (class_weight.requires_grad or torch.compiler.is_exporting())
+    by_rows = by_rows or is_transformed() or weighs
     if objective.reduction != "none" and by_rows:
         apart = replace(objective, reduction="none", denominator=None)
         losses: Tensor = LOSS(*rows, apart.to_text(), call.workspace, call.dtype, [False] * 3)[0]

@@ -12,7 +12,14 @@ from xent.checks import Layout, check_labels
 from xent.errors import ArgumentError, DTypeError, message
 from xent.linear.driver import Layer
 from xent.objective import Objective
-from xent.torch._torch_private import PLAIN, assert_on_device, is_recorded, is_transformed, without_transforms
+from xent.torch._torch_private import (
+    PLAIN,
+    assert_on_device,
+    is_recorded,
+    is_transformed,
+    without_numbers,
+    without_transforms,
+)
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 """Of logits, class probabilities and layers."""
@@ -62,10 +69,10 @@ def is_soft(call: str, target: Tensor) -> bool:
 def check_labels_now(call: str, labels: Tensor, classes: int, ignore_index: int, *, check: bool) -> None:
     """Look at labels before a backend does: where that costs nothing, and where `check` asks for it.
 
-    Under `torch.func` the numbers are there, below the wrappers, and no error can be raised later. A compiler has none:
-    the device itself checks.
+    Under `torch.func` the numbers are there, below the wrappers, and no error can be raised later. A compiler has none,
+    nor have fake and meta tensors: an operator of torch checks where there are any.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or without_numbers(labels):
         if check:
             valid = ((labels >= 0) & (labels < classes)) | (labels == ignore_index)
             assert_on_device(valid.all(), f"{call}: a label is neither in [0, {classes}) nor {ignore_index}")
@@ -101,7 +108,9 @@ def int64(labels: Tensor) -> Tensor:
 def labels_as_rows(labels: Tensor, layout: Layout) -> Tensor:
     """View (or copy) class indices as (N,) or (N, S)."""
     labels = int64(labels)
-    return labels.reshape(-1) if len(layout.logits_shape) <= 2 else labels.flatten(1)
+    if len(layout.logits_shape) > 2:
+        return labels.flatten(1)
+    return labels if labels.ndim == 1 else labels.reshape(1)
 
 
 def times(logits: Tensor, scale: Tensor) -> Tensor:

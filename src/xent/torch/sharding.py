@@ -31,6 +31,11 @@ def is_distributed(call: str, **tensors: Tensor | None) -> bool:
         name, other = next(n for n, is_one in kinds.items() if not is_one), next(n for n in kinds if kinds[n])
         found = f"found an ordinary tensor, while {other} is a DTensor"
         raise ArgumentError(message(call, name, found, f"Distribute {name} with distribute_tensor, over the same mesh"))
+    weight = tensors.get("weight")
+    if weight is not None and weight.requires_grad:
+        found = "class weights that are DTensors get no gradient"
+        remedy = "Pass weight.detach(), or multiply the losses of reduction='none' by the weights of their labels"
+        raise ArgumentError(message(call, "weight", found, remedy))
     _register()
     return True
 
