@@ -1,7 +1,6 @@
-"""The calls that every execution mode has to answer alike: their tensors, their answers in float64, and the bounds.
+"""The calls that every execution mode has to answer alike.
 
-The answers come from torch operations written down here (log-sum-exp, and torch's own derivatives of it), never from
-the package. execution_modes.py has the modes, test_execution_modes.py runs the cases in them.
+execution_answers.py has their answers, execution_modes.py the modes; test_execution_modes.py runs all of them.
 """
 
 from __future__ import annotations
@@ -9,12 +8,11 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
-from comparison import assert_within
-from torch import Tensor
+from torch import Tensor, nn
 
 import xent.torch
 
@@ -24,20 +22,6 @@ LOSSES, STATISTICS = ("cross_entropy", "linear_cross_entropy"), ("statistics", "
 LABELS = [2, 0, 6, 3, 2]
 WEIGHT = [0.5, 1.0, 1.25, 2.25, 0.125, 4.0, 0.75]
 EVERYTHING: dict[str, Any] = {"label_smoothing": 0.1, "z_loss": 0.01, "softcap": 4.0, "logit_scale": 0.75}
-
-
-class Answer(NamedTuple):
-    """What a mode found. `upstream` and `direction` of the problem make vectors of its derivatives:
-
-    the gradients of sum(upstream * value), the tangent of value in the direction of the variables, and `second`, the
-    gradients of sum(direction * gradients). A mode answers what it is for, and leaves the rest out.
-    """
-
-    value: Tensor | None = None
-    gradients: tuple[Tensor, ...] | None = None
-    tangent: Tensor | None = None
-    second: tuple[Tensor, ...] | None = None
-    has_numbers: bool = True  # False: shapes and dtypes only
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +42,7 @@ class Case:
     frozen_logits: bool = False
     masked: int | None = None  # a class with logits of minus infinity
     nan_row: int | None = None
+    margin: float = 0.0  # what is added to the logit of the first label, in every row
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +53,7 @@ class Problem:
     call: str
     tensors: dict[str, Tensor]
     variables: tuple[str, ...]
+    module: nn.Module | None = None  # which makes the call, where it is not the function of that name
 
     def __repr__(self) -> str:
         return f"{self.call}-{self.case.name}"
@@ -89,6 +75,8 @@ class Problem:
         arguments = {**self.case.options, **tensors, **more}
         if "log_scale" in arguments:  # as models learn a temperature
             arguments["logit_scale"] = arguments.pop("log_scale").exp()
+        if self.module is not None:
+            return self.module(tensors["input"], tensors["target"])
         found = getattr(front, self.call)(**arguments)
         return found if isinstance(found, Tensor) else stacked(found, self.case)
 
@@ -131,7 +119,7 @@ class Problem:
     def sibling(self) -> Problem:
         """The same call of other numbers: what a mode must not remember, or mix with this one."""
         other = {name: _other(name, tensor) for name, tensor in self.tensors.items()}
-        return Problem(self.case, self.call, other, self.variables)
+        return replace(self, tensors=other)
 
 
 def _waves(shape: torch.Size) -> Tensor:
@@ -164,6 +152,8 @@ def tensors_of(case: Case, call: str) -> dict[str, Tensor]:
     }
     if case.masked is not None:
         tensors["linear_bias"][case.masked] = -INF
+    if case.margin:
+        tensors["linear_bias"][labels[0]] += case.margin
     if case.nan_row is not None:
         tensors["input"][case.nan_row, 1] = NAN
     if case.is_soft:
@@ -175,8 +165,8 @@ def tensors_of(case: Case, call: str) -> dict[str, Tensor]:
         logits = layer(tensors)
         tensors = {"input": logits.to(case.dtype)}
         if labels.ndim > 1:  # classes are the second axis
-            tensors["input"] = tensors["input"].movedim(-1, 1)
-            target = target.movedim(-1, 1) if case.is_soft else target
+            tensors["input"] = tensors["input"].movedim(-1, 1).contiguous()
+            target = target.movedim(-1, 1).contiguous() if case.is_soft else target
     options = {name: torch.tensor(number) for name, number in case.tensor_options.items()}
     if case.weight is not None:
         options["weight"] = torch.tensor(case.weight)
@@ -199,6 +189,7 @@ def problem(case: Case, call: str) -> Problem:
 
 _BENT = {"softcap": 4.0, "logit_scale": 0.75}
 _SOFT = {"is_soft": True}
+_SURE: dict[str, Any] = {"labels": [2] * 40, "margin": 25.0}
 _SCALE: dict[str, Any] = {"tensor_options": {"logit_scale": 0.75}, "learned": ("logit_scale",)}
 _LOG_SCALE: dict[str, Any] = {"tensor_options": {"log_scale": -0.25}, "learned": ("log_scale",)}
 _ALL = LOSSES + STATISTICS
@@ -219,12 +210,19 @@ CASES = [
     Case("float16", calls=_ALL, dtype=torch.float16),
     Case("several-dimensions", calls=_ALL, labels=[[2, 0, 6], [3, -100, 2]]),
     Case("one-row", calls=_ALL, labels=3),
+    Case("no-rows", calls=_ALL, labels=[]),
+    Case("checked", {"check": True}, _ALL, labels=_FEW),
     # soft targets
     Case("soft", **_SOFT),
     Case("soft-everything", EVERYTHING, weight=WEIGHT, **_SOFT),
     Case("soft-learned", learned=("target",), **_SOFT),
     Case("soft-learned-everything", EVERYTHING, weight=WEIGHT, learned=("target",), **_SOFT),
+    Case("soft-several-dimensions", labels=[[2, 0, 6], [3, 1, 2]], **_SOFT),
     # edges
+    Case("one-class", {"reduction": "none"}, labels=[0, 0], classes=1),
+    Case("confident", {"reduction": "none"}, **_SURE),
+    Case("confident-bfloat16", {"reduction": "none"}, dtype=torch.bfloat16, **_SURE),
+    Case("confident-float16", {"reduction": "none"}, dtype=torch.float16, **_SURE),
     Case("all-ignored", {"label_smoothing": 0.1}, labels=[-100] * 5),
     Case("all-weigh-nothing", labels=[4, 4, -100, 4, 4], weight=[1.0, 2.0, 3.0, 1.0, 0.0, 1.0, 1.0]),
     Case("masked-class", calls=_ALL, masked=5),
@@ -251,141 +249,3 @@ CASES = [
 ]
 BY_NAME = {case.name: case for case in CASES}
 PROBLEMS = [problem(case, call) for call in (*LOSSES, *STATISTICS) for case in CASES if call in case.calls]
-
-
-# ------------------------------------------------------------------------------ the reference
-
-
-def defined(tensors: Mapping[str, Tensor], options: Mapping[str, Any], call: str) -> Tensor:
-    """The definition (docs/definitions.md) in the dtype of the tensors, of logits or of a layer."""
-    given: dict[str, Any] = {**options, **tensors}
-    x = given["input"]
-    if call.startswith("linear"):
-        x = x @ given["linear_weight"].T + given["linear_bias"]
-    elif x.ndim > 2:
-        x = x.movedim(1, -1)
-    scale = given["log_scale"].exp() if "log_scale" in given else given.get("logit_scale", 1.0)
-    masked = x == -INF
-    z = scale * x.masked_fill(masked, 0.0)
-    if "softcap" in given:
-        z = given["softcap"] * torch.tanh(z / given["softcap"])
-    z = z.masked_fill(masked, -INF)
-    target = given["target"]
-    if call in STATISTICS:
-        return defined_statistics(x, z, masked, target.long(), given.get("ignore_index", -100))
-    if target.is_floating_point() and target.ndim > 2 and not call.startswith("linear"):
-        target = target.movedim(1, -1)
-    return defined_loss(z, masked, target, given)
-
-
-def defined_statistics(x: Tensor, z: Tensor, masked: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
-    lse, q = z.logsumexp(-1), z.softmax(-1)
-    known = labels != ignore_index
-    there = labels.where(known, 0).unsqueeze(-1)
-    log_prob = torch.where(known, z.gather(-1, there).squeeze(-1) - lse, 0.0)
-    entropy = lse - (q * z.masked_fill(masked, 0.0)).sum(-1)
-    rank = torch.where(known, (x > x.gather(-1, there)).sum(-1), -1)
-    return torch.stack([log_prob, entropy, lse, x.argmax(-1).double(), rank.double()])
-
-
-def defined_loss(z: Tensor, masked: Tensor, target: Tensor, given: Mapping[str, Any]) -> Tensor:
-    classes, weight = z.shape[-1], given.get("weight")
-    weight = z.new_ones(classes) if weight is None else weight
-    if target.is_floating_point():
-        p, known = target, torch.ones(target.shape[:-1], dtype=torch.bool)
-        count: Any = known.sum()
-    else:
-        known = target.long() != given.get("ignore_index", -100)
-        labels = target.long().where(known, 0)
-        p = torch.nn.functional.one_hot(labels, classes).to(z)
-        count = (weight[labels] * known).sum()
-    smoothing = given.get("label_smoothing", 0.0)
-    t = weight * ((1 - smoothing) * p + smoothing / classes)
-    lse = z.logsumexp(-1)
-    impossible = masked & (t == 0)  # 0 * infinity
-    terms = (t * (lse.unsqueeze(-1) - z.masked_fill(impossible, 0.0))).masked_fill(impossible, 0.0)
-    losses = torch.where(known, terms.sum(-1) + given.get("z_loss", 0.0) * lse**2, 0.0)
-    match given.get("reduction", "mean"):
-        case "none":
-            return losses
-        case "sum":
-            return losses.sum()
-    denominator = given.get("denominator")
-    return losses.sum() / (count if denominator is None else denominator)
-
-
-@functools.cache
-def expected(of: Problem) -> Answer:
-    """The definition's answer in float64. A mean over nothing is NaN, and its derivatives are 0."""
-    wide = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in of.tensors.items()}
-
-    def function(*variables: Tensor) -> Tensor:
-        found = defined({**wide, **dict(zip(of.variables, variables, strict=True))}, of.case.options, of.call)
-        return found[:3] if of.is_statistics and of.case.nan_row is not None else found
-
-    variables = tuple(wide[name].clone().requires_grad_() for name in of.variables)
-    value = function(*variables)
-    zeros = tuple(torch.zeros_like(variable) for variable in variables)
-    if value.ndim == 0 and value.isnan():
-        return Answer(value.detach(), zeros, torch.zeros_like(value), zeros)
-    gradients = torch.autograd.grad(value, variables, of.upstream.double(), create_graph=True)
-    directions = tuple(direction.double() for direction in of.direction)
-    slope = sum((g * d).sum() for g, d in zip(gradients, directions, strict=True))
-    second = torch.autograd.grad(slope, variables, allow_unused=True, materialize_grads=True)
-    _, tangent = torch.autograd.functional.jvp(function, variables, directions)
-    return Answer(value.detach(), tuple(g.detach() for g in gradients), tangent.detach(), second)
-
-
-# ------------------------------------------------------------------------------ the bounds
-
-
-def check(of: Problem, answer: Answer, arithmetic: torch.dtype | None = None) -> None:
-    """What a mode found is the definition's answer, up to the rounding of what it computes in."""
-    wanted = expected(of)
-    if arithmetic is None:
-        # A layer may round its 16-bit logits to 16 bits.
-        arithmetic = of.case.dtype if of.is_linear else of.value_dtype
-    unit = ROUNDINGS[arithmetic] * torch.finfo(arithmetic).eps
-    assert any(part is not None for part in answer[:4]), "an answer without an answer"
-    for name in ("value", "tangent"):
-        found = getattr(answer, name)
-        if found is not None:
-            assert found.dtype == of.value_dtype, f"{name} of dtype {found.dtype}, expected {of.value_dtype}"
-            _check(name, found, getattr(wanted, name), unit, answer.has_numbers, of.is_statistics)
-    for name in ("gradients", "second"):
-        found, right = getattr(answer, name), getattr(wanted, name)
-        # Second derivatives are sums over the directions of all variables.
-        least = max(size_of(tensor).item() for tensor in right) if name == "second" else 0.0
-        for variable, one, other in zip(of.variables, found or (), right, strict=found is not None):
-            what, dtype = f"{name} of {variable}", of.tensors[variable].dtype
-            assert one is not None, f"{what}: None"
-            assert one.dtype == dtype, f"{what} of dtype {one.dtype}, expected {dtype}"
-            _check(what, one, other, unit + torch.finfo(dtype).eps, answer.has_numbers, least=least)
-
-
-ROUNDINGS = {torch.float64: 32, torch.float32: 16, torch.bfloat16: 4, torch.float16: 4}
-"""How many roundings of its largest number a result may be off: of a few terms that are added up and cancel, in an
-ordinary computation; 16-bit results are products of which each is rounded once."""
-
-
-def size_of(wanted: Tensor, each_first: bool = False) -> Tensor:
-    """The largest of the finite numbers; of statistics, of each of them."""
-    sizes = wanted.nan_to_num(0.0, 0.0, 0.0).abs()
-    if each_first and wanted.ndim > 1:
-        return sizes.flatten(1).amax(1).reshape(-1, *[1] * (wanted.ndim - 1))
-    return sizes if each_first else sizes.max()
-
-
-def _check(
-    what: str,
-    found: Tensor,
-    wanted: Tensor,
-    unit: float,
-    has_numbers: bool,
-    each_first: bool = False,
-    least: float = 0.0,
-) -> None:
-    assert tuple(found.shape) == tuple(wanted.shape), f"{what}: shape {tuple(found.shape)}, not {tuple(wanted.shape)}"
-    if has_numbers:
-        bound = unit * size_of(wanted, each_first).clamp(min=least).expand(wanted.shape)
-        assert_within(found.detach().double(), wanted, bound.numpy(), what)
