@@ -128,7 +128,7 @@ MODES = [
         "compile, inductor",
         "`torch.compile(fullgraph=True)` with its usual backend, and backward.",
         transforms.compiled("inductor"),
-        quick=_HEAD,
+        quick=(*_HEAD, "soft-everything", "learned-weight-smoothing"),
     ),
     Mode(
         "compile, dynamic",

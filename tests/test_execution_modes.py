@@ -6,73 +6,20 @@ import functools
 import re
 from collections.abc import Iterator
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from typing import Any
 
 import pytest
 import torch
 from execution_answers import check
 from execution_cases import BY_NAME, PROBLEMS, Case, Problem, problem
+from execution_gaps import NOT_YET, REFUSED, SYMBOLIC, found_in
 from execution_modes import MODES, Mode, process_group
+from execution_page import PAGE, page, tested
 from execution_transforms import by_all_tensors, with_all_tensors
 from torch._dynamo.testing import AotEagerAndRecordGraphs
 
 import xent.torch
 from xent.errors import XentError
-
-# What cannot be had: the error's text, which names a remedy. Keys: patterns of mode, call and case, with | between
-# alternatives. The page docs/execution_modes.md shows these errors.
-REFUSED: dict[tuple[str, str, str], str] = {}
-
-# What does not hold yet, and why. An entry goes when all that it matches passes; then the test fails that still has it.
-_TENSORS, _LEARNED = "tensor-*|learned-*", "learned-*|tensor-denominator"
-_SCALES = "tensor-*|learned-*scale*"
-_NO_JVP = "T7: our Functions have no jvp"
-_SYMBOLIC = "the text of an objective has no symbolic numbers"
-_NO_REMEDY = "options without numbers are refused by an error that names neither mode nor remedy"
-NOT_YET: dict[tuple[str, str, str], str] = {
-    (
-        "eager|autocast|create_graph|checkpoint*|jacobian|hessian|hessian, vectorized|deferred|parallel",
-        "*",
-        _LEARNED,
-    ): "T6: options get no gradient; a 0-dimensional denominator makes NumPy warn",
-    ("inference_mode", "*", "tensor-denominator"): "a 0-dimensional denominator makes NumPy warn",
-    ("is_grads_batched|jacobian, vectorized", "*", "*"): "T8: backward looks at the upstream gradient",
-    ("forward_ad*|hessian, forward", "*", "*"): _NO_JVP,
-    ("jacobian, forward", "*", "[!aco]*|checked|one-row"): f"{_NO_JVP}, and the loss loses its tangent",
-    ("func.*", "*", "all-weigh-nothing"): "T9: NaN gradients",
-    ("func.jacfwd|func.jvp", "*cross_entropy", "all-ignored|no-rows"): "T9: NaN tangents",
-    ("func.vmap|func.vmap of func.grad", "*", _SCALES): _NO_REMEDY,
-    ("func.vmap, shared labels", "*", "learned-*scale*"): _NO_REMEDY,
-    ("func.vmap|func.vmap of func.grad|meta|FakeTensorMode", "*", "checked"): "labels without numbers: another's error",
-    ("compile, aot_eager|export", "*", "checked"): "T13: check=True breaks the graph",
-    ("compile, aot_eager|export", "*", _TENSORS): "T6, T13: tensors as options break the graph, or get no gradient",
-    ("compile, aot_eager|export|*subclass", "cross_entropy", "all-weigh-nothing"): "T9: NaN gradients",
-    ("compile, dynamic", "*statistics", "*"): _SYMBOLIC,
-    ("compile, dynamic", "cross_entropy", "[!ns]*|soft*|several*"): _SYMBOLIC,
-    ("compile, dynamic", "linear_cross_entropy", f"*everything|{_TENSORS}"): _SYMBOLIC,
-    ("compile of func.vmap of func.grad", "*", "learned-scale"): "T13: tensors as options break the graph",
-    ("jit.trace", "*cross_entropy", "*"): "T13: the loss is a constant of the trace",
-    ("jit.trace", "*statistics", f"{_TENSORS}|bfloat16"): "T13: options are constants of the trace",
-    ("*subclass", "*", _TENSORS): "T6; and the text of an objective has no tensors",
-    ("subclass", "statistics", "*"): "R9: the five statistics come back as one argument",
-    ("wrapper subclass", "linear_cross_entropy", "soft-learned*"): "AttributeError: dtype",
-    ("meta|FakeTensorMode", "*", _SCALES): _NO_REMEDY,
-    ("FakeTensorMode", "linear_cross_entropy", "learned-weight*"): "T6: options get no gradient",
-    ("parallel", "linear_cross_entropy", "no-rows"): "RankError: chunks are the same for every part",
-    ("DTensor*", "*", "*"): "T12: no sharding strategy registered",
-}
-
-
-def matches(key: tuple[str, str, str], mode: Mode, of: Problem) -> bool:
-    names = (mode.name, of.call, of.case.name)
-    return all(
-        any(fnmatchcase(name, one) for one in pattern.split("|")) for name, pattern in zip(names, key, strict=True)
-    )
-
-
-def found_in(table: dict[tuple[str, str, str], str], mode: Mode, of: Problem) -> str | None:
-    return next((text for key, text in table.items() if matches(key, mode, of)), None)
 
 
 def combinations() -> Iterator[Any]:
@@ -135,7 +82,7 @@ def test_compiled_graphs_have_our_operators_and_no_formulas(of: Problem) -> None
 @pytest.mark.parametrize(
     "option",
     [
-        pytest.param(name, marks=pytest.mark.xfail(reason=_SYMBOLIC, strict=True))
+        pytest.param(name, marks=pytest.mark.xfail(reason=SYMBOLIC, strict=True))
         for name in ("denominator", "logit_scale", "label_smoothing", "z_loss", "softcap")
     ],
 )
@@ -167,3 +114,15 @@ def test_modules_give_the_answer_of_the_call(mode: Mode) -> None:
     module = xent.torch.CrossEntropyLoss(call.tensors["weight"], **call.case.options)
     tensors = {name: tensor for name, tensor in call.tensors.items() if name != "weight"}
     check(call, mode.run(replace(call, tensors=tensors, module=module)))
+
+
+@pytest.mark.filterwarnings("ignore:Your compiler for AOTAutograd")
+def test_the_page_says_what_the_tests_hold() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(tested), "python tests/execution_page.py --write"
+
+
+def test_every_gap_is_one_of_a_combination() -> None:
+    """A pattern that matches nothing has a typing error, or is left over."""
+    for name, gaps in {"REFUSED": REFUSED, "NOT_YET": NOT_YET}.items():
+        used = {found_in({key: repr(key) for key in gaps}, mode, of) for mode in MODES for of in PROBLEMS}
+        assert {repr(key) for key in gaps} <= used, name
