@@ -61,7 +61,7 @@ def ran(mode: Mode, of: Problem) -> str:
     return ""
 
 
-def tested(mode: Mode, of: Problem) -> str:
+def expected_outcome(mode: Mode, of: Problem) -> str:
     """What test_execution_modes.py holds it to; only errors have to be raised to be read."""
     if found_in(NOT_YET, mode, of):
         return NOT_YET_CELL
