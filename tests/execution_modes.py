@@ -98,7 +98,7 @@ MODES = [
     Mode("func.vmap", "`torch.func.vmap` over problems, and backward through the batch.", transforms.vmap),
     Mode("func.vmap, shared labels", "The same over logits or models alone.", transforms.vmap_of_variables),
     Mode("func.vmap of func.grad", "Gradients per sample.", transforms.vmap_of_grad),
-    Mode("func.jacrev", "`torch.func.jacrev`.", transforms.jacrev),
+    Mode("func.jacrev", "`torch.func.jacrev`.", transforms.jacrev, has_blocks),
     Mode("func.jacfwd", "`torch.func.jacfwd`.", transforms.jacfwd, has_blocks),
     Mode("func.jvp", "`torch.func.jvp`.", transforms.func_jvp),
     Mode("func.hessian", "`torch.func.hessian`.", transforms.func_hessian, has_blocks),

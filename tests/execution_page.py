@@ -55,7 +55,7 @@ def ran(mode: Mode, of: Problem) -> str:
         try:
             mode.check(of)
         except XentError as error:
-            return str(error) if found_in(REFUSED, mode, of) else NOT_YET_CELL
+            return str(error).replace(of.call, "call") if found_in(REFUSED, mode, of) else NOT_YET_CELL
         except Exception:
             return NOT_YET_CELL
     return ""
