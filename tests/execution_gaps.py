@@ -23,7 +23,7 @@ NOT_YET: dict[tuple[str, str, str], str] = {
         "compile, dynamic",
         "cross_entropy",
         "plain|several-dimensions",
-    ): "the text of an objective has no symbolic numbers",
+    ): "an objective's text has no symbolic numbers",
     ("compile of func.*", "*", "learned-scale"): "Dynamo cannot trace how a transformed logit_scale is found",
     ("export", "cross_entropy", "*"): _HAVE_NO_FUNC,
     ("export", "statistics", "*"): _HAVE_NO_FUNC,
