@@ -1,0 +1,251 @@
+"""The calls that every execution mode has to answer alike.
+
+execution_answers.py has their answers, execution_modes.py the modes; test_execution_modes.py runs all of them.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import xent.torch
+
+INF, NAN = float("inf"), float("nan")
+FEATURES = 3
+LOSSES, STATISTICS = ("cross_entropy", "linear_cross_entropy"), ("statistics", "linear_statistics")
+LABELS = [2, 0, 6, 3, 2]
+WEIGHT = [0.5, 1.0, 1.25, 2.25, 0.125, 4.0, 0.75]
+EVERYTHING: dict[str, Any] = {"label_smoothing": 0.1, "z_loss": 0.01, "softcap": 4.0, "logit_scale": 0.75}
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """The arguments of a call, for each of `calls`. Tensors are made from the numbers here by `tensors_of`."""
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+    calls: tuple[str, ...] = LOSSES
+    dtype: torch.dtype = torch.float32
+    labels: Any = field(default_factory=lambda: LABELS)
+    label_dtype: torch.dtype = torch.int64
+    classes: int = 7
+    is_soft: bool = False
+    weight: Any = None
+    tensor_options: dict[str, float] = field(default_factory=dict)  # 0-dimensional: logit_scale, log_scale, denominator
+    learned: tuple[str, ...] = ()  # tensors that want a gradient, beside those of the logits
+    frozen_logits: bool = False
+    masked: int | None = None  # a class with logits of minus infinity
+    nan_row: int | None = None
+    margin: float = 0.0  # what is added to the logit of the first label, in every row
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A case as a call of the package."""
+
+    case: Case
+    call: str
+    tensors: dict[str, Tensor]
+    variables: tuple[str, ...]
+    module: nn.Module | None = None  # which makes the call, where it is not the function of that name
+
+    def __repr__(self) -> str:
+        return f"{self.call}-{self.case.name}"
+
+    @property
+    def is_linear(self) -> bool:
+        return self.call.startswith("linear")
+
+    @property
+    def is_statistics(self) -> bool:
+        return self.call in STATISTICS
+
+    def start(self) -> tuple[Tensor, ...]:
+        """The variables, fresh."""
+        return tuple(self.tensors[name].clone() for name in self.variables)
+
+    def values(self, tensors: Mapping[str, Tensor], front: Any = xent.torch, **more: Any) -> Tensor:
+        """The loss; of statistics all five, one after the other."""
+        arguments = {**self.case.options, **tensors, **more}
+        if "log_scale" in arguments:  # as models learn a temperature
+            arguments["logit_scale"] = arguments.pop("log_scale").exp()
+        if self.module is not None:
+            return self.module(tensors["input"], tensors["target"])
+        found = getattr(front, self.call)(**arguments)
+        return found if isinstance(found, Tensor) else stacked(found, self.case)
+
+    def function(self, front: Any = xent.torch, **more: Any) -> Callable[..., Tensor]:
+        """The values as a function of the variables."""
+
+        def function(*variables: Tensor) -> Tensor:
+            return self.values({**self.tensors, **dict(zip(self.variables, variables, strict=True))}, front, **more)
+
+        return function
+
+    def total(self) -> Callable[..., Tensor]:
+        """sum(upstream * values), as a function of the variables."""
+        function = self.function()
+        return lambda *variables: (function(*variables) * self.upstream).sum()
+
+    @functools.cached_property
+    def shape(self) -> tuple[int, ...]:
+        """Of the values."""
+        rows = tuple(torch.tensor(self.case.labels).shape)
+        if self.is_statistics:
+            return (3 if self.case.nan_row is not None else 5, *rows)
+        return rows if self.case.options.get("reduction") == "none" else ()
+
+    @functools.cached_property
+    def upstream(self) -> Tensor:
+        """From 0.75 to 1.5: numbers that every dtype has."""
+        return (0.75 + 0.25 * (torch.arange(math.prod(self.shape)) % 4)).reshape(self.shape).to(self.value_dtype)
+
+    @functools.cached_property
+    def direction(self) -> tuple[Tensor, ...]:
+        """One tensor for each variable, of numbers that its dtype has."""
+        return tuple(_waves(self.tensors[name].shape).to(self.tensors[name].dtype) for name in self.variables)
+
+    @property
+    def value_dtype(self) -> torch.dtype:
+        return torch.float64 if self.case.dtype == torch.float64 else torch.float32
+
+    @functools.cached_property
+    def sibling(self) -> Problem:
+        """The same call of other numbers: what a mode must not remember, or mix with this one."""
+        other = {name: _other(name, tensor) for name, tensor in self.tensors.items()}
+        return replace(self, tensors=other)
+
+
+def _waves(shape: torch.Size) -> Tensor:
+    return torch.cos(torch.arange(shape.numel(), dtype=torch.float64)).reshape(shape)
+
+
+def _other(name: str, tensor: Tensor) -> Tensor:
+    if name == "target":
+        return tensor.roll(1, 0) if tensor.ndim else tensor
+    if name == "weight":
+        return tensor.flip(0)
+    return tensor * 0.5 if tensor.ndim else tensor * 0.75
+
+
+def stacked(found: Any, case: Case) -> Tensor:
+    """Statistics as one tensor; argmax and rank of a row of NaN are undefined."""
+    fields = found[:3] if case.nan_row is not None else found
+    return torch.stack([numbers.to(found[0].dtype) for numbers in fields])
+
+
+def tensors_of(case: Case, call: str) -> dict[str, Tensor]:
+    """The tensors of a call: an input of the layer or its logits, labels, and options that are tensors."""
+    labels = torch.tensor(case.labels)
+    generator = torch.Generator().manual_seed(case.classes)
+    shapes = {"input": (*labels.shape, FEATURES), "linear_weight": (case.classes, FEATURES)}
+    shapes["linear_bias"] = (case.classes,)
+    tensors = {
+        name: torch.randn(shape, generator=generator, dtype=torch.float64).to(case.dtype)
+        for name, shape in shapes.items()
+    }
+    if case.masked is not None:
+        tensors["linear_bias"][case.masked] = -INF
+    if case.margin:
+        tensors["linear_bias"][labels[0]] += case.margin
+    if case.nan_row is not None:
+        tensors["input"][case.nan_row, 1] = NAN
+    if case.is_soft:
+        shares = torch.rand(*labels.shape, case.classes, generator=generator, dtype=torch.float64)
+        target = (shares / shares.sum(-1, keepdim=True)).to(case.dtype)
+    else:
+        target = labels.to(case.label_dtype)
+    if not call.startswith("linear"):
+        logits = layer(tensors)
+        tensors = {"input": logits.to(case.dtype)}
+        if labels.ndim > 1:  # classes are the second axis
+            tensors["input"] = tensors["input"].movedim(-1, 1).contiguous()
+            target = target.movedim(-1, 1).contiguous() if case.is_soft else target
+    options = {name: torch.tensor(number) for name, number in case.tensor_options.items()}
+    if case.weight is not None:
+        options["weight"] = torch.tensor(case.weight)
+    return {**tensors, "target": target, **options}
+
+
+def layer(tensors: Mapping[str, Tensor]) -> Tensor:
+    """The logits of a layer, with classes last, in float64."""
+    return tensors["input"].double() @ tensors["linear_weight"].double().T + tensors["linear_bias"].double()
+
+
+@functools.cache
+def problem(case: Case, call: str) -> Problem:
+    tensors = tensors_of(case, call)
+    of_logits = ("input", "linear_weight", "linear_bias") if call.startswith("linear") else ("input",)
+    return Problem(case, call, tensors, (*(() if case.frozen_logits else of_logits), *case.learned))
+
+
+# ------------------------------------------------------------------------------ the table
+
+_BENT = {"softcap": 4.0, "logit_scale": 0.75}
+_SOFT = {"is_soft": True}
+_SURE: dict[str, Any] = {"labels": [2] * 40, "margin": 25.0}
+_SCALE: dict[str, Any] = {"tensor_options": {"logit_scale": 0.75}, "learned": ("logit_scale",)}
+_LOG_SCALE: dict[str, Any] = {"tensor_options": {"log_scale": -0.25}, "learned": ("log_scale",)}
+_ALL = LOSSES + STATISTICS
+_FEW = [*LABELS[:3], -100, 4]  # an ignored row
+
+CASES = [
+    Case("plain", calls=_ALL),
+    Case("none", {"reduction": "none"}),
+    Case("sum", {"reduction": "sum"}),
+    Case("weight", weight=WEIGHT),
+    Case("ignored", calls=_ALL, labels=_FEW),
+    Case("ignored-none", {"reduction": "none", "ignore_index": 3}, weight=WEIGHT),
+    Case("everything", {**EVERYTHING, "ignore_index": 3}, weight=WEIGHT),
+    Case("softcap-and-scale", _BENT, STATISTICS, labels=_FEW),
+    Case("number-as-denominator", {"denominator": 2.5, "label_smoothing": 0.1}, labels=_FEW),
+    Case("float64", EVERYTHING, weight=WEIGHT, dtype=torch.float64),
+    Case("bfloat16", calls=_ALL, dtype=torch.bfloat16),
+    Case("float16", calls=_ALL, dtype=torch.float16),
+    Case("several-dimensions", calls=_ALL, labels=[[2, 0, 6], [3, -100, 2]]),
+    Case("one-row", calls=_ALL, labels=3),
+    Case("no-rows", calls=_ALL, labels=[]),
+    Case("checked", {"check": True}, _ALL, labels=_FEW),
+    # soft targets
+    Case("soft", **_SOFT),
+    Case("soft-everything", EVERYTHING, weight=WEIGHT, **_SOFT),
+    Case("soft-learned", learned=("target",), **_SOFT),
+    Case("soft-learned-everything", EVERYTHING, weight=WEIGHT, learned=("target",), **_SOFT),
+    Case("soft-several-dimensions", labels=[[2, 0, 6], [3, 1, 2]], **_SOFT),
+    # edges
+    Case("one-class", {"reduction": "none"}, labels=[0, 0], classes=1),
+    Case("confident", {"reduction": "none"}, **_SURE),
+    Case("confident-bfloat16", {"reduction": "none"}, dtype=torch.bfloat16, **_SURE),
+    Case("confident-float16", {"reduction": "none"}, dtype=torch.float16, **_SURE),
+    Case("all-ignored", {"label_smoothing": 0.1}, labels=[-100] * 5),
+    Case("all-weigh-nothing", labels=[4, 4, -100, 4, 4], weight=[1.0, 2.0, 3.0, 1.0, 0.0, 1.0, 1.0]),
+    Case("masked-class", calls=_ALL, masked=5),
+    Case("masked-class-softcap", _BENT, _ALL, masked=5),
+    Case("nan-row", {"reduction": "none"}, nan_row=1),
+    Case("nan-row-statistics", {}, STATISTICS, nan_row=1),
+    # labels of every integer dtype: 156 is -100 in 8 bits
+    Case("uint8", calls=_ALL, labels=[156, 0, 3, 156, 100], label_dtype=torch.uint8, classes=160),
+    Case("uint8-weight", weight=WEIGHT, label_dtype=torch.uint8),
+    Case("int8", calls=_ALL, labels=_FEW, label_dtype=torch.int8),
+    Case("int16", calls=_ALL, labels=_FEW, label_dtype=torch.int16),
+    Case("int32", calls=_ALL, labels=_FEW, label_dtype=torch.int32),
+    Case("int32-weight", weight=WEIGHT, labels=_FEW, label_dtype=torch.int32),
+    # options that are tensors, most of them with a gradient
+    Case("tensor-denominator", tensor_options={"denominator": 2.5}, labels=_FEW),
+    Case("tensor-scale", calls=_ALL, tensor_options={"logit_scale": 0.75}),
+    Case("learned-weight", weight=WEIGHT, learned=("weight",), labels=_FEW),
+    Case("learned-weight-smoothing", {"label_smoothing": 0.1}, weight=WEIGHT, learned=("weight",)),
+    Case("learned-weight-alone", weight=WEIGHT, learned=("weight",), frozen_logits=True),
+    Case("learned-scale", calls=_ALL, **_SCALE),
+    Case("learned-scale-softcap", {"softcap": 4.0}, _ALL, **_SCALE),
+    Case("learned-log-scale", calls=_ALL, **_LOG_SCALE),
+    Case("learned-log-scale-alone", calls=_ALL, frozen_logits=True, **_LOG_SCALE),
+]
+BY_NAME = {case.name: case for case in CASES}
+PROBLEMS = [problem(case, call) for call in (*LOSSES, *STATISTICS) for case in CASES if call in case.calls]
