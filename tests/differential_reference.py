@@ -55,7 +55,8 @@ class Problem:
     logit_scale: float = 1.0
     reduction: str = "mean"
     denominator: float | None = None
-    option_unit: float = 0.0  # the rounding in which gradients of options are added up, where that is coarser
+    option_eps: tuple[tuple[str, float], ...] = ()  # the spacing of the dtypes of options that are tensors
+    parts: bool = False  # whether the gradients of options are added up from parts, of positions or of input and bias
 
     @property
     def soft(self) -> bool:
@@ -167,7 +168,8 @@ def rows_of(problem: Problem) -> Rows:
     by_z_error = valid * (np.abs(pull) * m.q_error + pull_error * (m.q + m.q_error)) + ROUNDINGS * unit * size
 
     broken = (problem.valid & ~(problem.logits < np.inf).all(axis=1))[:, None]
-    loss, by_z = np.where(broken[:, 0], np.nan, loss), np.where(broken, np.nan, by_z)
+    loss = np.where(problem.valid, np.where(broken[:, 0], np.nan, loss), 0)
+    by_z = np.where(valid, np.where(broken, np.nan, by_z), 0)
     return Rows(m, smoothed, t, Bounded(loss, loss_error * problem.valid), Bounded(by_z, by_z_error), size)
 
 
@@ -223,9 +225,12 @@ def loss_of(problem: Problem, upstream: Array) -> Result:
         # The default denominator is a sum of weights itself.
         counted = np.bincount(problem.target[problem.valid], minlength=len(problem.weight)) / divisor
         value, error = gradients["weight"]
-        error = error + np.abs(upstream) * counted * (total_error + ROUNDINGS * unit * np.abs(total))
-        gradients["weight"] = Bounded(value - upstream * counted * total, error)
-    return Result(values, gradients, _by_logits(rows.softmax, scaled))
+        second = _times(upstream * counted, total)
+        # Each of the two parts may be rounded to the dtype of the weight.
+        rounding = ROUNDINGS * unit + max(dict(problem.option_eps).get("weight", 0), unit)
+        error = error + _times(np.abs(upstream) * counted, total_error) + rounding * (np.abs(value) + np.abs(second))
+        gradients["weight"] = Bounded(value - second, error)
+    return Result(values, gradients, _by_logits(rows.softmax, scaled, problem.arithmetic))
 
 
 def _times(factor: Array, value: Array) -> Array:
@@ -233,26 +238,30 @@ def _times(factor: Array, value: Array) -> Array:
     return np.where(factor == 0, LONG(0), factor * np.where(factor == 0, 0, value))
 
 
-def _by_logits(m: Softmax, by_z: Bounded) -> Bounded:
-    """The chain rule through softcap and scale."""
+def _by_logits(m: Softmax, by_z: Bounded, arithmetic: str) -> Bounded:
+    """The chain rule through softcap and scale. Below the smallest normal number a product may become 0."""
     value = by_z.value * m.slope
-    return Bounded(value, by_z.error * (m.slope + m.slope_error) + np.abs(by_z.value) * m.slope_error)
+    error = by_z.error * (m.slope + m.slope_error) + np.abs(by_z.value) * m.slope_error
+    return Bounded(value, error + float(np.finfo(arithmetic).tiny))
 
 
 def _option_gradients(problem: Problem, rows: Rows, factor: Array, by_z: Bounded) -> dict[str, Bounded]:
     """Gradients by logit_scale, class weights and class probabilities."""
-    m, unit, size = rows.softmax, max(problem.unit, problem.option_unit), np.abs(factor)[:, None]
+    m, unit, size = rows.softmax, problem.unit, np.abs(factor)[:, None]
+    coarse = {name: spacing * problem.parts for name, spacing in problem.option_eps}
     k = summation(problem)
     x = np.where(m.masked, LONG(0), problem.logits) * m.slope / LONG(problem.logit_scale)
     terms = by_z.error * np.abs(x) + (k * unit + _relative(m.slope_error, m.slope)) * size * rows.size * np.abs(x)
+    terms = terms + coarse.get("logit_scale", 0) * size * rows.size * np.abs(x)
     found = {"logit_scale": Bounded(np.asarray((by_z.value * x).sum()), np.asarray(terms.sum()))}
     surprisal = np.where(m.masked, np.inf, m.surprisal)
-    surprisal_error = m.lse_error + m.z_error + ROUNDINGS * unit * m.surprisal
+    # lse - z is a difference of rounded numbers here; the loss makes it from differences to the greatest logit.
+    surprisal_error = m.lse_error + m.z_error + unit * (np.abs(m.lse) + ROUNDINGS * m.surprisal)
     if problem.weight is not None:
         share = rows.smoothed
         found["weight"] = Bounded(
             (factor[:, None] * np.where(share > 0, share * surprisal, 0)).sum(0),
-            (size * share * (surprisal_error + ROUNDINGS * unit * m.surprisal)).sum(0),
+            (size * share * (surprisal_error + (ROUNDINGS * unit + coarse.get("weight", 0)) * m.surprisal)).sum(0),
         )
     if problem.soft:
         share = (1 - LONG(problem.label_smoothing)) * (1 if problem.weight is None else problem.weight)
@@ -297,7 +306,7 @@ def statistics_of(problem: Problem, upstream: Array) -> Result:
     own = m.lse_error + m.z_error + entropy_error[:, None] + ROUNDINGS * unit * (m.surprisal + entropy[:, None])
     error += np.abs(by_entropy) * (m.q + m.q_error) * own
     by_z = Bounded(np.where(broken[:, None], np.nan, value), error)
-    return Result(values, {}, _by_logits(m, by_z))
+    return Result(values, {}, _by_logits(m, by_z, problem.arithmetic))
 
 
 def contract(subscripts: str, *operands: Array) -> Array:
@@ -341,7 +350,7 @@ class Linear(NamedTuple):
         if eps(self.dtype) > unit:
             error = error + eps(self.dtype) / 2 * np.abs(d) + least(self.dtype)
         k = ROUNDINGS + 2 * float(np.sqrt(max(rows, classes)))
-        error = error + k * unit * np.abs(d)
+        error = error + k * unit * np.abs(d) + float(np.finfo("float64" if self.dtype == "float64" else "float32").tiny)
         h, w = np.abs(self.input), np.abs(self.weight)
         found = {
             "input": Bounded(contract("njc,cjf->nf", d, self.weight), contract("njc,cjf->nf", error, w)),
