@@ -206,8 +206,7 @@ def loss_of(problem: Problem, upstream: Array) -> Result:
         values = {"loss": rows.loss}
         total, total_error = loss, loss_error
     else:
-        with np.errstate(divide="ignore"):
-            total = loss.sum() / divisor  # over nothing NaN; with a z-loss of classes that weigh 0, infinite
+        total = LONG("nan") if empty else loss.sum() / divisor
         scale = LONG(1) if empty else divisor
         finite_sum = np.where(np.isfinite(loss), np.abs(loss), 0).sum()
         total_error = (loss_error.sum() + ROUNDINGS * unit * finite_sum) / scale
@@ -240,7 +239,7 @@ def _times(factor: Array, value: Array) -> Array:
 
 def _by_logits(m: Softmax, by_z: Bounded, arithmetic: str) -> Bounded:
     """The chain rule through softcap and scale. Below the smallest normal number a product may become 0."""
-    value = by_z.value * m.slope
+    value = _times(by_z.value, m.slope)
     error = by_z.error * (m.slope + m.slope_error) + np.abs(by_z.value) * m.slope_error
     return Bounded(value, error + float(np.finfo(arithmetic).tiny))
 
