@@ -1,4 +1,4 @@
-"""The losses written out in longdouble from their definitions, apart from the package, and what rounding may add to each.
+"""The losses written out in longdouble from their definitions, apart from the package, and what rounding may add.
 
 docs/definitions.md has the equations. Every result is a pair: the number, and the bound of the error that a computation
 in the dtype's arithmetic is entitled to. The bound follows the rounding of the logits (that of a matrix product, of a
