@@ -118,7 +118,8 @@ def softmax(problem: Problem) -> Softmax:
     lse_error = (q * z_error).sum(1, keepdims=True) + summation(problem) * unit + 2 * eps("float64") * size
     surprisal = np.where(masked, LONG(0), relative - (z - greatest))
     exponent = lse_error + z_error + unit * (ROUNDINGS + np.abs(surprisal))
-    q_error = np.minimum(q * np.expm1(np.minimum(exponent, 100)), 1) + np.finfo(problem.arithmetic).tiny * ~masked
+    # Products of two exponentials become 0 somewhat above the smallest normal number.
+    q_error = np.minimum(q * np.expm1(np.minimum(exponent, 100)), 1) + 16 * np.finfo(problem.arithmetic).tiny * ~masked
     return Softmax(z, z_error, masked, slope, slope_error, lse, lse_error, surprisal, q, q_error)
 
 
