@@ -181,7 +181,8 @@ def _allowed_contents(drawn: Configuration) -> Configuration:
     if drawn.contents == "ignored" and drawn.target != "labels":
         drawn = replace(drawn, contents="normal")
     if drawn.contents == "nan":
-        told = drawn.target == "labels" and not drawn.linear and drawn.mode not in ("forward_ad",)
+        told = drawn.target == "labels" and not drawn.linear and drawn.mode != "forward_ad"
+        told = told and (drawn.weight == "none" or drawn.reduction != "mean")  # or a mean over nothing but NaN
         if not told or drawn.label_smoothing or "with gradient" in (drawn.weight, drawn.logit_scale, drawn.denominator):
             drawn = replace(drawn, contents="normal")
     if drawn.contents == "masked" and drawn.linear and not drawn.bias:

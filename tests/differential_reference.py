@@ -171,7 +171,7 @@ def rows_of(problem: Problem) -> Rows:
     broken = (problem.valid & ~(problem.logits < np.inf).all(axis=1))[:, None]
     loss = np.where(problem.valid, np.where(broken[:, 0], np.nan, loss), 0)
     by_z = np.where(valid, np.where(broken, np.nan, by_z), 0)
-    return Rows(m, smoothed, t, Bounded(loss, loss_error * problem.valid), Bounded(by_z, by_z_error), size)
+    return Rows(m, smoothed, t, Bounded(loss, np.where(problem.valid, loss_error, 0)), Bounded(by_z, by_z_error), size)
 
 
 class Result(NamedTuple):
@@ -252,6 +252,7 @@ def _option_gradients(problem: Problem, rows: Rows, factor: Array, by_z: Bounded
     k = summation(problem)
     x = np.where(m.masked, LONG(0), problem.logits) * m.slope / LONG(problem.logit_scale)
     terms = by_z.error * np.abs(x) + (k * unit + _relative(m.slope_error, m.slope)) * size * rows.size * np.abs(x)
+    terms = terms + size * np.finfo(problem.arithmetic).tiny * np.where(m.masked, 0, np.abs(problem.logits))
     terms = terms + coarse.get("logit_scale", 0) * size * rows.size * np.abs(x)
     found = {"logit_scale": Bounded(np.asarray((by_z.value * x).sum()), np.asarray(terms.sum()))}
     surprisal = np.where(m.masked, np.inf, m.surprisal)

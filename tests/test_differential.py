@@ -34,9 +34,6 @@ SIXTEEN_BITS = ("bfloat16", "float16")
 TENSOR_SCALE = ("tensor", "with gradient")
 
 KNOWN = {
-    "no rows in three dimensions are an error of the NumPy front": Known(
-        2689, lambda c: c.mode == "numpy" and 0 in c.leading and len(c.inner) > 0, "ValueError: cannot reshape"
-    ),
     "a linear layer without positions gives None as the gradient of bias, class weights and target": Known(
         409, lambda c: c.linear and 0 in c.inner, "d (linear_bias|weight|target): missing"
     ),
