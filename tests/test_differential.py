@@ -62,11 +62,6 @@ KNOWN = {
         lambda c: c.linear and c.dtype in SIXTEEN_BITS and c.logit_scale in TENSOR_SCALE,
         r"(loss|d ).* found np.float64\((?!nan|inf)",
     ),
-    "statistics of large logits lose digits in forward mode": Known(
-        138,
-        lambda c: c.statistics and c.mode == "forward_ad" and c.arithmetic == "float32",
-        "log_prob|entropy|tangent",
-    ),
     "16-bit logits and class probabilities with a gradient fail in a checkpoint, if the loss is scaled": Known(
         3155,
         lambda c: c.mode == "checkpoint" and c.dtype in SIXTEEN_BITS and c.target == "probabilities with gradient",
