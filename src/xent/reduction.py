@@ -13,7 +13,6 @@ The functions use only what NumPy arrays and torch tensors have in common, so bo
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable
 from typing import Any, overload
 
@@ -21,14 +20,17 @@ from xent.objective import Objective
 
 
 def weighted_count(
-    labels: Any, weight: Any, ignore_index: int, take: Callable[[Any, Any], Any] = operator.getitem
+    labels: Any, weight: Any, ignore_index: int, take: Callable[[Any, Any, Any], Any] = lambda w, i, ok: w[i] * ok
 ) -> Any:
-    """The sum of weight[label] over the labels that are not `ignore_index`; without weights (None) their number."""
+    """The sum of weight[label] over the labels that are not `ignore_index`; without weights (None) their number.
+
+    `take` gives the weights of labels, 0 where they are not valid.
+    """
     valid = labels != ignore_index
     if weight is None:
         return valid.sum()
     # A label out of range is refused elsewhere, or makes its row NaN; here it must only not be read out of bounds.
-    return (take(weight, (labels * valid).clip(0, len(weight) - 1)) * valid).sum()
+    return take(weight, (labels * valid).clip(0, len(weight) - 1), valid).sum()
 
 
 def mean_denominator(
@@ -58,7 +60,7 @@ def reduce(total: Any, denominator: Any, objective: Objective) -> Any:
         # Python and NumPy would stop or warn at a division by zero, for which there is no cause.
         return total / denominator if denominator else math.nan
     if isinstance(denominator, float | int):
-        return total / denominator
+        return total / denominator if denominator else total * 0.0 + math.nan
     # Of nothing to count the value is NaN, but its derivative 0, as `gradient_scale` has it.
     counts = denominator != 0
     return total * counts / (denominator + ~counts) + (counts / counts - 1)

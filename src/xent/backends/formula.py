@@ -132,7 +132,7 @@ class FormulaBackend:
 
     def count(self, labels: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
         """Return the weighted count of the labels that are not `ignore_index`."""
-        found: Tensor = weighted_count(labels, None if weight is None else weight.double(), ignore_index, _of_labels)
+        found: Tensor = weighted_count(labels, None if weight is None else weight.double(), ignore_index, _of_valid)
         return found.double()
 
     def total(self, losses: Tensor) -> Tensor:
@@ -156,11 +156,11 @@ def target_gradient(
     Of a shard, `lse` is that of all classes.
     """
     surprise = surprises(logits, objective, lse)
-    scale = row_scale if objective.label_smoothing == 0.0 else (1 - objective.label_smoothing) * row_scale
-    gradient = surprise * scale.unsqueeze(1)
+    share = ((1 - objective.label_smoothing) * row_scale).unsqueeze(1)
     if objective.weight is not None:
-        gradient = gradient * class_weights(objective, gradient)
-    return gradient.to(dtype)
+        share = share * class_weights(objective, surprise)
+    # A class that has no part in the loss may be impossible.
+    return torch.where(share == 0, 0.0, surprise * share).to(dtype)
 
 
 def weight_gradient(
@@ -316,6 +316,11 @@ def class_weights(objective: Objective, z: Tensor) -> Tensor:
 def _of_labels(weight: Tensor, labels: Tensor) -> Tensor:
     """weight[labels], whose derivative `torch.func` can batch."""
     return weight.gather(0, labels.reshape(-1)).reshape(labels.shape)
+
+
+def _of_valid(weight: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
+    """The weights of the valid labels, 0 for others: also where the derivative above is infinite."""
+    return torch.where(valid, _of_labels(weight, labels), 0.0)
 
 
 def ignored_rows(target: Tensor, objective: Objective) -> Tensor | None:

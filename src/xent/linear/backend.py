@@ -78,7 +78,8 @@ class Losses:
     def visit_with_gradient(self, logits: Array, target: Array, rows: slice) -> None:
         """Compute the losses; the logits become their gradient."""
         scale = self.row_scale[rows] if getattr(self.row_scale, "ndim", 0) else self.row_scale
-        if not self.rows.one_visit and (self.known is not None or rows.stop <= self.visited):
+        was_visited = bool(self.losses) and rows.stop <= self.visited
+        if not self.rows.one_visit and (self.known is not None or was_visited):
             saved = self.known[..., rows] if self.known is not None else self._saved_of(rows)
             self.rows.backward(logits, target, saved, scale, self.objective, out=logits)
             return

@@ -131,6 +131,7 @@ def _gradients_of_logits(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...
     backend, seen = ctx.call.backend, is_seen(upstream)
     ready, ctx.ready = ctx.ready, None
     dlogits = _finished(ctx, ready, upstream) if ready is not None and backend.reads_values and not seen else None
+    # The logits are asked for only if they are needed: they may have been written to since.
     if dlogits is not None and not any(ctx.needs_input_grad[1:3]):
         return dlogits, None, None, None
     logits, target, weight, saved = ctx.saved_tensors
@@ -151,19 +152,15 @@ def _gradients_of_logits(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...
     return dlogits, dtarget, dweight, None
 
 
-def _finished(ctx: Any, ready: Tensor, upstream: Tensor) -> Tensor:
-    """The gradient that is ready, for this upstream gradient.
-
-    The logits are asked for only where it has to be made anew: they may have been written to since.
-    """
+def _finished(ctx: Any, ready: Tensor, upstream: Tensor) -> Tensor | None:
+    """The gradient that is ready, for this upstream gradient; None if it has to be made anew."""
     factor = upstream.item()
     EXPECTED.came(ctx.kind, factor)
     if factor == ctx.made_for:
         return ready
     if ctx.made_for == 1.0 and ready.dtype in MULTIPLIED:
         return ready.mul_(factor)
-    logits, target, weight, _ = ctx.saved_tensors
-    return _with_gradient(ctx, logits, target, ctx.call.objective.weighted(weight), factor, out=ready)[2]
+    return None
 
 
 def _made_anew(
@@ -175,14 +172,17 @@ def _made_anew(
     saved: Tensor,
     objective: Objective,
 ) -> Tensor:
-    """The gradient by the logits where none is ready, or on a device that finds out itself whether it is."""
+    """The gradient by the logits, in the memory of one that is ready for another upstream gradient, if there is one.
+
+    A device whose numbers the host cannot read finds out itself whether it is the right one.
+    """
     backend = ctx.call.backend
     gradient: Tensor
     if upstream.ndim or not backend.one_visit:
         row_scale = upstream if upstream.ndim else upstream.double() * ctx.scale
         gradient = backend.backward(logits, target, saved, row_scale, objective)
     elif backend.reads_values:
-        gradient = _with_gradient(ctx, logits, target, objective, upstream.item())[2]
+        gradient = _with_gradient(ctx, logits, target, objective, upstream.item(), out=ready)[2]
     else:
         done = {} if ready is None else {"finished": upstream}
         row_scale = upstream.double() * ctx.scale

@@ -233,8 +233,11 @@ def _call(
     linear: Any = None if has_to_be_formula() else choose_linear(input.device)
     room = parse_bytes(name, workspace)
     call = Call(name, objective, choose(input.device), linear, room, dtype, labels_are_checked=check)
-    y = target.reshape(how.rows, how.classes) if how.soft else int64(target.reshape(-1))
-    x = input.reshape(how.rows, input.shape[-1]).resolve_neg()
+    if how.soft:
+        y = target.reshape(how.rows, how.classes)
+    else:
+        y = int64(target if target.ndim == 1 else target.reshape(-1))
+    x = (input if input.ndim == 2 else input.reshape(how.rows, input.shape[-1])).resolve_neg()
     return call, LinearRows(x, linear_weight.resolve_neg(), linear_bias, y, weight)
 
 

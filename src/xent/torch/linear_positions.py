@@ -60,11 +60,19 @@ def over_positions(
     # unbind puts the gradients together once; the gradient of an index is a whole weight of zeros for each position.
     parts = zip(w.unbind(1), y.unbind(-1), b, strict=True)
     losses = [loss(input, w_d, y_d, linear_bias=b_d, **options) for w_d, y_d, b_d in parts]
-    # Without positions (N, 0), such that the gradients are zeros.
-    together = torch.stack(losses, dim=1) if losses else F.linear(input, w.flatten(0, 1)).to(compute_dtype(input.dtype))
+    together = torch.stack(losses, dim=1) if losses else _nothing(input, w, linear_bias, weight, target)
     if objective.reduction == "none":
         return together.reshape(len(input), *sizes)
     return reduced_by_formula(together, y, weight, objective)
+
+
+def _nothing(input: Tensor, linear_weight: Tensor, *others: Tensor | None) -> Tensor:
+    """The losses (N, 0) of no positions, such that all gradients are zeros."""
+    nothing = F.linear(input, linear_weight.flatten(0, 1)).to(compute_dtype(input.dtype))
+    for tensor in others:
+        if tensor is not None and tensor.is_floating_point():
+            nothing = nothing + tensor.sum().to(nothing.dtype)
+    return nothing
 
 
 def layout_of(call: str, input: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Tensor | None) -> Layout:

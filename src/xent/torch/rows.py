@@ -116,8 +116,8 @@ def labels_as_rows(labels: Tensor, layout: Layout) -> Tensor:
 def times(logits: Tensor, scale: Tensor) -> Tensor:
     """Logits times a scale that is a tensor, in float32 for 16 bits; masked classes have no part in its gradient."""
     wide = logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
-    masked = logits == -torch.inf
-    return (wide.masked_fill(masked, 0.0) * scale.to(wide.dtype)).masked_fill(masked, -torch.inf)
+    masked, scale = logits == -torch.inf, scale.to(wide.dtype)
+    return wide.masked_fill(masked, 0.0) * scale + wide.masked_fill(~masked, 0.0) * scale.detach()
 
 
 def from_rows(numbers: Tensor, layout: Layout) -> Tensor:
