@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from xent.environment import whole_number
+from xent.environment import setting
 
 Array = NDArray[Any]
 
@@ -48,7 +48,7 @@ UNMARKED_PART = 4  # the first quarter of what may be idle is not marked
 @cache
 def limit() -> int:
     """Return how many bytes may be idle. ArgumentError if the environment variable is no number."""
-    chosen = whole_number(VARIABLE, 0, "Set it to a number of bytes (0 keeps none), or unset it")
+    chosen = setting(VARIABLE)
     return min(BY_DEFAULT, available_memory() // 4) if chosen is None else chosen
 
 

@@ -15,6 +15,7 @@ from rich.table import Table
 
 import xent
 from xent.cli.app import escaped, reported_errors
+from xent.environment import SETTINGS, setting
 
 PACKAGES = ("numpy", "numba", "array-api-compat", "torch", "triton", "scikit-learn", "polars", "altair", "typer")
 
@@ -49,6 +50,7 @@ def diagnosis() -> dict[str, dict[str, Any]]:
         "devices": {"processor": processor(), "cores": os.cpu_count(), "gpu": _gpu()},
         "kernels": _kernels(),
         "threads": _threads(),
+        "environment": _settings(),
     }
 
 
@@ -116,10 +118,13 @@ def _cache() -> str:
     """Where compiled kernels are cached, or why they are not."""
     from xent.backends.cpu._numba import FAILURES
     from xent.backends.cpu.compilation import cache_folder
+    from xent.backends.cpu.disk_cache import untrusted
 
     folder = cache_folder()
     if folder:
-        return f"kept in {folder}"
+        ignored = untrusted(folder)
+        names = ", ".join(f"{name} ({reason})" for name, reason in list(ignored.items())[:3])
+        return f"kept in {folder}" + (f"; {len(ignored)} files ignored: {names}" if ignored else "")
     return "not kept" if "cache" in FAILURES else "not kept: no writable folder; set NUMBA_CACHE_DIR to one"
 
 
@@ -136,6 +141,12 @@ def _threads() -> dict[str, Any]:
     from xent.backends.cpu.threads import get_num_threads, uses_openmp
 
     source = "torch's, of its OpenMP runtime" if uses_openmp() else "a pool of xent's own"
-    names = ("XENT_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
-    settings = {name: os.environ.get(name, "not set") for name in names}
-    return {"kernels use": get_num_threads(), "the threads are": source, **settings}
+    return {"kernels use": get_num_threads(), "the threads are": source}
+
+
+def _settings() -> dict[str, str]:
+    """The environment variables that change something here."""
+    others = ("NUMBA_CACHE_DIR", "NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    for name in SETTINGS:
+        setting(name)  # refuses what is no use
+    return {name: os.environ.get(name, "not set") for name in (*SETTINGS, *others)}

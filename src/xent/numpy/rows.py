@@ -13,6 +13,7 @@ from xent.backends.cpu.backend import CpuBackend
 from xent.backends.cpu.linear_steps import CpuSteps
 from xent.backends.cpu.threads import get_num_threads
 from xent.backends.cpu.tile import computing_dtype
+from xent.backends.definitions import DefinitionsBackend, DefinitionsLinear, nothing_is_compiled
 from xent.checks import Layout, as_numpy, check_target, class_weight
 from xent.linear.backend import LinearBackend
 from xent.objective import Objective
@@ -20,8 +21,11 @@ from xent.reduction import gradient_scale, mean_denominator, reduce
 
 Array = NDArray[Any]
 
-CPU = CpuBackend()
-LINEAR_CPU = LinearBackend(CPU, lambda layer, wanted: CpuSteps(layer, wanted, "numpy", get_num_threads()))
+CPU: Any = CpuBackend()
+LINEAR_CPU: Any = LinearBackend(CPU, lambda layer, wanted: CpuSteps(layer, wanted, "numpy", get_num_threads()))
+if nothing_is_compiled():
+    CPU = DefinitionsBackend()
+    LINEAR_CPU = DefinitionsLinear(CPU)
 
 
 @dataclass(frozen=True)

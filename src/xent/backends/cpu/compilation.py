@@ -69,7 +69,7 @@ def cached_on_disk(entry: Callable[..., Any], function: Callable[..., Any]) -> A
     """Compile `entry`, which is `function` or calls it, and keep the machine code on disk as that of the function."""
     dispatcher = numba.njit(**OPTIONS, **_numba.ENTRY)(entry)
     cache = _cache_of(function)
-    if cache is not None:
+    if cache is not None and hasattr(dispatcher, "compile"):  # not with NUMBA_DISABLE_JIT
         cache.attach(dispatcher)
     return dispatcher
 

@@ -3,6 +3,10 @@
 The name of a file is a hash of all that its content depends on, so a file is never stale, and two signatures never
 share one. It is written under a temporary name and then renamed: readers see all of it or nothing.
 
+What is loaded is run as machine code. So a file counts only if it belongs to this user (or to root) and nobody else may
+write to it, and if its content has the checksum at its head; files are made with the rights 0600, whatever the umask
+says. Any other file is ignored, and replaced by what is compiled in its place; `untrusted` names those that cannot be.
+
 A process that finds no file takes the lock of that file before it compiles; others that need the same kernel wait for
 it and then load the result. The lock is the operating system's (`flock`), which releases it when a process dies, and a
 process waits for PATIENCE seconds at most, after which it compiles the kernel itself. Where there is no such lock
@@ -15,6 +19,7 @@ import contextlib
 import hashlib
 import os
 import pickle
+import stat
 import time
 import uuid
 from functools import cache
@@ -27,6 +32,11 @@ try:
     import fcntl
 except ImportError:  # not a POSIX system
     fcntl = None
+
+HEAD = b"xent kernel 1\n"
+"""The first bytes of a file; the SHA-256 of the rest follows."""
+DIGEST_SIZE = 32
+OTHERS_MAY_WRITE = 0o022
 
 PATIENCE = 300.0  # seconds; a kernel takes 5 to 60 to compile
 PAUSE = 0.05  # seconds between two attempts to take a lock
@@ -41,7 +51,7 @@ def _digest_of_sources(folders: tuple[Path, ...]) -> bytes:
 
 
 class KernelFiles:
-    """The files of one kernel. Reading and writing may fail, at the cost of a compilation.
+    """The files of one kernel. Whatever is wrong with one costs a compilation, and it is replaced.
 
     `sources` are the folders of the Python files that the machine code depends on, and `compiler` says what made it.
     """
@@ -58,25 +68,73 @@ class KernelFiles:
         return self.folder / f"{self.prefix}.{hashlib.sha256(depends_on).hexdigest()[:20]}.nbc"
 
     def load(self, key: object) -> Any:
-        """Return the entry, or None when there is none that can be read."""
-        with contextlib.suppress(OSError, EOFError, pickle.UnpicklingError):
-            return pickle.loads(self.path(key).read_bytes())
+        """Return the entry, or None when there is none that can be trusted and read."""
+        with contextlib.suppress(Exception):  # unpickling can raise any
+            content = _content(self.path(key))
+            return None if content is None else pickle.loads(content)
         return None
 
     def save(self, key: object, data: object) -> None:
         """Write the entry."""
         path = self.path(key)
         part = path.with_suffix(f".{uuid.uuid4().hex[:16]}")
+        content = pickle.dumps(data)
         try:
-            part.write_bytes(pickle.dumps(data))
+            with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(HEAD + hashlib.sha256(content).digest() + content)
             os.replace(part, path)
         except OSError:
-            part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
 
     def flush(self) -> None:
         """Delete the entries of this kernel."""
         for path in self.folder.glob(f"{self.prefix}.*.nbc"):
             path.unlink(missing_ok=True)
+
+
+def untrusted(folder: Path) -> dict[str, str]:
+    """Return the compiled kernels of a folder that are ignored, and why."""
+    found = {}
+    for path in sorted(folder.glob("*.nbc")):
+        with contextlib.suppress(OSError):
+            reason = _distrust(path.lstat())
+            if reason:
+                found[path.name] = reason
+    return found
+
+
+def make_private(folder: Path) -> None:
+    """Take the rights of others to a folder that was made for kernels alone, whatever the umask said."""
+    with contextlib.suppress(OSError):
+        about = folder.stat()
+        is_own = hasattr(os, "getuid") and about.st_uid == os.getuid() and folder.name != "__pycache__"
+        if is_own and about.st_mode & 0o077:
+            folder.chmod(0o700)
+
+
+def _content(path: Path) -> bytes | None:
+    """Return what was saved to a file; None if there is no such file, or it is not what was saved."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))
+    with os.fdopen(descriptor, "rb") as file:
+        if _distrust(os.fstat(descriptor)):
+            return None
+        data = file.read()
+    digest, content = data[len(HEAD) : len(HEAD) + DIGEST_SIZE], data[len(HEAD) + DIGEST_SIZE :]
+    if not data.startswith(HEAD) or hashlib.sha256(content).digest() != digest:
+        return None
+    return content
+
+
+def _distrust(about: os.stat_result) -> str:
+    """Why a file is not loaded; empty if it may be."""
+    if not stat.S_ISREG(about.st_mode):
+        return "it is no regular file"
+    if hasattr(os, "getuid") and about.st_uid not in (os.getuid(), 0):
+        return "it belongs to another user"
+    if os.name == "posix" and about.st_mode & OTHERS_MAY_WRITE:
+        return "others may write to it"
+    return ""
 
 
 class FileLock:
@@ -95,7 +153,7 @@ class FileLock:
         while fcntl is not None:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+                descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
             except OSError:
                 return False
             if not _locked(descriptor, until):

@@ -36,11 +36,10 @@ from typing import Any
 
 import numpy as np
 
-from xent.environment import whole_number
+from xent.environment import setting
 from xent.errors import ArgumentError, message
 
 PIECES_PER_THREAD = 8
-VARIABLE = "XENT_NUM_THREADS"
 
 NO_TEAM = 0
 _openmp: int | None = None
@@ -192,7 +191,7 @@ def get_num_threads() -> int:
     """Return how many threads a call may use, the calling thread included."""
     global _threads
     if _threads is None:
-        _threads = whole_number(VARIABLE, 1, "Set it to a number of threads, or unset it") or available_processors()
+        _threads = setting("XENT_NUM_THREADS") or available_processors()
     return _threads
 
 

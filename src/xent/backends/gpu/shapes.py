@@ -10,12 +10,13 @@ The numbers are rules of thumb that no measurement has confirmed yet: a thread h
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+
+from xent.environment import setting
 
 PER_THREAD = 16
 LARGEST_BLOCK = 2**14  # bytes of a block of one row
@@ -54,7 +55,7 @@ def neighbours(tile: Tile) -> list[Tile]:
 
 def autotuned() -> bool:
     """Whether tiles are found by trying."""
-    return os.environ.get("XENT_GPU_AUTOTUNE", "") not in ("", "0")
+    return bool(setting("XENT_GPU_AUTOTUNE"))
 
 
 _best: dict[Hashable, Any] = {}

@@ -10,11 +10,14 @@ imported on its own. Where one is gone, what takes its place needs only Numba's 
     openmp.py        entering the OpenMP runtime from compiled code
     cache.py         the machine code of a kernel on disk
     processor.py     which instructions the processor has
+    uncompiled.py    a few of the functions as Python, for when nothing is compiled
 """
 
 from __future__ import annotations
 
 from typing import Any
+
+import numba
 
 FAILURES: dict[str, str] = {}
 """The groups that are gone, by the names of their files, and what Python said when they were imported."""
@@ -24,7 +27,8 @@ CONSEQUENCES = {
     "instructions": "single instructions are replaced by Python functions, several times as slow",
     "openmp": "rows are shared by a pool of xent's own threads, also in programs with torch",
     "cache": "every process compiles its kernels anew",
-    "processor": "16-bit matrix products are made in float32, even on processors with instructions for them",
+    "processor": "16-bit matrix products are made in float32, and float16 is converted by Python functions, even on"
+    " processors with instructions for them",
 }
 
 # What fails when an internal is gone or has another shape.
@@ -90,10 +94,16 @@ except _GONE as error:
     _gone("cache", error)
 
 try:
-    from xent.backends.cpu._numba.processor import has_any_instruction_set
+    from xent.backends.cpu._numba.processor import converts_float16, has_any_instruction_set
 except _GONE as error:
     _gone("processor", error)
-    from xent.backends.cpu._numba.plain import has_any_instruction_set
+    from xent.backends.cpu._numba.plain import converts_float16, has_any_instruction_set
+
+if not converts_float16():
+    from xent.backends.cpu._numba.plain import float_to_half, half_to_float
+
+if getattr(numba.config, "DISABLE_JIT", 0):
+    from xent.backends.cpu._numba.uncompiled import bits_float, float_bits, maximum
 
 
 def missing_internals() -> list[str]:
@@ -110,6 +120,7 @@ __all__ = [
     "KernelCache",
     "atomic_add",
     "bits_float",
+    "converts_float16",
     "copy_line",
     "failed_in_team",
     "fence",

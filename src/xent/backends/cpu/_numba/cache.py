@@ -48,6 +48,7 @@ class KernelCache(FunctionCache):  # type: ignore[misc]
         compiler = f"{sys.version} {numba.__version__} {llvmlite.__version__} {internals}"
         self.files = disk_cache.KernelFiles(Path(self.cache_path), self._impl.filename_base, sources, compiler)
         self._cache_file = self.files
+        disk_cache.make_private(Path(self.cache_path))
         self._thread = threading.local()
 
     def attach(self, dispatcher: Any) -> None:

@@ -146,3 +146,8 @@ def transpose_square(source: Any, source_stride: int, rows: int, columns: int, t
 def has_any_instruction_set(*names: str) -> bool:
     """Return False: it is not known."""
     return False
+
+
+def converts_float16() -> bool:
+    """Return False: it is not known."""
+    return False

@@ -1,0 +1,184 @@
+"""The float64 definitions as a backend of NumPy arrays: what serves where nothing may be compiled (NUMBA_DISABLE_JIT).
+
+Slow, and as accurate as the dtype allows: results are rounded once.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xent import reference
+from xent.backends.protocol import Statistics
+from xent.environment import setting
+from xent.linear.driver import Gradients, Layer, Wanted
+from xent.objective import Objective
+from xent.reduction import weighted_count
+
+Array = NDArray[Any]
+
+
+@cache
+def nothing_is_compiled() -> bool:
+    """Whether NUMBA_DISABLE_JIT is set; a warning says what follows, once."""
+    if not setting("NUMBA_DISABLE_JIT"):
+        return False
+    said = "xent: NUMBA_DISABLE_JIT is set, so that the float64 definitions serve in place of kernels, slowly"
+    warnings.warn(said, RuntimeWarning, stacklevel=2)
+    return True
+
+
+@dataclass(frozen=True)
+class DefinitionsBackend:
+    """The definitions of `xent.reference` (`xent.backends.Backend`)."""
+
+    reads_values = True
+    one_visit = True
+    has_second_derivatives = True
+
+    def compute_dtype(self, dtype: Any) -> np.dtype[Any]:
+        """The dtype of losses: float64 for float64, float32 for everything narrower."""
+        return np.dtype(np.float64 if np.dtype(dtype) == np.float64 else np.float32)
+
+    def forward(self, logits: Array, target: Array, objective: Objective) -> tuple[Array, Array]:
+        """Return the losses and log-sum-exps of the rows."""
+        with np.errstate(all="ignore"):
+            losses, lse = reference.cross_entropy(_rows(logits), _target(target), objective)
+        return losses.astype(self.compute_dtype(_dtype(logits))), lse
+
+    def backward(
+        self,
+        logits: Array,
+        target: Array,
+        saved: Array,
+        row_scale: Array | float,
+        objective: Objective,
+        *,
+        out: Array | None = None,
+    ) -> Array:
+        """Return the gradient of sum(row_scale * loss)."""
+        with np.errstate(all="ignore"):
+            rows = reference.cross_entropy_gradient(_rows(logits), _target(target), objective)
+            gradient = _like(rows * np.reshape(row_scale, (-1, 1)), logits)
+        if out is None:
+            return gradient
+        out[...] = gradient
+        return out
+
+    def forward_backward(
+        self,
+        logits: Array,
+        target: Array,
+        row_scale: Array | float,
+        objective: Objective,
+        *,
+        out: Array | None = None,
+    ) -> tuple[Array, Array, Array]:
+        """Return losses, log-sum-exps and gradient."""
+        losses, saved = self.forward(logits, target, objective)
+        return losses, saved, self.backward(logits, target, saved, row_scale, objective, out=out)
+
+    def statistics(self, logits: Array, labels: Array, objective: Objective) -> Statistics:
+        """Return log_prob, entropy, lse, argmax and rank of each row."""
+        x = _rows(logits)
+        with np.errstate(all="ignore"):
+            minus_log_q, lse = reference.negative_log_softmax(reference.softcapped_logits(x, objective))
+            entropy = (np.exp(-minus_log_q) * np.where(np.isposinf(minus_log_q), 0.0, minus_log_q)).sum(axis=1)
+        known = (labels >= 0) & (labels < x.shape[1]) & (labels != objective.ignore_index)
+        place, rows = np.where(known, labels, 0), np.arange(len(x))
+        unknown = np.where(labels == objective.ignore_index, 0.0, np.nan)
+        log_prob = np.where(known, -minus_log_q[rows, place], unknown)
+        rank = np.where(known, (x > x[rows, place][:, None]).sum(axis=1), -1)
+        dtype = self.compute_dtype(_dtype(logits))
+        return Statistics(log_prob.astype(dtype), entropy.astype(dtype), lse, x.argmax(axis=1), rank)
+
+    def statistics_gradient(
+        self,
+        logits: Array,
+        labels: Array,
+        statistics: Statistics,
+        upstream: tuple[Array, Array, Array],
+        objective: Objective,
+        *,
+        out: Array | None = None,
+    ) -> Array:
+        """Only torch differentiates statistics, and has its own formulas."""
+        raise NotImplementedError
+
+    def count(self, labels: Array, weight: Array | None, ignore_index: int) -> float:
+        """Return the weighted count of the labels that are not `ignore_index`."""
+        return float(weighted_count(labels, weight, ignore_index))
+
+    def total(self, losses: Array) -> float:
+        """Return the sum of the losses."""
+        return float(losses.sum(dtype=np.float64))
+
+
+@dataclass(frozen=True)
+class DefinitionsLinear:
+    """The linear loss by the definitions, which hold the logits (`xent.linear.backend.LinearBackend`)."""
+
+    rows: DefinitionsBackend
+
+    def forward(self, layer: Layer, objective: Objective) -> tuple[Array, Array]:
+        """Return losses and log-sum-exps of the rows."""
+        return self.rows.forward(_logits(layer), layer.target, objective)
+
+    def forward_backward(
+        self, layer: Layer, row_scale: Any, objective: Objective, wanted: Wanted
+    ) -> tuple[Array, Array, Gradients]:
+        """Return losses, log-sum-exps, and the wanted gradients of sum(row_scale * loss)."""
+        losses, saved, dlogits = self.rows.forward_backward(_logits(layer), layer.target, row_scale, objective)
+        x, w = layer.input.astype(np.float64), layer.weight.astype(np.float64)
+        dtype = layer.input.dtype
+        return (
+            losses,
+            saved,
+            Gradients(
+                (dlogits @ w).astype(dtype) if wanted.input else None,
+                (dlogits.T @ x).astype(layer.weight_gradient) if wanted.weight else None,
+                dlogits.sum(axis=0).astype(dtype) if wanted.bias and layer.bias is not None else None,
+            ),
+        )
+
+    def statistics(self, layer: Layer, objective: Objective) -> Statistics:
+        """Return the statistics of each row."""
+        return self.rows.statistics(_logits(layer), layer.target, objective)
+
+
+def _logits(layer: Layer) -> Array:
+    bias = None if layer.bias is None else layer.bias.astype(np.float64)
+    return reference.linear_logits(layer.input.astype(np.float64), layer.weight.astype(np.float64), bias)
+
+
+def _dtype(logits: Array) -> Any:
+    return np.float32 if logits.dtype == np.uint16 else logits.dtype
+
+
+def _rows(logits: Array) -> Array:
+    """Logits (rows, classes) or (outer, classes, inner), also the bits of bfloat16, as float64 (rows, classes)."""
+    if logits.dtype == np.uint16:
+        logits = (logits.astype(np.uint32) << 16).view(np.float32)
+    rows = logits if logits.ndim == 2 else np.moveaxis(logits, 1, 2).reshape(-1, logits.shape[1])
+    return rows.astype(np.float64)
+
+
+def _target(target: Array) -> Array:
+    return _rows(target) if target.dtype.kind == "f" else target
+
+
+def _like(rows: Array, logits: Array) -> Array:
+    """Gradients of rows in the shape and dtype of the logits."""
+    if logits.ndim == 3:
+        outer, classes, inner = logits.shape
+        rows = np.moveaxis(rows.reshape(outer, inner, classes), 2, 1)
+    if logits.dtype != np.uint16:
+        return rows.astype(logits.dtype)
+    bits = np.ascontiguousarray(rows, dtype=np.float32).view(np.uint32)
+    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)  # to nearest even
+    return np.where(np.isnan(rows), np.uint16(0x7FC0), rounded)

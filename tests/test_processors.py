@@ -1,0 +1,129 @@
+"""Processors that are not here: fewer instructions than this one has, and another architecture.
+
+Kernels are compiled for the processor that Numba finds, or is told of. With fewer instructions they are slower, and
+right; none may need an instruction, or a function of a compiler's library, that is not there.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from llvmlite import binding
+
+from xent.backends.cpu import kernels
+from xent.backends.cpu.backend import CpuBackend
+from xent.objective import Objective
+
+HERE = Path(__file__).parent
+FILES = ("test_value.py", "test_gradient.py", "test_edges.py")
+ARM64 = "aarch64-unknown-linux-gnu"
+X86 = "x86" in binding.get_process_triple() or "amd64" in binding.get_process_triple()
+
+
+def features_without(*names: str) -> str:
+    """This processor's features without some, and without those that imply them."""
+    implied = {"avx2": ("avx512", "fma", "f16c", "vaes", "vpclmulqdq"), "avx512f": ("avx512",), "f16c": ("avx512",)}
+    gone = {*names, *(prefix for name in names for prefix in implied.get(name, ()))}
+    features = binding.get_host_cpu_features()
+    signs = {name: "+" if there and not name.startswith(tuple(gone)) else "-" for name, there in features.items()}
+    return ",".join(sign + name for name, sign in signs.items())
+
+
+PROCESSORS = {
+    "generic": {"NUMBA_CPU_NAME": "generic"},
+    "nehalem": {"NUMBA_CPU_NAME": "nehalem", "NUMBA_CPU_FEATURES": ""},
+    "haswell": {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": ""},
+    "without f16c": {"NUMBA_CPU_FEATURES": features_without("f16c")},
+    "without avx2": {"NUMBA_CPU_FEATURES": features_without("avx2")},
+    "without avx512f": {"NUMBA_CPU_FEATURES": features_without("avx512f")},
+}
+
+
+def run(environment: dict[str, str], cache: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    paths = os.pathsep.join(filter(None, [str(HERE.parent / "src"), os.environ.get("PYTHONPATH")]))
+    variables = {**os.environ, **environment, "NUMBA_CACHE_DIR": str(cache), "PYTHONPATH": paths}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=HERE.parent, env=variables, capture_output=True, text=True, check=False
+    )
+
+
+FLOAT16 = """
+import numpy as np
+from xent.backends.cpu.backend import CpuBackend
+from xent.objective import Objective
+x = np.linspace(-8, 8, 4 * 300).reshape(4, 300).astype(np.float16)
+y = np.array([0, 5, 299, 17])
+loss, _, gradient = CpuBackend().forward_backward(x, y, 0.25, Objective())
+wide = x.astype(np.float64)
+q = np.exp(wide - wide.max(1, keepdims=True))
+total = q.sum(1)
+wanted = np.log(total) + wide.max(1) - wide[range(4), y]
+q = q / total[:, None]
+q[range(4), y] -= 1
+assert np.abs(loss - wanted).max() < 2e-6, (loss, wanted)
+assert (np.abs(gradient - q / 4) <= 2.0**-11 * np.abs(q / 4) + 2.0**-24 + 1e-7).all()
+print("right")
+"""
+
+
+@pytest.mark.skipif(not X86, reason="these instructions are those of x86")
+@pytest.mark.timeout(900)
+def test_float16_needs_no_instructions_of_its_own(tmp_path):
+    """R2: without F16C the process was aborted, `__extendhfsf2` not found."""
+    done = run(PROCESSORS["without f16c"], tmp_path, "-c", FLOAT16)
+    assert (done.returncode, done.stdout) == (0, "right\n"), done.stderr[-2000:]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not X86, reason="these instructions are those of x86")
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("processor", PROCESSORS)
+def test_the_shared_tests_pass_on_other_processors(processor, tmp_path):
+    """Of the kernels: values, gradients and edges in float64, float32, bfloat16 and float16."""
+    files = [f"tests/{name}" for name in FILES]
+    arguments = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0", "-k", "torch or numpy", *files)
+    done = run(PROCESSORS[processor], tmp_path, *arguments)
+    last = done.stdout.strip().splitlines()[-1]
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert int(last.split(" passed")[0].split()[-1]) >= 600, last
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """The kernels of logits, compiled for all dtypes."""
+    backend, labels = CpuBackend(), np.array([0, 2])
+    for dtype in (np.float64, np.float32, np.float16, np.uint16):
+        logits = np.zeros((2, 3), dtype)
+        backend.forward_backward(logits, labels, 1.0, Objective())
+        _, lse = backend.forward(logits, labels, Objective())
+        backend.backward(logits, labels, lse, 1.0, Objective())
+        backend.statistics(logits, labels, Objective())
+
+
+@pytest.mark.parametrize("name", ["forward", "backward", "forward_backward", "statistics"])
+def test_every_kernel_compiles_for_arm64(name, compiled):
+    """To machine code, which needs nothing that a process of Python does not have."""
+    binding.initialize_all_targets()
+    binding.initialize_all_asmprinters()
+    machine = binding.Target.from_triple(ARM64).create_target_machine(cpu="generic", opt=3, reloc="pic")
+    dispatchers = [dispatcher for dispatcher in _dispatchers(getattr(kernels, name)) if dispatcher.signatures]
+    assert dispatchers
+    for dispatcher in dispatchers:
+        for text in dispatcher.inspect_llvm().values():
+            module = binding.parse_assembly(text)
+            module.triple, module.data_layout = ARM64, str(machine.target_data)
+            assembly = machine.emit_assembly(module)
+            assert len(assembly) > 10_000
+            for function in ("__extendhfsf2", "__truncsfhf2", "__gnu_h2f_ieee", "__gnu_f2h_ieee"):
+                assert function not in assembly
+
+
+def _dispatchers(kernel):
+    """The compiled entries of a kernel whose rows are shared by threads."""
+    found = [kernel, *vars(kernel).values()] if hasattr(kernel, "__dict__") else [kernel]
+    return [value for value in found if hasattr(value, "inspect_llvm")]
