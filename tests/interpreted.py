@@ -222,17 +222,17 @@ def test_operators_for_a_gpu_are_those_of_the_cpu():
     """What torch.compile calls on a GPU, beside what it calls on the CPU."""
     logits, labels, weight = random(2, 5, 3), labels_for(6, 5).reshape(2, 3), random(5, seed=3).abs()
     text, scale = Objective(**EVERYTHING).to_text(), random(2, 3, seed=4)
-    _, lse = operators._loss(logits, labels, weight, text)
+    _, lse = operators.LOSS(logits, labels, weight, text)
     upstream = [random(2, 3, seed=seed) for seed in (5, 6, 7)]
     statistics = (logits, labels, Objective(softcap=5.0).to_text())
-    entropy, double_lse = (operators._statistics(*statistics)[place] for place in (1, 5))
+    entropy, double_lse = (operators.STATISTICS(*statistics)[place] for place in (1, 5))
 
     def computed(place):
-        yield from operators._loss(*moved((logits, labels, weight, text), place))
-        yield operators._loss_backward(*moved((logits, labels, weight, lse, scale, text), place))
-        yield from operators._statistics(*moved(statistics, place))
-        saved = moved((upstream, logits, labels, entropy, double_lse, statistics[2]), place)
-        yield operators._statistics_backward(*saved)
+        yield from operators.LOSS(*moved((logits, labels, weight, text), place))
+        yield operators.LOSS_BACKWARD(*moved((logits, labels, weight, lse, scale, text), place))
+        yield from operators.STATISTICS(*moved(statistics, place))
+        saved = moved((logits, labels, *upstream, entropy, double_lse, statistics[2]), place)
+        yield operators.STATISTICS_BACKWARD(*saved)
 
     for ours, theirs in both(lambda place: list(computed(place))):
         assert_same([ours], [theirs])

@@ -22,7 +22,7 @@ from xent.linear.backend import LinearBackend
 from xent.linear.driver import Layer, Wanted
 from xent.linear.plan import Plan
 from xent.objective import Objective
-from xent.torch import operators
+from xent.torch import linear_operators
 
 __all__ = ["placed"]
 
@@ -221,17 +221,17 @@ def test_linear_operators_for_a_gpu_are_those_of_the_cpu(reduction):
     call = (Objective(**EVERYTHING, reduction=reduction).to_text(), 784, torch.float64)
     upstream = random(*(7,) * (reduction == "none"), seed=5)
     statistics = (*rows[:4], Objective(**LINEAR_STATISTICS).to_text(), 784, torch.float64)
-    entropy, lse = (operators._linear_statistics(*statistics)[place] for place in (1, 5))
+    entropy, lse = (linear_operators.STATISTICS(*statistics)[place] for place in (1, 5))
     upstreams = [random(7, seed=seed) for seed in (6, 7, 8)]
 
     def computed(place):
         made = [reduction == "mean"] * 3
-        loss, *ready = operators._linear_loss(*moved((*rows, *call), place), made)
+        loss, *ready = linear_operators.LOSS(*moved((*rows, *call), place), made)
         backward = moved((upstream, *rows, *ready, *call), place)
-        yield from (loss, *ready, *operators._linear_loss_backward(*backward, [True] * 3, made))
-        yield from operators._linear_statistics(*moved(statistics, place))
-        saved = moved((upstreams, *rows[:4], entropy, lse, *statistics[4:]), place)
-        yield from operators._linear_statistics_backward(*saved, [True, False, True])
+        yield from (loss, *ready, *linear_operators.LOSS_BACKWARD(*backward, [True] * 3, made))
+        yield from linear_operators.STATISTICS(*moved(statistics, place))
+        saved = moved((*upstreams, *rows[:4], entropy, lse, *statistics[4:]), place)
+        yield from linear_operators.STATISTICS_BACKWARD(*saved, [True, False, True])
 
     for ours, theirs in both(lambda place: list(computed(place))):
         assert_same([ours], [theirs])

@@ -25,14 +25,18 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 """Of logits, class probabilities and layers."""
 
 
+OPTIONAL = ("weight", "linear_bias")
+
+
 def check_tensors(call: str, *, place: torch.device | None = None, **arguments: Any) -> None:
     """Raise DTypeError if an argument is no dense tensor, ArgumentError if it is elsewhere: not where the first one is.
 
-    None stands for an argument that was not given. `place` is where the first one belongs, if it is not there itself.
+    None stands for an optional argument that was not given. `place` is where the first one belongs, if it is not there
+    itself.
     """
     first = ""
     for name, value in arguments.items():
-        if value is None:
+        if value is None and name in OPTIONAL:
             continue
         if not isinstance(value, Tensor):
             found = f"found a {type(value).__name__}, expected a tensor"
