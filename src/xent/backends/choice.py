@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from xent.backends.cpu import tensors
-from xent.backends.definitions import nothing_is_compiled
+from xent.backends.definitions import NOTHING_IS_COMPILED
 from xent.backends.formula import FORMULA
 from xent.backends.protocol import Backend
 from xent.backends.tensor_steps import TensorSteps
@@ -32,14 +32,14 @@ _interpreted = False
 def choose(device: torch.device) -> Backend:
     """Return the backend for logits on this device."""
     if device.type == "cpu" and not _interpreted:
-        return FORMULA if nothing_is_compiled() else tensors.CPU
+        return FORMULA if NOTHING_IS_COMPILED else tensors.CPU
     return _gpu() if device.type == "cpu" or not why_no_triton(device) else FORMULA
 
 
 def choose_linear(device: torch.device) -> Any:
     """Return the backend for a linear layer on this device, or None where formulas have to hold the logits."""
     if device.type == "cpu" and not _interpreted:
-        return None if nothing_is_compiled() else tensors.LINEAR_CPU
+        return None if NOTHING_IS_COMPILED else tensors.LINEAR_CPU
     backend = choose(device)
     return None if backend is FORMULA else LinearBackend(backend, TensorSteps)
 

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
+import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from xent import reference
 from xent.backends.protocol import Statistics
-from xent.environment import setting
 from xent.linear.driver import Gradients, Layer, Wanted
 from xent.objective import Objective
 from xent.reduction import weighted_count
@@ -23,14 +22,12 @@ from xent.reduction import weighted_count
 Array = NDArray[Any]
 
 
-@cache
-def nothing_is_compiled() -> bool:
-    """Whether NUMBA_DISABLE_JIT is set; a warning says what follows, once."""
-    if not setting("NUMBA_DISABLE_JIT"):
-        return False
-    said = "xent: NUMBA_DISABLE_JIT is set, so that the float64 definitions serve in place of kernels, slowly"
-    warnings.warn(said, RuntimeWarning, stacklevel=2)
-    return True
+NOTHING_IS_COMPILED = bool(getattr(numba.config, "DISABLE_JIT", 0))
+"""Whether NUMBA_DISABLE_JIT is set, as Numba has read it."""
+
+if NOTHING_IS_COMPILED:
+    SAID = "xent: NUMBA_DISABLE_JIT is set, so that the float64 definitions serve in place of kernels, slowly"
+    warnings.warn(SAID, RuntimeWarning, stacklevel=2)
 
 
 @dataclass(frozen=True)

@@ -157,6 +157,8 @@ def target_gradient(
     """
     surprise = surprises(logits, objective, lse)
     share = ((1 - objective.label_smoothing) * row_scale).unsqueeze(1)
+    if objective.weight is None and objective.label_smoothing != 1.0:
+        return (surprise * share).to(dtype)
     if objective.weight is not None:
         share = share * class_weights(objective, surprise)
     # A class that has no part in the loss may be impossible.

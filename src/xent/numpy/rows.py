@@ -13,7 +13,7 @@ from xent.backends.cpu.backend import CpuBackend
 from xent.backends.cpu.linear_steps import CpuSteps
 from xent.backends.cpu.threads import get_num_threads
 from xent.backends.cpu.tile import computing_dtype
-from xent.backends.definitions import DefinitionsBackend, DefinitionsLinear, nothing_is_compiled
+from xent.backends.definitions import NOTHING_IS_COMPILED, DefinitionsBackend, DefinitionsLinear
 from xent.checks import Layout, as_numpy, check_target, class_weight
 from xent.linear.backend import LinearBackend
 from xent.objective import Objective
@@ -23,7 +23,7 @@ Array = NDArray[Any]
 
 CPU: Any = CpuBackend()
 LINEAR_CPU: Any = LinearBackend(CPU, lambda layer, wanted: CpuSteps(layer, wanted, "numpy", get_num_threads()))
-if nothing_is_compiled():
+if NOTHING_IS_COMPILED:
     CPU = DefinitionsBackend()
     LINEAR_CPU = DefinitionsLinear(CPU)
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xent.torch._torch_private import count_flops, is_transformed
+from xent.torch._torch_private import count_flops, is_transformed, is_watched
 
 Output = Tensor | tuple[Tensor, ...]
 
@@ -48,7 +48,7 @@ class Operator:
         self.operator = torch.library.custom_op(f"xent::{name}", run, mutates_args=())
         self.operator.register_fake(fake)
         self.operator.register_autograd(differentiate, setup_context=save)
-        self.save, self.differentiate, self.by_rows = save, differentiate, frozenset(by_rows)
+        self.run, self.save, self.differentiate, self.by_rows = run, save, differentiate, frozenset(by_rows)
         self.products = products
 
     @property
@@ -63,6 +63,10 @@ class Operator:
         if self.products is not None and not torch.compiler.is_compiling():
             count_flops(self.overload.overloadpacket, self.products)
         return self.operator(*arguments)
+
+    def differentiable(self, *arguments: Any) -> Any:
+        """Compute, of ordinary tensors, what can be differentiated: without the detours of torch's own operators."""
+        return Transformed.apply(self, *arguments)  # type: ignore[no-untyped-call]
 
     def batched(self, size: int, axes: Sequence[Any], arguments: Sequence[Any]) -> Output:
         """The results of `size` problems, along a new first axis. `axes` says where the batch is; None: nowhere."""
@@ -84,7 +88,8 @@ class Transformed(torch.autograd.Function):
 
     @staticmethod
     def forward(operator: Operator, *arguments: Any) -> Any:
-        return operator(*arguments)
+        tensors = (value for value in arguments if isinstance(value, Tensor))
+        return operator(*arguments) if is_watched(*tensors) else operator.run(*arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

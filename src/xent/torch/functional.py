@@ -243,7 +243,7 @@ class Learned(NamedTuple):
 
 def objective_of(
     name: str,
-    ignore_index: int | None,
+    ignore_index: int,
     reduction: str,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
@@ -263,7 +263,7 @@ def objective_of(
             found = f"found a tensor of shape {tuple(tensor.shape)}, expected one number"
             raise ObjectiveError(message(name, option, found, "See help(xent.Objective)"))
     options: Any = {
-        "ignore_index": -100 if ignore_index is None else ignore_index,
+        "ignore_index": ignore_index,
         "reduction": reduction,
         "label_smoothing": label_smoothing,
         "z_loss": z_loss,

@@ -21,7 +21,7 @@ from xent.objective import Objective
 from xent.torch import linear_autograd, linear_formula, linear_operators
 from xent.torch._torch_private import is_traced, is_transformed
 from xent.torch.functional import check_class_weights, has_to_be_formula, objective_of
-from xent.torch.linear_positions import check_chunking, over_positions
+from xent.torch.linear_positions import check_chunking, ignored_label, over_positions
 from xent.torch.reduced import reduced_by_formula
 from xent.torch.rows import (
     Call,
@@ -124,7 +124,7 @@ def linear_cross_entropy(
     name = "linear_cross_entropy"
     refuse_recording(name)
     check_chunking(name, options)
-    given = (ignore_index, reduction, label_smoothing, z_loss, softcap, logit_scale, denominator)
+    given = (ignored_label(ignore_index), reduction, label_smoothing, z_loss, softcap, logit_scale, denominator)
     objective, learned = objective_of(name, *given, **unknown)
     if learned is not None and learned.scale is not None:
         input, linear_bias = _scaled(input, linear_bias, learned.scale)

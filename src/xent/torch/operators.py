@@ -15,6 +15,7 @@ from xent.backends.choice import choose
 from xent.backends.formula import FORMULA, compute_dtype, gradient_derivatives, target_gradient, weight_gradient
 from xent.backends.protocol import Statistics
 from xent.objective import Objective
+from xent.torch._torch_private import is_batched, is_watched
 from xent.torch.dispatch import Operator
 
 Two = tuple[Tensor, Tensor]
@@ -36,7 +37,9 @@ def cross_entropy_gradient(
     """The gradient of sum(row_scale * loss) by the logits, which torch can differentiate and batch."""
     shape = logits.shape[:1] + logits.shape[2:]
     scale, known = row_scale.expand(shape) if row_scale.ndim == 0 else row_scale.reshape(shape), saved.reshape(shape)
-    gradient: Tensor = LOSS_BACKWARD(logits, target, weight, known, scale, objective.to_text())
+    arguments = (logits, target, weight, known, scale)
+    call = LOSS_BACKWARD if is_watched(*arguments) or is_batched(scale) else LOSS_BACKWARD.differentiable
+    gradient: Tensor = call(*arguments, objective.to_text())
     return gradient
 
 
