@@ -51,7 +51,7 @@ def setting(variable: str) -> int | None:
         return None
     about = SETTINGS[variable]
     # At most so many digits: int() has an error of its own for thousands of them.
-    if not (text.isdecimal() and len(text) <= 40 and about.least <= int(text) <= about.most):
+    if not (text.isascii() and text.isdecimal() and len(text) <= 40 and about.least <= int(text) <= about.most):
         range_of = f"at least {about.least}" if about.most == LARGEST else f"{about.least} or {about.most}"
         found = f"found {text[:40]!r}, expected a whole number, {range_of}"
         raise ArgumentError(message(variable, "", found, about.remedy))
