@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 from collections.abc import Callable
@@ -66,15 +67,21 @@ class KernelCache(FunctionCache):  # type: ignore[misc]
 
     def load_overload(self, signature: Any, target_context: Any) -> Any:
         """Return the compiled signature; None if this process has to compile it, and then it holds the lock."""
-        compiled = super().load_overload(signature, target_context)
+        compiled = self._loaded(signature, target_context)
         if compiled is None:
             path = self.files.path(self._index_key(signature, target_context.codegen()))
             lock = disk_cache.FileLock(path.with_suffix(".lock"))
             if lock.acquire(disk_cache.PATIENCE):
                 self._thread.lock = lock
                 # Another process may have compiled it in the meantime.
-                compiled = super().load_overload(signature, target_context)
+                compiled = self._loaded(signature, target_context)
         return compiled
+
+    def _loaded(self, signature: Any, target_context: Any) -> Any:
+        """What is on disk, made into a function; None if it is not there, or is anything else."""
+        with contextlib.suppress(Exception):  # Numba trusts what it reads, and fails in any way
+            return super().load_overload(signature, target_context)
+        return None
 
     def _release(self) -> None:
         lock = self._thread.__dict__.pop("lock", None)
