@@ -82,7 +82,9 @@ print(failed, passed)
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("call", ["numpy", "torch", "layer", "layer in numpy"])
+@pytest.mark.parametrize(
+    "call", ["torch", "layer", *(pytest.param(name, marks=pytest.mark.slow) for name in ("numpy", "layer in numpy"))]
+)
 def test_starvation_is_a_memory_error_and_the_next_call_is_right(call):
     """R3."""
     done = subprocess.run(
