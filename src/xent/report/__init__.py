@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xent.report.page import render, write_together
+from xent.files import make_folder, write_text, write_together
+from xent.report.page import render
 
 if TYPE_CHECKING:
     from xent.why.record import Record
@@ -36,8 +37,7 @@ def write_why(record: Record | Mapping[str, Any], directory: Path) -> Path:
     plain: dict[str, Any] = dict(record) if isinstance(record, Mapping) else record.to_dict()
     numbers = json.dumps(plain, allow_nan=False, indent=1)
     page = render("why.html.jinja", charts(plain), texts(plain))
-    written = write_together(directory, {"why.json": numbers, "why.html": page})
-    return written["why.html"]
+    return _written(directory, "why", numbers, page)
 
 
 def write_score(record: Mapping[str, Any], path: Path) -> Path:
@@ -52,7 +52,7 @@ def write_score(record: Mapping[str, Any], path: Path) -> Path:
     from xent.report.score_text import SEARCH, texts
 
     page = render("score.html.jinja", charts(record), texts(record), SEARCH)
-    return write_together(path.parent, {path.name: page})[path.name]
+    return write_text(path, page)
 
 
 def write_replay(record: Mapping[str, Any], directory: Path) -> Path:
@@ -67,5 +67,12 @@ def write_replay(record: Mapping[str, Any], directory: Path) -> Path:
 
     page = render("replay.html.jinja", charts(record), texts(record))
     numbers = json.dumps(record, allow_nan=False, indent=1)
-    written = write_together(directory, {"predictions.json": numbers, "predictions.html": page})
-    return written["predictions.html"]
+    return _written(directory, "predictions", numbers, page)
+
+
+def _written(directory: Path, name: str, numbers: str, page: str) -> Path:
+    """Write both files into the directory, which is made if need be; return the path of the page."""
+    make_folder(directory)
+    html = directory / f"{name}.html"
+    write_together({directory / f"{name}.json": numbers, html: page})
+    return html

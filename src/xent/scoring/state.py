@@ -18,6 +18,7 @@ import numpy as np
 import polars as pl
 
 from xent.errors import ArgumentError, DataError, message
+from xent.names import quoted, shown_name
 from xent.scoring import figures, loops
 from xent.scoring.batch import CALL, NO_INDEX, Rows, as_array, checked_clip, checked_count, one_per_row, row_scores
 from xent.scoring.calibration import expected_calibration_error, reliability, temperature
@@ -303,7 +304,7 @@ def _segment_columns(by: Any, count: int) -> dict[str, Array]:
         problem = f"found a {type(by).__name__}"
         raise ArgumentError(message(CALL, "by", problem, "Pass a mapping from a name to an array"))
     return {
-        str(name): one_per_row(f"by[{name!r}]", as_array(CALL, f"by[{name!r}]", column), count)
+        str(name): one_per_row(f"by[{quoted(name)}]", as_array(CALL, f"by[{quoted(name)}]", column), count)
         for name, column in (by or {}).items()
     }
 
@@ -332,7 +333,7 @@ def _merged_segments(column: str, a: Mapping[str, Array], b: Mapping[str, Array]
     segments = {**a, **{value: merged(a[value], totals) if value in a else totals for value, totals in b.items()}}
     if len(segments) > MOST_SEGMENTS:
         remedy = "Segments are for columns with few values; a column that names each row is an id"
-        raise DataError(message("score", "by", f"column {column!r} has more than {MOST_SEGMENTS} values", remedy))
+        raise DataError(message("score", "by", f"column {quoted(column)} has more than {MOST_SEGMENTS} values", remedy))
     return segments
 
 
@@ -346,7 +347,9 @@ def _class_names(classes: Any, number: int) -> tuple[str, ...]:
 
 def _difference(a: Form, b: Form) -> str:
     one, other = asdict(a), asdict(b)
-    return ", ".join(f"{name} {one[name]!r} and {other[name]!r}" for name in one if one[name] != other[name])
+    return ", ".join(
+        f"{name} {shown_name(one[name])} and {shown_name(other[name])}" for name in one if one[name] != other[name]
+    )
 
 
 def _check_consistency(state: ScoreState) -> None:
