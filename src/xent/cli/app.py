@@ -83,7 +83,8 @@ def print_error(command: str, error: Exception) -> None:
 def progress(*, transient: bool = False) -> Iterator[Report]:
     """Yield a function that takes a description, what is done and the total; None makes a bar without an end."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=errors, transient=transient) as bars:
+    unseen = transient and not errors.is_terminal  # a bar that goes away leaves an empty line in a file
+    with Progress(*columns, console=errors, transient=transient, disable=unseen) as bars:
         tasks: dict[str, TaskID] = {}
         before: dict[str, int] = {}
 
@@ -221,11 +222,13 @@ def source_of(data: str) -> dict[str, Any]:
 
     from xent.scoring import readers
 
-    paths = files_of(data)
+    with readers.reading(data):
+        paths = files_of(data)
+        size, digest = sum(path.stat().st_size for path in paths), readers.digest(paths)
     return {
         "name": data,
         "files": len(paths),
-        "bytes": sum(path.stat().st_size for path in paths),
-        "sha256": readers.digest(paths),
+        "bytes": size,
+        "sha256": digest,
         "versions": {"xent": __version__, "polars": polars.__version__, "numpy": numpy.__version__},
     }

@@ -20,7 +20,7 @@ from xent.errors import ArgumentError, DataError, DistributionError, message
 from xent.names import quoted, shown_name
 from xent.scoring import loops
 from xent.scoring.batch import checked_clip, checked_count, row_scores
-from xent.scoring.form import ONE_ROW_PER_ID, Names, Plan, Request, names_of
+from xent.scoring.form import ONE_ROW_PER_ID, Names, Plan, Request, check_segments, names_of
 from xent.scoring.readers import batches_of, reading
 from xent.scoring.score import Estimate, plain
 from xent.scoring.sums import Array
@@ -313,12 +313,15 @@ def _segments(
     segments = []
     for column in by:
         values = both[f"by {column}"]
-        for value in values.unique().to_list():
-            rows = (values == value).to_numpy()
+        codes = values.rank("dense").to_numpy()
+        order = np.argsort(codes, kind="stable")
+        parts = np.split(order, np.flatnonzero(np.diff(codes[order])) + 1)
+        check_segments(CALL, column, len(parts))
+        for rows in parts:
             # The clusters of the segment, numbered from 0 without gaps.
             inside = None if groups is None else np.unique(groups[rows], return_inverse=True)[1]
             estimate, _ = mean_difference(difference[rows], weight[rows], inside)
             part = float(difference[rows] @ weight[rows])
             share = part / total if total and math.isfinite(total) else math.nan
-            segments.append(SegmentDifference(column, value, int(rows.sum()), estimate, share))
+            segments.append(SegmentDifference(column, values[int(rows[0])], len(rows), estimate, share))
     return tuple(sorted(segments, key=lambda s: (-abs(s.share) if not math.isnan(s.share) else 0.0, s.column, s.value)))

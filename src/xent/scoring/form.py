@@ -25,6 +25,7 @@ CALL = "score"
 ONE_ROW_PER_ID = "An id names one row; omit id=, or choose a column without repetitions"
 ONE_VS_REST_CLASSES = 100
 """Up to this many classes, each has a reliability histogram of its own; otherwise only the predicted class has one."""
+MOST_SEGMENTS = 10_000
 Names = str | Sequence[str]
 
 
@@ -171,6 +172,7 @@ class _Planner:
 
     def __init__(self, request: Request, columns: list[str], dtypes: Mapping[str, Any]) -> None:
         self.request, self.columns, self.dtypes = request, columns, dtypes
+        self.known = {name for name in columns if isinstance(name, str)}
 
     def plan(self) -> Plan:
         r = self.request
@@ -236,7 +238,8 @@ class _Planner:
         """Return the column of the labels, or those of soft labels in the order of the classes."""
         label = self.request.label
         if label is None:
-            others = [name for name in self.columns if name not in taken]
+            without = set(taken)
+            others = [name for name in self.columns if name not in without]
             problem = "which column holds the labels?"
             raise ArgumentError(message(CALL, "label", problem, f"Name it; the other columns are {listed(others)}"))
         if isinstance(label, str) and "*" in label:
@@ -250,7 +253,7 @@ class _Planner:
         return names
 
     def _check(self, option: str, name: Any) -> None:
-        if name not in self.columns:
+        if name not in self.known:
             problem = f"there is no column {quoted(name)}"
             raise ArgumentError(message(CALL, option, problem, f"There are {listed(self.columns)}"))
 
@@ -284,6 +287,13 @@ def class_indices(labels: pl.Series, classes: tuple[str, ...], first_row: int) -
         remedy = f"The classes are {listed(classes)}; classes= names them in the order of the columns"
         raise LabelError(message(CALL, "label", problem, remedy))
     return np.asarray(indices)
+
+
+def check_segments(call: str, column: str, count: int) -> None:
+    """DataError if a column has more values than segments are for."""
+    if count > MOST_SEGMENTS:
+        remedy = "Segments are for columns with few values; a column that names each row is an id"
+        raise DataError(message(call, "by", f"column {quoted(column)} has more than {MOST_SEGMENTS} values", remedy))
 
 
 def id_array(ids: pl.Series) -> Array:

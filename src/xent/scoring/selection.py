@@ -16,7 +16,7 @@ import polars as pl
 
 from xent.scoring.batch import Rows
 from xent.scoring.loops import REASONS, VALID
-from xent.scoring.sums import Array, from_json, to_json
+from xent.scoring.sums import Array, to_json
 
 LIKELIEST = 5
 """Classes whose probabilities are kept with a surprising row."""
@@ -59,10 +59,6 @@ class SelectedRows:
 
     def to_json(self) -> dict[str, Any]:
         return {name: to_json(column) for name, column in self.columns.items()}
-
-    @classmethod
-    def from_json(cls, written: Mapping[str, Any]) -> SelectedRows:
-        return cls({name: from_json(column) for name, column in written.items()})
 
 
 NO_ROWS = SelectedRows({"key": np.empty(0, np.uint64)})
@@ -136,6 +132,8 @@ def check_columns(name: str, rows: SelectedRows, classes: int, soft: bool) -> No
     if name == "sample" and soft:
         expected["target"] = ("f", (classes,))
     columns = rows.columns
+    if any(values.ndim == 0 for values in columns.values()) or "key" not in columns:
+        raise ValueError(f"other columns of {name!r} than expected")
     if {len(column) for column in columns.values()} != {len(rows)}:
         raise ValueError(f"columns of {name!r} of different lengths")
     if not len(rows):

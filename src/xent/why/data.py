@@ -18,6 +18,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from xent.errors import ArgumentError, DataError, message
 from xent.names import first_line, listed, quoted, shown_name, shown_path
+from xent.scoring.limits import check_inflated
 
 BUILT_IN = {
     "digits": datasets.load_digits,
@@ -135,18 +136,19 @@ def _read(path: Path, name: str) -> pl.DataFrame:
         raise DataError(
             f"{shown_path(name)}: expected a file that ends in .csv or .parquet. Convert it, or rename it if it is one."
         )
-    if path.stat().st_size == 0:
-        raise DataError(f"{shown_path(name)}: the file is empty. Expected a header line and rows below it.")
-    if suffix == ".csv":
-        with path.open("rb") as file:
-            if b"\0" in file.read(1 << 16):
-                raise DataError(
-                    f"{shown_path(name)}: this is a binary file, not CSV text. If it is a Parquet file, name it "
-                    ".parquet."
-                )
     try:
-        return pl.read_csv(path, infer_schema_length=None) if suffix == ".csv" else pl.read_parquet(path)
-    except (pl.exceptions.PolarsError, OSError, UnicodeError) as error:
+        if path.stat().st_size == 0:
+            raise DataError(f"{shown_path(name)}: the file is empty. Expected a header line and rows below it.")
+        if suffix == ".parquet":
+            return pl.read_parquet(path, glob=False)
+        with path.open("rb") as file:
+            start = file.read(1 << 16)
+        check_inflated(path)
+        if b"\0" in start:
+            problem = "this is a binary file, not CSV text. If it is a Parquet file, name it .parquet"
+            raise DataError(f"{shown_path(name)}: {problem}.")
+        return pl.read_csv(path, infer_schema_length=None, glob=False)
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, UnicodeError) as error:
         kind = "CSV" if suffix == ".csv" else "Parquet"
         reason = first_line(error)
         raise DataError(
@@ -176,8 +178,8 @@ def _from_frame(frame: pl.DataFrame, path: Path, label: str | None, drop: Sequen
         frame = frame.sample(MOST_ROWS, seed=0)
     labels, classes = _labels(frame[label], path)
     features = frame.drop(label)
-    numeric = [c for c in features.columns if features[c].dtype.is_numeric()]
-    others = [c for c in features.columns if c not in numeric]
+    numeric = [name for name, dtype in features.schema.items() if dtype.is_numeric()]
+    others = [name for name, dtype in features.schema.items() if not dtype.is_numeric()]
     if not features.columns:
         raise DataError(f"{shown_path(path)}: there is no column besides the label {quoted(label)} to predict it from.")
     for column in others:
@@ -188,8 +190,8 @@ def _from_frame(frame: pl.DataFrame, path: Path, label: str | None, drop: Sequen
 
 
 def _refuse_missing(frame: pl.DataFrame, path: Path) -> None:
-    for column in frame.columns:
-        series = frame[column]
+    for series in frame.iter_columns():
+        column = series.name
         missing = series.is_null()
         if series.dtype.is_float():
             missing = missing | ~series.is_finite().fill_null(False)
