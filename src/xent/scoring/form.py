@@ -89,12 +89,15 @@ class Request:
 
 def names_of(option: str, names: Any) -> tuple[str, ...]:
     """Return one name or several as a tuple of text."""
-    if isinstance(names, str):
-        return (names,)
     if not isinstance(names, Iterable):
         problem = f"found a {type(names).__name__}, expected a list of names"
         raise ArgumentError(message(CALL, option, problem, "Pass a list, such as ['a', 'b']"))
-    return tuple(map(str, names))
+    found = (names,) if isinstance(names, str) else tuple(map(str, names))
+    for name in found:
+        if not name.isascii() and any("\ud800" <= character <= "\udfff" for character in name):
+            problem = f"found {quoted(name)}, which has half of a character (a lone surrogate)"
+            raise ArgumentError(message(CALL, option, problem, "Pass text that UTF-8 can hold"))
+    return found
 
 
 @dataclass(frozen=True)

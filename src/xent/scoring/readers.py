@@ -75,6 +75,7 @@ def find_files(data: str | Path) -> list[Path]:
     try:
         files, is_folder = _matches(data), path.is_dir()
         sizes = {p: p.stat().st_size for p in files}
+        "".join(map(str, files)).encode()  # Polars opens files whose names are UTF-8
     except (OSError, ValueError) as error:  # a name too long, a NUL byte, a folder that may not be read
         problem = f"{name} cannot be read ({first_line(error)})"
         raise DataError(

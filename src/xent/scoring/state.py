@@ -19,7 +19,7 @@ import numpy as np
 import polars as pl
 
 from xent.errors import ArgumentError, DataError, message
-from xent.names import first_line, quoted, shown_name
+from xent.names import first_line, listed, quoted
 from xent.scoring import figures, loops, stored
 from xent.scoring.batch import CALL, NO_INDEX, Rows, as_array, checked_clip, checked_count, one_per_row, row_scores
 from xent.scoring.calibration import expected_calibration_error, reliability, temperature
@@ -346,9 +346,8 @@ def _class_names(classes: Any, number: int) -> tuple[str, ...]:
 
 def _difference(a: Form, b: Form) -> str:
     one, other = asdict(a), asdict(b)
-    return ", ".join(
-        f"{name} {shown_name(one[name])} and {shown_name(other[name])}" for name in one if one[name] != other[name]
-    )
+    shown = {name: [listed(v) if isinstance(v, tuple) else str(v) for v in (one[name], other[name])] for name in one}
+    return ", ".join(f"{name} {' and '.join(shown[name])}" for name in one if one[name] != other[name])
 
 
 def _check_consistency(state: ScoreState) -> None:

@@ -137,6 +137,7 @@ def _read(path: Path, name: str) -> pl.DataFrame:
             f"{shown_path(name)}: expected a file that ends in .csv or .parquet. Convert it, or rename it if it is one."
         )
     try:
+        name.encode()  # Polars opens files whose names are UTF-8
         if path.stat().st_size == 0:
             raise DataError(f"{shown_path(name)}: the file is empty. Expected a header line and rows below it.")
         if suffix == ".parquet":
