@@ -72,7 +72,8 @@ def select(rows: Rows, ids: Array | None, first_row: int, worst: int, sample: in
     surprising = valid[largest_losses(loss, key, worst)]
     sampled = valid[smallest_keys(key, sample)]
     invalid = wrong[smallest_keys(keys[wrong], MOST_INVALID)]
-    total = rows.p[invalid].sum(axis=1, dtype=np.float64) if rows.p.shape[1] else np.full(len(invalid), np.nan)
+    with np.errstate(invalid="ignore", over="ignore"):  # such rows may hold infinities of both signs
+        total = rows.p[invalid].sum(axis=1, dtype=np.float64) if rows.p.shape[1] else np.full(len(invalid), np.nan)
 
     def named(places: Array) -> dict[str, Array]:
         names = np.full(len(places), None, object)
