@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 import xent
 from xent.cli import load
 from xent.errors import DataError
+from xent.report import write_replay, write_score, write_why
 from xent.scoring import ScoreState, limits
 
 SEED = 20261126
@@ -233,6 +234,30 @@ def assign(place, value):
 def test_numbers_that_no_rows_add_up_to_are_refused(name, place, value):
     with pytest.raises(DataError, match="to_json"):
         ScoreState.from_json(changed_array(name, assign(place, value)))
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {},
+        [],
+        None,
+        5,
+        "text",
+        {"record": "xent score"},
+        {"record": "\x1b" * 10_000, "schema": 1},
+        {"record": 1, "schema": 1},
+    ],
+    ids=lambda record: str(record)[:20],
+)
+def test_what_is_no_record_makes_no_page(record, tmp_path):
+    for write, path in ((write_score, tmp_path / "a.html"), (write_why, tmp_path), (write_replay, tmp_path)):
+        if write is write_why and not isinstance(record, dict):
+            continue  # it takes the result of an experiment, too
+        with pytest.raises(DataError, match="expected a record of") as caught:
+            write(record, path)
+        assert len(str(caught.value)) < 500
+    assert list(tmp_path.iterdir()) == []
 
 
 # Files of arrays.
