@@ -22,6 +22,7 @@ if __package__ in (None, ""):  # run as a script: import this folder as the pack
 import typer
 from rich.console import Console
 from rich.markdown import Markdown
+from rich.markup import escape
 
 from benchmarks import bars, logits_loss, record_tables, score_speed, tables
 from benchmarks.first_call import run_first_call
@@ -31,7 +32,7 @@ from benchmarks.sharded_loss import run_sharded_loss
 from benchmarks.thread_sharing import run_threads
 from xent.bench import show
 from xent.bench.timing import Settings
-from xent.cli.app import escaped, progress
+from xent.cli.app import print_error, progress
 from xent.errors import XentError
 
 Part = Literal[
@@ -66,7 +67,7 @@ def main(
         part = part or "logits"
         record = _measure(part, shapes, quick, threads, memory)
     except XentError as error:
-        messages.print(f"[bold red]bench:[/] {escaped(str(error))}", soft_wrap=True)
+        print_error("bench", error)
         raise typer.Exit(2) from None
     _show(part, record)
     if out is not None or not quick:
@@ -158,7 +159,7 @@ def _show(part: Part, record: dict[str, Any]) -> None:
 
 def _print(mark: str, sentences: Iterable[str]) -> None:
     for sentence in sentences:
-        messages.print(f"{mark} {escaped(sentence)}", soft_wrap=True)
+        messages.print(f"{mark} {escape(sentence)}", soft_wrap=True)
 
 
 def _write(record: dict[str, Any], path: Path) -> None:

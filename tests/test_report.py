@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
 import re
 from itertools import pairwise
 
@@ -17,7 +16,6 @@ from xent import information
 from xent.numpy import cross_entropy_value_and_grad, squared_error_value_and_grad
 from xent.report import write_why
 from xent.report.numbers import count, listed, magnitude, median, percent, plural, scientific, significant
-from xent.report.page import write_together
 from xent.report.theme import power
 from xent.report.why_answer import answer, tiles
 from xent.report.why_charts import charts
@@ -88,16 +86,6 @@ def test_a_dictionary_makes_the_same_page(record, report, tmp_path):
 def test_the_files_can_be_read_like_any_other(report, tmp_path):
     (tmp_path / "other").write_text("")
     assert report.stat().st_mode == (tmp_path / "other").stat().st_mode
-
-
-def test_files_appear_together_or_not_at_all(tmp_path, monkeypatch):
-    write_together(tmp_path, {"a": "old", "b": "old"})
-    with pytest.raises(UnicodeEncodeError):
-        write_together(tmp_path, {"a": "new", "b": "\ud800"})
-    monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="full"):
-        write_together(tmp_path, {"a": "new", "b": "new"})
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "old", "b": "old"}
 
 
 def test_a_failure_leaves_nothing(record, tmp_path, monkeypatch):

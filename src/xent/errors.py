@@ -7,15 +7,18 @@
     │   ├── ShapeError                   arrays whose shapes do not fit together
     │   └── ObjectiveError               an option out of its range, or options that exclude each other
     ├── DTypeError(TypeError)            an array or argument of a type that the call does not take
-    ├── DataError(ValueError)            a file or table that cannot be read as required
+    ├── DataError(ValueError)            a file or table that cannot be read as required, or a file not be written
     ├── RankError(RuntimeError)          another process of a group failed, or makes another call
     └── MissingDependencyError(ImportError)
 
 A message names the call and the argument, says what was found and what was expected, and ends with a remedy.
-`message` combines these parts, so that all modules word them in the same way.
+`message` combines these parts, so that all modules word them in the same way, and escapes what has
+no glyph.
 """
 
 from __future__ import annotations
+
+from xent.names import visible
 
 __all__ = [
     "ArgumentError",
@@ -61,7 +64,7 @@ class DTypeError(XentError, TypeError):
 
 
 class DataError(XentError, ValueError):
-    """A file or table that cannot be read as required."""
+    """A file or table that cannot be read as required, or a file that cannot be written."""
 
 
 class RankError(XentError, RuntimeError):
@@ -75,4 +78,4 @@ class MissingDependencyError(XentError, ImportError):
 def message(call: str, argument: str, problem: str, remedy: str) -> str:
     """Return the text of an error: the call and the argument, what was found and expected, and what to do."""
     where = f"{call}({argument}=...)" if argument else call
-    return f"{where}: {problem}. {remedy}"
+    return visible(f"{where}: {problem}. {remedy}")

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from xent.bench.peers import OURS, REUSED
 
@@ -28,7 +28,7 @@ def tables(record: Mapping[str, Any]) -> Iterator[Table]:
                 style = "bold" if entry["role"] == "ours" else None
                 table.add_row(entry["name"], *_cells(case, entry), style=style)
         absent = [f"{c['name']}: {c['not_available']}" for c in case["contestants"] if c["not_available"]]
-        table.caption, table.caption_justify = escape("\n".join(absent)) or None, "left"
+        table.caption, table.caption_justify = "\n".join(absent) or None, "left"
         yield table
 
 
@@ -59,7 +59,7 @@ def number(value: float) -> str:
     return f"{value:.{decimals}f}"
 
 
-def _cells(case: Mapping[str, Any], entry: Mapping[str, Any]) -> list[str]:
+def _cells(case: Mapping[str, Any], entry: Mapping[str, Any]) -> list[str | Text]:
     seconds = entry["seconds"]
     if entry["role"] == "limit":
         return [_milliseconds(seconds["copy"]), "", "", ""]
@@ -72,9 +72,9 @@ def _milliseconds(spread: Mapping[str, float] | None) -> str:
     return "" if spread is None else number(1e3 * spread["median"])
 
 
-def _over(case: Mapping[str, Any], measure: str, numerator: str, denominator: str) -> str:
+def _over(case: Mapping[str, Any], measure: str, numerator: str, denominator: str) -> str | Text:
     ratio = ratio_of(case, measure, numerator, denominator)
     if ratio is None:
         return ""
-    quartiles = f" [dim]({number(ratio['low'])}–{number(ratio['high'])})[/]" if denominator == OURS else ""
-    return number(ratio["median"]) + quartiles
+    quartiles = f" ({number(ratio['low'])}–{number(ratio['high'])})" if denominator == OURS else ""
+    return Text.assemble(number(ratio["median"]), (quartiles, "dim"))

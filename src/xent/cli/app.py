@@ -1,7 +1,8 @@
 """The Typer application and what its commands share: errors, the progress bar, tables, reading and writing files.
 
-Results go to standard output, progress and errors to standard error. Exit codes: 0 done; 2 the input or the options
-cannot be used, with a message that says why and what to do.
+Results go to standard output, progress and errors to standard error. Exit codes: 0 done; 1 interrupted, or whoever read
+standard output is gone; 2 the input, the options or an output cannot be used, with a message that says why and what to
+do. Names from data go through xent.names and then to consoles without markup, of which `terminal` is the only source.
 """
 
 from __future__ import annotations
@@ -19,9 +20,12 @@ from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from xent import __version__
 from xent.errors import DataError, XentError
+from xent.files import check_writable, is_standard_output, make_folder, write_text
+from xent.names import shown_name, shown_path, visible
 
 app = typer.Typer(
     name="xent",
@@ -30,7 +34,14 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_show_locals=False,
 )
-errors = Console(stderr=True)
+
+
+def terminal(*, stderr: bool = False) -> Console:
+    """A console that prints what it gets: text from data is neither markup nor an emoji nor a link."""
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+
+errors = terminal(stderr=True)
 
 Report = Callable[[str, int, int | None], None]
 
@@ -59,21 +70,27 @@ def reported_errors() -> Iterator[None]:
     try:
         yield
     except XentError as error:
-        errors.print(f"[bold red]xent:[/] {escaped(str(error))}", soft_wrap=True)
+        print_error("xent", error)
         raise typer.Exit(2) from None
+
+
+def print_error(command: str, error: Exception) -> None:
+    """Print an error as one line."""
+    errors.print(Text.assemble((f"{command}:", "bold red"), " ", visible(str(error))), soft_wrap=True)
 
 
 @contextmanager
 def progress(*, transient: bool = False) -> Iterator[Report]:
     """Yield a function that takes a description, what is done and the total; None makes a bar without an end."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=errors, transient=transient) as bars:
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    unseen = transient and not errors.is_terminal  # a bar that goes away leaves an empty line in a file
+    with Progress(*columns, console=errors, transient=transient, disable=unseen) as bars:
         tasks: dict[str, TaskID] = {}
         before: dict[str, int] = {}
 
         def report(description: str, done: int, total: int | None) -> None:
             if description not in tasks:
-                tasks[description] = bars.add_task(description, total=None)
+                tasks[description] = bars.add_task(shown_name(description), total=None)
                 before[description] = 0
             task = tasks[description]
             if done == 0:  # another round of the same work lengthens its bar
@@ -99,7 +116,7 @@ def _known_rows(data: str) -> int | None:
 
     from xent.scoring import readers
 
-    paths = readers.find_files(data)
+    paths = files_of(data)
     if paths[0].suffix.lower() != ".parquet":
         return None
     with readers.reading(data):
@@ -109,9 +126,9 @@ def _known_rows(data: str) -> int | None:
 # ----------------------------------------------------------------------------------------------------- text and tables
 
 
-def escaped(text: str) -> str:
-    """The text without Rich's markup."""
-    return text.replace("[", r"\[")
+def styled(text: str, style: str) -> Text:
+    """Text in a style; there is no markup on our consoles."""
+    return Text(text, style=style)
 
 
 def new_table(title: str, *columns: str) -> Table:
@@ -148,19 +165,37 @@ def column_names(values: list[str] | None) -> str | list[str] | None:
     return values[0] if values and len(values) == 1 else values or None
 
 
-def require_folder(out: Path) -> None:
-    """Make the folder of a report before the work; DataError if that fails."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"--out {out}: cannot make this folder ({error.strerror}). Name another one.") from None
+def require_folder(out: str, *names: str) -> None:
+    """Make the folder of a report before the work; DataError if that fails or its files cannot be written."""
+    make_folder(out, "--out")
+    for name in names:
+        check_writable(os.path.join(out, name), "--out")
 
 
-def require_writable(as_json: str | None, html: Path | None = None) -> None:
-    """DataError before the work if one of these files cannot be written."""
-    for path in (Path(as_json) if as_json not in (None, "-") else None, html):
-        if path is not None and (path.is_dir() or not os.access(path.resolve().parent, os.W_OK)):
-            raise DataError(f"{path}: cannot be written there. Name a file in a folder that exists.")
+def require_outputs(as_json: str | None, html: str | None = None, *, inputs: Sequence[str] = ()) -> bool:
+    """DataError before the work if a file cannot be written or would replace an input or another one.
+
+    Return whether standard output is taken by one of them, and has no place for tables.
+    """
+    outputs = {"--json": None if as_json == "-" else as_json, "--html": html}
+    taken = {str(path.resolve()): "the input" for data in inputs for path in files_of(data)}
+    for option, path in outputs.items():
+        if path is None:
+            continue
+        check_writable(path, option)
+        whole = os.path.realpath(path)
+        is_stream = os.path.exists(whole) and not os.path.isfile(whole)
+        if whole in taken and not is_stream:
+            raise DataError(f"{option} {shown_path(path)}: this is {taken[whole]}. Name another file.")
+        taken[whole] = f"also {option}"
+    return as_json == "-" or any(is_standard_output(path) for path in outputs.values() if path is not None)
+
+
+def files_of(data: str) -> list[Path]:
+    """The files that an argument stands for."""
+    from xent.scoring import readers
+
+    return readers.find_files(data)
 
 
 def write_json(record: dict[str, Any], as_json: str | None) -> list[Path]:
@@ -171,16 +206,13 @@ def write_json(record: dict[str, Any], as_json: str | None) -> list[Path]:
     if as_json == "-":
         print(text)
         return []
-    from xent.report.page import write_together
-
-    path = Path(as_json)
-    return list(write_together(path.parent, {path.name: text}).values())
+    return [write_text(as_json, text)]
 
 
 def print_written(paths: Sequence[Path]) -> None:
     """Name the files that were written."""
     for path in paths:
-        Console().print(f"Written: [bold]{escaped(str(path))}[/]", soft_wrap=True)
+        terminal().print(Text.assemble("Written: ", (shown_path(path), "bold")), soft_wrap=True)
 
 
 def source_of(data: str) -> dict[str, Any]:
@@ -190,11 +222,13 @@ def source_of(data: str) -> dict[str, Any]:
 
     from xent.scoring import readers
 
-    paths = readers.find_files(data)
+    with readers.reading(data):
+        paths = files_of(data)
+        size, digest = sum(path.stat().st_size for path in paths), readers.digest(paths)
     return {
         "name": data,
         "files": len(paths),
-        "bytes": sum(path.stat().st_size for path in paths),
-        "sha256": readers.digest(paths),
+        "bytes": size,
+        "sha256": digest,
         "versions": {"xent": __version__, "polars": polars.__version__, "numpy": numpy.__version__},
     }

@@ -6,9 +6,8 @@ import json
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from xent.cli.app import errors, escaped, progress, reported_errors
+from xent.cli.app import errors, progress, reported_errors, terminal
 
 
 def bench(
@@ -34,6 +33,6 @@ def bench(
             print(json.dumps(record))
             return
         for table in tables(record):
-            Console().print(table, "")
+            terminal().print(table, "")
         for sentence in disturbed(record):
-            errors.print(escaped(sentence))
+            errors.print(sentence)

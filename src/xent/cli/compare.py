@@ -5,18 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
+from rich.text import Text
 
 from xent.cli.app import (
     column_names,
-    escaped,
     interval,
     new_table,
     number,
     percent,
     print_written,
     reported_errors,
-    require_writable,
+    require_outputs,
+    styled,
+    terminal,
     write_json,
 )
 from xent.cli.score import (
@@ -33,6 +34,7 @@ from xent.cli.score import (
     Weight,
     class_names,
 )
+from xent.names import shown_name, shown_path
 
 if TYPE_CHECKING:
     from xent.scoring import Comparison
@@ -63,7 +65,7 @@ def compare(
     with reported_errors():
         from xent.scoring import compare as compare_predictions
 
-        require_writable(as_json)
+        silent = require_outputs(as_json, inputs=[a, b])
         comparison = compare_predictions(
             a,
             b,
@@ -81,19 +83,20 @@ def compare(
             tolerance=tolerance,
         )
         written = write_json(comparison.to_record(), as_json)
-        if as_json != "-":
+        if not silent:
             _print_comparison(comparison, a, b)
             print_written(written)
 
 
 def _print_comparison(comparison: Comparison, a: str, b: str) -> None:
-    console = Console()
+    console = terminal()
     d = comparison.difference
-    console.print(f"[bold]a[/] {escaped(a)}\n[bold]b[/] {escaped(b)}", soft_wrap=True)
+    names = (("a", "bold"), f" {shown_path(a)}\n", ("b", "bold"), f" {shown_path(b)}")
+    console.print(Text.assemble(*names), soft_wrap=True)
     table = new_table("", "quantity", "value", "unit")
     clusters = "" if comparison.clusters is None else f", {comparison.clusters:,} clusters"
-    rows = [
-        ("a minus b", f"[bold]{number(d.nats)}[/]", f"nats per row, {comparison.rows:,} paired rows{clusters}"),
+    rows: list[tuple[str, str | Text, str]] = [
+        ("a minus b", styled(number(d.nats), "bold"), f"nats per row, {comparison.rows:,} paired rows{clusters}"),
         ("", interval(d), "95% interval; below 0, a is better"),
         ("p-value", number(comparison.p_value), "of no difference, paired t-test"),
         ("cross-entropy of a", number(comparison.cross_entropy_a), "nats per row"),
@@ -105,18 +108,18 @@ def _print_comparison(comparison: Comparison, a: str, b: str) -> None:
     ]
     for name, value, unit in rows:
         if value not in ("", ", "):
-            table.add_row(name, value, f"[dim]{unit}[/]")
+            table.add_row(name, value, styled(unit, "dim"))
     console.print(table)
     if comparison.segments:
         table = new_table("segments that drive it", "column", "value", "rows", "nats", "95% interval", "share")
         for s in comparison.segments[:15]:
             e = s.difference
-            names = (escaped(s.column), escaped(s.value))
-            table.add_row(*names, f"{s.rows:,}", number(e.nats), interval(e), percent(s.share))
+            pair = (shown_name(s.column), shown_name(s.value))
+            table.add_row(*pair, f"{s.rows:,}", number(e.nats), interval(e), percent(s.share))
         console.print(table)
     table = new_table("rows that drive it", "id", "loss of a", "loss of b", "difference")
     for row in comparison.drivers[:8]:
-        table.add_row(escaped(row.id), number(row.loss_a), number(row.loss_b), number(row.difference))
+        table.add_row(shown_name(row.id), number(row.loss_a), number(row.loss_b), number(row.difference))
     console.print(table)
     verdict = {"a": "a is better.", "b": "b is better.", "neither": "The interval includes 0: neither is better."}
     console.print(verdict[comparison.winner])

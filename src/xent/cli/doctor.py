@@ -10,12 +10,12 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 import xent
-from xent.cli.app import escaped, reported_errors
+from xent.cli.app import reported_errors, terminal
 from xent.environment import SETTINGS, setting
+from xent.names import visible
 
 PACKAGES = ("numpy", "numba", "array-api-compat", "torch", "triton", "scikit-learn", "polars", "altair", "typer")
 
@@ -29,11 +29,11 @@ def doctor(
     if as_json:
         print(json.dumps(sections))
         return
-    console = Console()
+    console = terminal()
     for title, rows in sections.items():
         table = Table(title=title.capitalize(), title_justify="left", show_header=False, box=None, padding=(0, 2))
         for name, value in rows.items():
-            table.add_row(name, escaped(str(value)))
+            table.add_row(name, visible(str(value)))
         console.print(table, "")
 
 

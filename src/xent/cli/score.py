@@ -7,24 +7,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from xent.cli.app import (
     column_names,
     errors,
-    escaped,
     interval,
     new_table,
     number,
     percent,
     print_written,
     reported_errors,
-    require_writable,
+    require_outputs,
     row_progress,
     source_of,
+    styled,
+    terminal,
     write_json,
 )
+from xent.names import shown_name, shown_path, visible
 
 if TYPE_CHECKING:
     from xent.scoring import Score
@@ -66,7 +68,7 @@ def score(
         bool, typer.Option("--skip-invalid", help="Leave out, count and name rows that cannot be scored.")
     ] = False,
     as_json: Json = None,
-    html: Annotated[Path | None, typer.Option(help="Write the report, one file that opens offline.")] = None,
+    html: Annotated[str | None, typer.Option(help="Write the report, one file that opens offline.")] = None,
 ) -> None:
     """Say how good predictions are, in nats and bits, against what, why, and which rows are to blame.
 
@@ -77,7 +79,7 @@ def score(
     with reported_errors():
         from xent.scoring import score as score_predictions
 
-        require_writable(as_json, html)
+        silent = require_outputs(as_json, html, inputs=[data])
         with row_progress(data) as report:
             result = score_predictions(
                 data,
@@ -103,8 +105,8 @@ def score(
             if html is not None:
                 from xent.report import write_score
 
-                written.append(write_score(record, html))
-        if as_json != "-":
+                written.append(write_score(record, Path(html)))
+        if not silent:
             _print_score(result, data)
             print_written(written)
 
@@ -115,29 +117,29 @@ def class_names(text: str | None) -> list[str] | None:
 
 
 def _print_score(score: Score, data: str) -> None:
-    console = Console()
+    console = terminal()
     clip = "" if score.form.clip is None else f", clipped at {score.form.clip:g}"
     classes = f", {len(score.form.classes)} classes" if score.form.classes else ""
-    console.print(f"[bold]{escaped(data)}[/]: {score.rows:,} rows{classes}{clip}", soft_wrap=True)
+    console.print(Text.assemble((shown_path(data), "bold"), f": {score.rows:,} rows{classes}{clip}"), soft_wrap=True)
     console.print(_headline(score))
     if score.form.classes and len(score.classes) <= 20:
         console.print(_class_table(score))
     for name, segments in score.segments.items():
-        table = new_table(f"by {name}, the worst first", name, "rows", "nats", "95% interval", "share of loss")
+        table = new_table(
+            f"by {shown_name(name)}, the worst first", shown_name(name), "rows", "nats", "95% interval", "share of loss"
+        )
         for s in segments[:15]:
             e = s.cross_entropy
-            table.add_row(escaped(s.value), f"{s.rows:,}", number(e.nats), interval(e), percent(s.share_of_loss))
+            table.add_row(shown_name(s.value), f"{s.rows:,}", number(e.nats), interval(e), percent(s.share_of_loss))
         console.print(table)
     table = new_table("the most surprising rows", "row", "label", "predicted", "bits", "likeliest")
     for row in score.surprising[:8]:
-        likeliest = ", ".join(f"{name} {p:.3g}" for name, p in row.likeliest[:3])
+        likeliest = ", ".join(f"{shown_name(name)} {p:.3g}" for name, p in row.likeliest[:3])
         name = row.id if row.id is not None else f"{row.row:,}"
-        table.add_row(
-            *(escaped(t or "") for t in (name, row.label, row.predicted)), number(row.bits), escaped(likeliest)
-        )
+        table.add_row(*(shown_name(t or "") for t in (name, row.label, row.predicted)), number(row.bits), likeliest)
     console.print(table)
     for warning in score.warnings:
-        errors.print(f"[yellow]![/] {escaped(warning)}", soft_wrap=True)
+        errors.print(Text.assemble(("!", "yellow"), " ", visible(warning)), soft_wrap=True)
 
 
 def _headline(score: Score) -> Table:
@@ -145,8 +147,8 @@ def _headline(score: Score) -> Table:
     table = new_table("", "quantity", "value", "unit")
     ce, t = score.cross_entropy, score.temperature
     ends = "" if math.isnan(ce.low) else f" ({interval(ce)})"
-    rows = [
-        ("cross-entropy", f"[bold]{number(ce.nats)}[/]{ends}", "nats per row, 95% interval"),
+    rows: list[tuple[str, str | Text, str]] = [
+        ("cross-entropy", Text.assemble((number(ce.nats), "bold"), ends), "nats per row, 95% interval"),
         ("", number(ce.bits), "bits per row"),
     ]
     if score.impossible_rows and score.form.clip is None:
@@ -177,7 +179,7 @@ def _headline(score: Score) -> Table:
     rows.append(("impossible rows", f"{score.impossible_rows:,}", "rows"))
     for name, value, unit in rows:
         if value != "":
-            table.add_row(name, value, f"[dim]{unit}[/]")
+            table.add_row(name, value, styled(unit, "dim"))
     return table
 
 
@@ -186,5 +188,5 @@ def _class_table(score: Score) -> Table:
     for c in score.classes:
         against = "" if c.against_rest is None else number(c.against_rest.miscalibration)
         shares = (percent(c.share), percent(c.predicted_share))
-        table.add_row(escaped(c.name), *shares, number(c.loss), percent(c.recall), percent(c.share_of_loss), against)
+        table.add_row(shown_name(c.name), *shares, number(c.loss), percent(c.recall), percent(c.share_of_loss), against)
     return table

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from xent.cli.app import (
     column_names,
-    escaped,
     new_table,
     print_written,
     progress,
@@ -22,8 +21,10 @@ from xent.cli.app import (
     require_folder,
     row_progress,
     source_of,
+    terminal,
 )
 from xent.errors import ArgumentError
+from xent.names import shown_name, shown_path
 
 if TYPE_CHECKING:
     from xent.why.record import Comparison, Record, Spread
@@ -38,7 +39,7 @@ def why(
     quick: Annotated[bool, typer.Option("--quick", help="Two seeds and a third of the epochs: a first look.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="The first of the five seeds.")] = 0,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training rows [default: 30].")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for why.html and why.json.")] = Path("xent-why"),
+    out: Annotated[str, typer.Option(help="Folder for why.html and why.json.")] = "xent-why",
     as_json: Annotated[bool, typer.Option("--json", help="Print the record as JSON in place of the table.")] = False,
     predictions: Annotated[
         str | None, typer.Option(help="Predictions of your own: replay both gradients on them, and train nothing.")
@@ -71,30 +72,30 @@ def why(
             settings = dataclasses.replace(settings, epochs=epochs)
         if quick:
             settings = settings.quick()
-        require_folder(out)
+        require_folder(out, "why.html", "why.json")
         with progress() as report:
             record = run(dataset, settings, report)
-        page = write_why(record, out)
+        page = write_why(record, Path(out))
         if as_json:
             print(json.dumps(record.to_dict()))
             return
         _print_comparisons(record)
         print("* the ranges over the seeds touch\n")
         numbers = page.with_suffix(".json")
-        Console().print(
-            f"The report: [bold]{escaped(str(page))}[/], every number in {escaped(str(numbers))}", soft_wrap=True
-        )
+        names = ("The report: ", (shown_path(page), "bold"), f", every number in {shown_path(numbers)}")
+        terminal().print(Text.assemble(*names), soft_wrap=True)
 
 
 def _print_comparisons(record: Record) -> None:
     data = record.data
     sampled = f" sampled from {data.rows_in_source}" if data.rows != data.rows_in_source else ""
-    console = Console()
-    console.print(
-        f"[bold]{escaped(data.name)}[/]: {data.rows} rows{sampled}, {data.features} features, {len(data.classes)} "
+    console = terminal()
+    summary = (
+        f": {data.rows} rows{sampled}, {data.features} features, {len(data.classes)} "
         f"classes; {data.rows_train} rows to train, {data.rows_validation} to choose learning rates, "
         f"{data.rows_test} to test; median (range) of {len(record.settings.seeds)} seeds"
     )
+    console.print(Text.assemble((shown_name(data.name), "bold"), summary))
     for start, model in dict.fromkeys((c.start, c.model) for c in record.comparisons):
         comparisons = [c for c in record.comparisons if (c.start, c.model) == (start, model)]
         console.print(_comparison_table(start, model, comparisons))
@@ -109,12 +110,13 @@ def _comparison_table(start: str, model: str, comparisons: list[Comparison]) -> 
     table.add_column("better", min_width=15)
     for c in comparisons:
         winner = "tie" if c.winner == "tie" else c.winner + ("" if c.clear else " *")
-        measure = c.measure.replace("test ", "") + (" [dim](nats)[/]" if "nats" in c.unit else "")
+        unit = " (nats)" if "nats" in c.unit else ""
+        measure = Text.assemble(c.measure.replace("test ", ""), (unit, "dim"))
         table.add_row(measure, _spread(c.cross_entropy, c.unit), _spread(c.squared_error, c.unit), winner)
     return table
 
 
-def _spread(spread: Spread, unit: str) -> str:
+def _spread(spread: Spread, unit: str) -> str | Text:
     def number(value: float) -> str:
         if value == float("inf"):
             return "never"
@@ -122,11 +124,11 @@ def _spread(spread: Spread, unit: str) -> str:
 
     if spread.low == spread.high:
         return number(spread.median)
-    return f"{number(spread.median)} [dim]({number(spread.low)}–{number(spread.high)})[/]"
+    return Text.assemble(number(spread.median), (f" ({number(spread.low)}–{number(spread.high)})", "dim"))
 
 
 def _replay(
-    data: str, label: str | None, proba: list[str] | None, logits: list[str] | None, out: Path, as_json: bool
+    data: str, label: str | None, proba: list[str] | None, logits: list[str] | None, out: str, as_json: bool
 ) -> None:
     """`--predictions`: both gradients on the rows of a table of predictions."""
     from xent.report import write_replay
@@ -134,12 +136,12 @@ def _replay(
     from xent.scoring import score
     from xent.why.predictions import replay
 
-    require_folder(out)
+    require_folder(out, "predictions.html", "predictions.json")
     with row_progress(data) as report:
         predictions = score(data, label, proba=column_names(proba), logits=column_names(logits), progress=report)
         replayed = replay(predictions)
     record: dict[str, Any] = {**replayed.to_dict(), "source": source_of(data)}
-    page = write_replay(record, out)
+    page = write_replay(record, Path(out))
     if as_json:
         print(json.dumps(record))
         return
@@ -149,5 +151,5 @@ def _replay(
     )  # fmt: skip
     for row in bands(record):
         gradients.add_row(*row)
-    Console().print(gradients)
+    terminal().print(gradients)
     print_written([page, page.with_suffix(".json")])

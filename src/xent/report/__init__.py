@@ -12,12 +12,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xent.report.page import render, write_together
+from xent.errors import DataError, message
+from xent.files import make_folder, write_text, write_together
+from xent.names import shown_name
+from xent.report.page import render
 
 if TYPE_CHECKING:
     from xent.why.record import Record
 
 __all__ = ["write_replay", "write_score", "write_why"]
+
+SCHEMA = 1
+"""Of all three kinds of records."""
 
 
 def write_why(record: Record | Mapping[str, Any], directory: Path) -> Path:
@@ -34,10 +40,10 @@ def write_why(record: Record | Mapping[str, Any], directory: Path) -> Path:
     from xent.report.why_text import texts
 
     plain: dict[str, Any] = dict(record) if isinstance(record, Mapping) else record.to_dict()
+    _check_head("write_why", plain, "xent why")
     numbers = json.dumps(plain, allow_nan=False, indent=1)
     page = render("why.html.jinja", charts(plain), texts(plain))
-    written = write_together(directory, {"why.json": numbers, "why.html": page})
-    return written["why.html"]
+    return _written(directory, "why", numbers, page)
 
 
 def write_score(record: Mapping[str, Any], path: Path) -> Path:
@@ -51,8 +57,9 @@ def write_score(record: Mapping[str, Any], path: Path) -> Path:
     from xent.report.score_charts import charts
     from xent.report.score_text import SEARCH, texts
 
+    _check_head("write_score", record, "xent score")
     page = render("score.html.jinja", charts(record), texts(record), SEARCH)
-    return write_together(path.parent, {path.name: page})[path.name]
+    return write_text(path, page)
 
 
 def write_replay(record: Mapping[str, Any], directory: Path) -> Path:
@@ -65,7 +72,23 @@ def write_replay(record: Mapping[str, Any], directory: Path) -> Path:
     """
     from xent.report.replay_page import charts, texts
 
+    _check_head("write_replay", record, "xent why --predictions")
     page = render("replay.html.jinja", charts(record), texts(record))
     numbers = json.dumps(record, allow_nan=False, indent=1)
-    written = write_together(directory, {"predictions.json": numbers, "predictions.html": page})
-    return written["predictions.html"]
+    return _written(directory, "predictions", numbers, page)
+
+
+def _check_head(call: str, record: Mapping[str, Any], kind: str) -> None:
+    """DataError unless this is a record of that kind, in the schema that the page is made from."""
+    found = (record.get("record"), record.get("schema")) if isinstance(record, Mapping) else type(record).__name__
+    if found != (kind, SCHEMA):
+        problem = f"found {shown_name(found)}, expected a record of {kind!r} in schema {SCHEMA}"
+        raise DataError(message(call, "record", problem, "Pass the JSON that this version of xent wrote"))
+
+
+def _written(directory: Path, name: str, numbers: str, page: str) -> Path:
+    """Write both files into the directory, which is made if need be; return the path of the page."""
+    make_folder(directory)
+    html = directory / f"{name}.html"
+    write_together({directory / f"{name}.json": numbers, html: page})
+    return html

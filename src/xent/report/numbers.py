@@ -75,9 +75,3 @@ def median(values: Sequence[float | None], worst: float = math.inf) -> float | N
         return None
     middle = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
     return middle if math.isfinite(middle) else None
-
-
-def shortened(name: object, longest: int = 40) -> str:
-    """A name from the data, cut to a length."""
-    text = str(name)
-    return text if len(text) <= longest else text[: longest - 1] + "…"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -20,6 +19,7 @@ import jinja2
 import vl_convert
 from markupsafe import Markup
 
+from xent.names import visible
 from xent.report.theme import config
 
 Chart = altair.Chart | altair.LayerChart
@@ -67,11 +67,12 @@ def specification(chart: Chart) -> dict[str, Any]:
 
 
 def environment() -> jinja2.Environment:
-    """Return an environment that escapes variables and raises an error for undefined ones."""
+    """Return an environment that escapes variables, for HTML and for the eye, and refuses undefined ones."""
     jinja = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_visible,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -97,19 +98,9 @@ def content_security_policy(*scripts: str) -> str:
     )
 
 
-def write_together(directory: Path, contents: Mapping[str, str]) -> dict[str, Path]:
-    """Write all files or none: first under temporary names, then under their own."""
-    directory.mkdir(parents=True, exist_ok=True)
-    temporary = {name: directory / f".{name}.{os.getpid()}.partial" for name in contents}
-    try:
-        for name, text in contents.items():
-            temporary[name].write_text(text, encoding="utf-8")
-        for name, path in temporary.items():
-            os.replace(path, directory / name)
-    finally:
-        for path in temporary.values():
-            path.unlink(missing_ok=True)
-    return {name: directory / name for name in contents}
+def _visible(value: Any) -> Any:
+    """Return the value of a variable of a template; text that is no markup of ours with visible escapes."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _json_for_html(value: Any) -> Markup:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from xent.names import shown_path
 from xent.report.numbers import count, percent, rounded, significant
 from xent.report.theme import COLOR_OF, Layers, finished, layered, rows, x_axis, y_axis
 
@@ -40,7 +41,8 @@ def texts(record: Mapping[str, Any]) -> dict[str, Any]:
             f"{percent(worst['share_of_cross_entropy'])} of all that cross-entropy would change, "
             f"{percent(worst['share_of_squared_error'])} of what squared error would."
         )
-    return {"name": record.get("source", {}).get("name", "predictions"), "answer": answer, "bands": bands(record)}
+    name = shown_path(record.get("source", {}).get("name", "predictions"))
+    return {"name": name, "answer": answer, "bands": bands(record)}
 
 
 def bands(record: Mapping[str, Any]) -> list[list[str]]:

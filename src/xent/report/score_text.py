@@ -8,11 +8,11 @@ from typing import Any
 
 from markupsafe import Markup
 
-from xent.report.numbers import count, magnitude, percent, plural, scientific, shortened, significant
+from xent.names import shown_name, shown_path
+from xent.report.numbers import count, magnitude, percent, plural, scientific, significant
 
 MOST_CLASSES = 200
 MOST_SEGMENTS = 200
-LONGEST = 60
 LN2 = math.log(2)
 
 SEARCH = """
@@ -64,15 +64,15 @@ def texts(record: Mapping[str, Any]) -> dict[str, Any]:
         "figures": [(_title(name), shown(f["value"], 6), f["unit"]) for name, f in record["figures"].items()],
         "classes": _classes(record),
         "more_classes": max(0, len(record["classes"]) - MOST_CLASSES),
-        "segments": [(name, _segments(rows)) for name, rows in record["segments"].items()],
+        "segments": [(shown_name(name), _segments(rows)) for name, rows in record["segments"].items()],
         "surprising": _surprising(record),
         "identified": record["form"]["identified"],
         "temperature": _temperature(record),
         "decomposition": _decomposition(record),
         "concentration": _concentration(record),
         "clip": _clip(record),
-        "invalid": record["invalid"],
-        "source": record.get("source"),
+        "invalid": [{**row, "id": row["id"] and shown_name(row["id"])} for row in record["invalid"]],
+        "source": _source(record),
     }
 
 
@@ -139,7 +139,7 @@ def _classes(record: Mapping[str, Any]) -> list[list[str]]:
     worst = sorted(record["classes"], key=lambda c: -(number(c["share_of_loss"]) or 0.0))
     return [
         [
-            _short(c["name"]),
+            shown_name(c["name"]),
             share(c["share"]),
             share(c["predicted_share"]),
             shown(c["loss"]),
@@ -157,16 +157,16 @@ def _segments(rows: list[Mapping[str, Any]]) -> list[list[str]]:
         e = s["cross_entropy"]
         interval = f"{shown(e['low'])} to {shown(e['high'])}" if e["low"] is not None else ""
         numbers = [count(s["rows"]), shown(e["nats"]), interval, share(s["share_of_loss"]), share(s["accuracy"])]
-        body.append([_short(s["value"]), *numbers])
+        body.append([shown_name(s["value"]), *numbers])
     return body
 
 
 def _surprising(record: Mapping[str, Any]) -> list[list[str]]:
     body = []
     for row in record["surprising"]:
-        likeliest = ", ".join(f"{_short(name)} {shown(p, 3)}" for name, p in row["likeliest"])
-        name = _short(row["id"]) if row["id"] is not None else count(row["row"])
-        label, predicted = (_short(row[key]) if row[key] is not None else "" for key in ("label", "predicted"))
+        likeliest = ", ".join(f"{shown_name(name)} {shown(p, 3)}" for name, p in row["likeliest"])
+        name = shown_name(row["id"]) if row["id"] is not None else count(row["row"])
+        label, predicted = (shown_name(row[key]) if row[key] is not None else "" for key in ("label", "predicted"))
         body.append([name, label, predicted, shown(row["bits"]), likeliest])
     return body
 
@@ -237,13 +237,14 @@ def clip_matters(record: Mapping[str, Any]) -> bool:
 
 def _name(record: Mapping[str, Any]) -> str:
     source = record.get("source")
-    return _short(source["name"]) if source else "predictions"
+    return shown_path(source["name"]) if source else "predictions"
+
+
+def _source(record: Mapping[str, Any]) -> dict[str, Any] | None:
+    source = record.get("source")
+    return None if source is None else {**source, "name": shown_path(source["name"])}
 
 
 def _title(name: str) -> str:
     words = name.removesuffix("_nats").removesuffix("_bits").replace("_", " ")
     return words[0].upper() + words[1:]
-
-
-def _short(name: object) -> str:
-    return shortened(name, LONGEST)

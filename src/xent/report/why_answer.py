@@ -7,7 +7,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from xent.report.numbers import count, magnitude, median, percent, plural, scientific, shortened, significant
+from xent.names import shown_name
+from xent.report.numbers import count, magnitude, median, percent, plural, scientific, significant
 from xent.report.why_tables import headline, level_of, number, score, seeds_there, several_seeds
 
 LONGEST_LIST = 120
@@ -20,13 +21,13 @@ def facts(record: dict[str, Any]) -> list[tuple[str, str]]:
     data = record["data"]
     sampled = data["rows_in_source"] != data["rows"]
     rows_ = plural(data["rows"], "row") + (f" of {count(data['rows_in_source'])}, sampled" if sampled else "")
-    shown = [shortened(name) for name in data["classes"][:MOST_CLASSES]]
+    shown = [shown_name(name) for name in data["classes"][:MOST_CLASSES]]
     while len(shown) > 1 and sum(map(len, shown)) > LONGEST_LIST:
         shown.pop()
     more = len(data["classes"]) - len(shown)
     names = ", ".join(shown) + (f" and {count(more)} more" if more else "")
     return [
-        ("Data", f"{shortened(data['name'])} ({data['source']})"),
+        ("Data", f"{shown_name(data['name'])} ({data['source']})"),
         ("Rows", f"{rows_}; {plural(data['features'], 'feature')}"),
         ("Classes", f"{count(len(data['classes']))}: {names}"),
         (
@@ -49,7 +50,7 @@ def answer(record: dict[str, Any]) -> list[Markup]:
     sentences = [
         opening.format(
             rows=count(record["data"]["rows"]),
-            name=shortened(record["data"]["name"]),
+            name=shown_name(record["data"]["name"]),
             race=_raced(record, "random"),
         ),
         Markup("From a confidently wrong start {}{}").format(_raced(record, "confidently wrong"), _stalls(record)),

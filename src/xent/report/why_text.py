@@ -9,8 +9,9 @@ import numpy as np
 from markupsafe import Markup
 
 from xent.information import cross_entropy, information_content
+from xent.names import shown_name
 from xent.numpy import cross_entropy_value_and_grad, squared_error_value_and_grad
-from xent.report.numbers import count, listed, magnitude, median, percent, plural, scientific, shortened, significant
+from xent.report.numbers import count, listed, magnitude, median, percent, plural, scientific, significant
 from xent.report.theme import power
 from xent.report.why_answer import answer, facts, gradient_lengths, tiles
 from xent.report.why_charts import information as simplex
@@ -22,7 +23,7 @@ from xent.report.why_tables import rates, tables, verdict, wins_of_squared_error
 def texts(record: dict[str, Any]) -> dict[str, Any]:
     """Return all variables of the template."""
     return {
-        "name": shortened(record["data"]["name"]),
+        "name": shown_name(record["data"]["name"]),
         "facts": facts(record),
         "answer": answer(record),
         "tiles": tiles(record),
@@ -76,7 +77,7 @@ def punishment_text(record: dict[str, Any]) -> list[Markup]:
                 "On {name}, at the confidently wrong start, the median training row gives its label {p}; the median "
                 "gradients are {ce} and {se}."
             ).format(
-                name=shortened(record["data"]["name"]),
+                name=shown_name(record["data"]["name"]),
                 p=magnitude(p_median),
                 ce=significant(lengths[0]),
                 se=magnitude(lengths[1]),
@@ -90,7 +91,7 @@ def caption_of_rows(record: dict[str, Any]) -> str:
     lowest = 10.0 ** punishment.lowest_exponent(record)
     samples = record["gradients"]
     below = sum(s["probability_of_label"] < lowest for s in samples)
-    text = f"Points are {plural(len(samples), 'sampled training row')} of {shortened(record['data']['name'])}"
+    text = f"Points are {plural(len(samples), 'sampled training row')} of {shown_name(record['data']['name'])}"
     if below:
         least = power(punishment.lowest_exponent(record))
         text += f"; {count(below)} with less than {least} for their label are drawn at the left edge"

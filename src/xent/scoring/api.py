@@ -18,6 +18,7 @@ import numpy as np
 
 from xent.backends.cpu.threads import get_num_threads
 from xent.errors import ArgumentError, DataError, DistributionError, message
+from xent.names import quoted, shown_name
 from xent.scoring import clusters, loops
 from xent.scoring.batch import checked_clip, checked_count
 from xent.scoring.form import CALL, ONE_ROW_PER_ID, Request, names_of
@@ -211,7 +212,7 @@ def _finished(state: ScoreState, notes: list[str]) -> Score:
         ids = [str(name) for name in state.sample["id"].tolist()]
         if len(set(ids)) < len(ids):
             first = next(name for name in ids if ids.count(name) > 1)
-            raise DataError(message(CALL, "id", f"the id {first!r} names several rows", ONE_ROW_PER_ID))
+            raise DataError(message(CALL, "id", f"the id {quoted(first)} names several rows", ONE_ROW_PER_ID))
     return replace(state.finalize(), notes=tuple(notes))
 
 
@@ -245,7 +246,7 @@ def _invalid_message(state: ScoreState) -> str:
     columns = (invalid[name].tolist() for name in ("row", "id", "reason", "total"))
     first = sorted(zip(*columns, strict=True), key=lambda columns: columns[0])[:3]
     named = [
-        f"row {row}" + ("" if name is None else f" (id {name})") + f": {_reason(reason, total)}"
+        f"row {row}" + ("" if name is None else f" (id {shown_name(name)})") + f": {_reason(reason, total)}"
         for row, name, reason, total in first
     ]
     problem = f"{state.invalid_rows:,} of the first rows cannot be scored; {'; '.join(named)}"

@@ -16,6 +16,8 @@ from xent.scoring import loops
 from xent.scoring.sums import Array
 
 CALL = "ScoreState.from_batch"
+MOST_WEIGHT = 1e100
+"""Squares of larger weights, which an interval is made of, would be infinite."""
 EMPTY, NO_INDEX, NO_MATRIX = np.empty(0), np.empty(0, np.int64), np.empty((0, 0))
 
 
@@ -60,7 +62,7 @@ def row_scores(
         rows = _rows_of_classes(labels, kinds[0], predictions[kinds[0]], tolerance)
     if weight is not None:
         rows.weight = one_per_row("weight", _numbers("weight", weight), len(rows.loss)).astype(np.float64)
-        rows.status[~(np.isfinite(rows.weight) & (rows.weight >= 0))] = loops.WRONG_WEIGHT
+        rows.status[~((rows.weight >= 0) & (rows.weight <= MOST_WEIGHT))] = loops.WRONG_WEIGHT
     return rows
 
 

@@ -170,7 +170,7 @@ class _Rows:
 
 
 def _wilson(share: float, rows: float) -> tuple[float, float]:
-    z = 1.959963984540054
+    z, share = 1.959963984540054, min(max(share, 0.0), 1.0)
     middle = (share + z * z / (2 * rows)) / (1 + z * z / rows)
     half = z / (1 + z * z / rows) * math.sqrt(share * (1 - share) / rows + z * z / (4 * rows * rows))
     return max(0.0, middle - half), min(1.0, middle + half)

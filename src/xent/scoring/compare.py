@@ -17,9 +17,10 @@ import polars as pl
 from scipy import special
 
 from xent.errors import ArgumentError, DataError, DistributionError, message
+from xent.names import quoted, shown_name
 from xent.scoring import loops
 from xent.scoring.batch import checked_clip, checked_count, row_scores
-from xent.scoring.form import ONE_ROW_PER_ID, Names, Plan, Request, names_of
+from xent.scoring.form import ONE_ROW_PER_ID, Names, Plan, Request, check_segments, names_of
 from xent.scoring.readers import batches_of, reading
 from xent.scoring.score import Estimate, plain
 from xent.scoring.sums import Array
@@ -186,7 +187,9 @@ def compare(
         raise DataError(message(CALL, "id", problem, "Choose the column that names the same rows on both sides"))
     if "label" in both.columns and not (both["label"] == both["label_b"]).all():
         wrong = both.filter(pl.col("label") != pl.col("label_b"))
-        problem = f"{wrong.height} rows have other labels in b than in a, the first with id {wrong['id'][0]}"
+        problem = (
+            f"{wrong.height} rows have other labels in b than in a, the first with id {shown_name(wrong['id'][0])}"
+        )
         raise DataError(message(CALL, "label", problem, "Both have to predict the same"))
     return _compared(left, right, both, segments, cluster, worst, clip)
 
@@ -204,7 +207,7 @@ def row_table(side: str, data: Any, request: Request) -> pl.DataFrame:
     table = pl.concat(parts)
     if table["id"].n_unique() < table.height:
         repeated = table.filter(pl.col("id").is_duplicated())
-        problem = f"{repeated.height} rows share an id, such as {repeated['id'][0]!r}"
+        problem = f"{repeated.height} rows share an id, such as {quoted(repeated['id'][0])}"
         raise DataError(message(CALL, side, problem, ONE_ROW_PER_ID))
     return table
 
@@ -214,7 +217,9 @@ def _rows_of(side: str, plan: Plan, batch: pl.DataFrame, first: int) -> pl.DataF
     ids = batch[plan.request.id or ""]
     if (rows.status != loops.VALID).any():
         row = int((rows.status != loops.VALID).argmax())
-        problem = f"row {first + row} (id {ids[row]}) cannot be scored: {loops.REASONS[int(rows.status[row])]}"
+        problem = (
+            f"row {first + row} (id {shown_name(ids[row])}) cannot be scored: {loops.REASONS[int(rows.status[row])]}"
+        )
         raise DistributionError(message(CALL, side, problem, "Correct it, or leave it out"))
     columns: dict[str, Any] = {"id": ids.cast(pl.String), "loss": rows.loss}
     if columns["id"].null_count():
@@ -308,12 +313,15 @@ def _segments(
     segments = []
     for column in by:
         values = both[f"by {column}"]
-        for value in values.unique().to_list():
-            rows = (values == value).to_numpy()
+        codes = values.rank("dense").to_numpy()
+        order = np.argsort(codes, kind="stable")
+        parts = np.split(order, np.flatnonzero(np.diff(codes[order])) + 1)
+        check_segments(CALL, column, len(parts))
+        for rows in parts:
             # The clusters of the segment, numbered from 0 without gaps.
             inside = None if groups is None else np.unique(groups[rows], return_inverse=True)[1]
             estimate, _ = mean_difference(difference[rows], weight[rows], inside)
             part = float(difference[rows] @ weight[rows])
             share = part / total if total and math.isfinite(total) else math.nan
-            segments.append(SegmentDifference(column, value, int(rows.sum()), estimate, share))
+            segments.append(SegmentDifference(column, values[int(rows[0])], len(rows), estimate, share))
     return tuple(sorted(segments, key=lambda s: (-abs(s.share) if not math.isnan(s.share) else 0.0, s.column, s.value)))

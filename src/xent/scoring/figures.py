@@ -27,8 +27,11 @@ def estimate(totals: Array) -> Estimate:
         return Estimate(math.nan, math.nan, math.nan, math.nan)
     if values(totals)[loops.IMPOSSIBLE_WEIGHT] > 0:
         return Estimate(math.inf, math.nan, math.nan, math.nan)
+    if not np.isfinite(totals[loops.LOSS]).all():
+        return Estimate(math.inf, math.nan, math.nan, math.nan)
     mean = exactly(totals[loops.LOSS]) / weight
-    if rows < 2:
+    squares = totals[[loops.WEIGHTED_LOSS_SQUARED, loops.WEIGHTED_LOSS, loops.WEIGHT_SQUARED]]
+    if rows < 2 or not np.isfinite(squares).all():
         return Estimate(float(mean), math.nan, math.nan, math.nan)
     # sum(w**2 (l - mean)**2) from exact sums: in floats it cancels when the losses are nearly equal.
     spread = (

@@ -18,12 +18,14 @@ import numpy as np
 import polars as pl
 
 from xent.errors import ArgumentError, DataError, LabelError, message
+from xent.names import listed, quoted, shown_name
 from xent.scoring.sums import Array
 
 CALL = "score"
 ONE_ROW_PER_ID = "An id names one row; omit id=, or choose a column without repetitions"
 ONE_VS_REST_CLASSES = 100
 """Up to this many classes, each has a reliability histogram of its own; otherwise only the predicted class has one."""
+MOST_SEGMENTS = 10_000
 Names = str | Sequence[str]
 
 
@@ -75,7 +77,9 @@ class Request:
             names = getattr(self, option)
             several = option in ("label", "proba", "logits") and isinstance(names, Collection) and len(names)
             if names is not None and not all(isinstance(n, str) for n in (names if several else [names])):
-                problem = f"found {names!r}, expected {'one or more column names' if several else 'a column name'}"
+                problem = (
+                    f"found {quoted(names)}, expected {'one or more column names' if several else 'a column name'}"
+                )
                 raise ArgumentError(message(CALL, option, problem, "Pass text, such as 'p', or ['p_cat', 'p_dog']"))
 
     def plan(self, columns: Sequence[str], dtypes: Mapping[str, Any]) -> Plan:
@@ -85,12 +89,15 @@ class Request:
 
 def names_of(option: str, names: Any) -> tuple[str, ...]:
     """Return one name or several as a tuple of text."""
-    if isinstance(names, str):
-        return (names,)
     if not isinstance(names, Iterable):
         problem = f"found a {type(names).__name__}, expected a list of names"
         raise ArgumentError(message(CALL, option, problem, "Pass a list, such as ['a', 'b']"))
-    return tuple(map(str, names))
+    found = (names,) if isinstance(names, str) else tuple(map(str, names))
+    for name in found:
+        if not name.isascii() and any("\ud800" <= character <= "\udfff" for character in name):
+            problem = f"found {quoted(name)}, which has half of a character (a lone surrogate)"
+            raise ArgumentError(message(CALL, option, problem, "Pass text that UTF-8 can hold"))
+    return found
 
 
 @dataclass(frozen=True)
@@ -168,12 +175,13 @@ class _Planner:
 
     def __init__(self, request: Request, columns: list[str], dtypes: Mapping[str, Any]) -> None:
         self.request, self.columns, self.dtypes = request, columns, dtypes
+        self.known = {name for name in columns if isinstance(name, str)}
 
     def plan(self) -> Plan:
         r = self.request
         wrong = [name for name in self.columns if not isinstance(name, str)]
         if wrong or len(set(self.columns)) < len(self.columns):
-            problem = f"found a column named {wrong[0]!r}" if wrong else "found columns of equal names"
+            problem = f"found a column named {quoted(wrong[0])}" if wrong else "found columns of equal names"
             raise DataError(message(CALL, "data", problem, "Give each column a name of its own, as text"))
         kinds = {name: getattr(r, name) for name in ("proba", "logits", "log_prob") if getattr(r, name) is not None}
         if len(kinds) != 1:
@@ -211,7 +219,7 @@ class _Planner:
         """Return the columns that match a pattern, by the part that the star stands for."""
         names = [name for name in self.columns if fnmatch.fnmatchcase(name, pattern)]
         if not names:
-            problem = f"no column matches {pattern!r}"
+            problem = f"no column matches {quoted(pattern)}"
             raise ArgumentError(message(CALL, option, problem, f"The columns are {listed(self.columns)}"))
         if pattern.count("*") != 1 or any(sign in pattern for sign in "?["):
             return {name: name for name in names}
@@ -233,7 +241,8 @@ class _Planner:
         """Return the column of the labels, or those of soft labels in the order of the classes."""
         label = self.request.label
         if label is None:
-            others = [name for name in self.columns if name not in taken]
+            without = set(taken)
+            others = [name for name in self.columns if name not in without]
             problem = "which column holds the labels?"
             raise ArgumentError(message(CALL, "label", problem, f"Name it; the other columns are {listed(others)}"))
         if isinstance(label, str) and "*" in label:
@@ -247,8 +256,8 @@ class _Planner:
         return names
 
     def _check(self, option: str, name: Any) -> None:
-        if name not in self.columns:
-            problem = f"there is no column {name!r}"
+        if name not in self.known:
+            problem = f"there is no column {quoted(name)}"
             raise ArgumentError(message(CALL, option, problem, f"There are {listed(self.columns)}"))
 
 
@@ -283,15 +292,16 @@ def class_indices(labels: pl.Series, classes: tuple[str, ...], first_row: int) -
     return np.asarray(indices)
 
 
+def check_segments(call: str, column: str, count: int) -> None:
+    """DataError if a column has more values than segments are for."""
+    if count > MOST_SEGMENTS:
+        remedy = "Segments are for columns with few values; a column that names each row is an id"
+        raise DataError(message(call, "by", f"column {quoted(column)} has more than {MOST_SEGMENTS} values", remedy))
+
+
 def id_array(ids: pl.Series) -> Array:
     """Return ids as integers or text."""
     return ids.to_numpy() if ids.dtype.is_integer() else ids.cast(pl.String).to_numpy()
-
-
-def listed(names: Any) -> str:
-    """Return names as one text, the first 20 in full."""
-    every = [str(name) for name in names]
-    return ", ".join(every[:20]) + (f" and {len(every) - 20} more" if len(every) > 20 else "")
 
 
 def _ids(ids: pl.Series, first_row: int) -> Array:
@@ -311,7 +321,7 @@ def _numbers(frame: pl.DataFrame, columns: list[str]) -> Array:
     chosen = frame.select(columns)
     for name, dtype in chosen.schema.items():
         if not (dtype.is_numeric() or dtype == pl.Boolean):
-            problem = f"column {name!r} holds {dtype}, not numbers"
+            problem = f"column {quoted(name)} holds {shown_name(dtype)}, not numbers"
             raise DataError(message(CALL, "data", problem, "Convert the column, or leave it out of the pattern"))
     if set(chosen.dtypes) != {pl.Float32}:
         chosen = chosen.cast(pl.Float64)
@@ -322,14 +332,20 @@ def _lists(column: pl.Series) -> Array:
     """Return a column of lists of equal length as a matrix."""
     if column.null_count():
         row = int(column.is_null().arg_max() or 0)
-        raise DataError(message(CALL, "data", f"column {column.name!r} is empty in row {row} of its batch", "Fill it"))
+        raise DataError(
+            message(CALL, "data", f"column {quoted(column.name)} is empty in row {row} of its batch", "Fill it")
+        )
     inner = column.dtype.inner  # type: ignore[attr-defined]
     if not inner.is_numeric():
-        raise DataError(message(CALL, "data", f"column {column.name!r} holds lists of {inner}", "Expected numbers"))
+        raise DataError(
+            message(
+                CALL, "data", f"column {quoted(column.name)} holds lists of {shown_name(inner)}", "Expected numbers"
+            )
+        )
     if isinstance(column.dtype, pl.List):
         lengths = column.list.len().unique().to_list()
         if len(lengths) > 1:
-            problem = f"column {column.name!r} holds lists of {min(lengths)} to {max(lengths)} numbers"
+            problem = f"column {quoted(column.name)} holds lists of {min(lengths)} to {max(lengths)} numbers"
             raise DataError(message(CALL, "data", problem, "Each row needs a number for each class"))
         width = lengths[0] if lengths else 0
     else:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -21,21 +20,26 @@ import numpy as np
 import polars as pl
 
 from xent.errors import ArgumentError, DataError, DTypeError, ShapeError, message
+from xent.names import first_line, listed, quoted, shown_path
 from xent.scoring.batch import as_array
 from xent.scoring.form import CALL, Plan, Request, class_indices, id_array
+from xent.scoring.limits import check_inflated, load_arrays
 from xent.scoring.selection import keys_of_ids
 from xent.scoring.sums import Array
 
 SCANNERS: dict[str, Callable[..., pl.LazyFrame]] = {
-    ".parquet": pl.scan_parquet,
-    ".csv": partial(pl.scan_csv, infer_schema_length=10_000, null_values=[""]),
-    ".arrow": pl.scan_ipc,
-    ".feather": pl.scan_ipc,
-    ".ipc": pl.scan_ipc,
+    ".parquet": partial(pl.scan_parquet, glob=False),
+    ".csv": partial(pl.scan_csv, glob=False, infer_schema_length=10_000, null_values=[""]),
+    ".arrow": partial(pl.scan_ipc, glob=False),
+    ".feather": partial(pl.scan_ipc, glob=False),
+    ".ipc": partial(pl.scan_ipc, glob=False),
 }
+"""Readers of a list of files. Patterns were resolved before: a file may be named `[a].csv`."""
 ARRAY_FILES = (".npy", ".npz")
 KINDS = ", ".join([*SCANNERS, *ARRAY_FILES])
 LIBRARIES = ("polars", "narwhals", "pyarrow", "pandas", "duckdb", "_duckdb", "dask", "pyspark", "py4j", "zipfile")
+KNOWN = (OSError, UnicodeError, pl.exceptions.PanicException)
+"""Errors of files, whoever raises them; a panic is how Polars fails at files that break its assumptions."""
 BATCH_ROWS = 2**16
 BATCH_NUMBERS = 2**20
 """Probabilities per batch: with many classes a batch has fewer rows."""
@@ -49,12 +53,12 @@ def reading(name: Any) -> Iterator[None]:
     """Turn an error of the system or of another library into a DataError that names the input."""
     try:
         yield
-    except Exception as error:
-        if not isinstance(error, OSError | UnicodeError) and type(error).__module__.split(".")[0] not in LIBRARIES:
+    except (Exception, pl.exceptions.PanicException) as error:
+        if not isinstance(error, KNOWN) and type(error).__module__.split(".")[0] not in LIBRARIES:
             raise
-        lines = [line for line in str(error).strip().splitlines() if line.strip()] or [type(error).__name__]
         remedy = "Check that the file is whole and that each column holds one type"
-        raise DataError(message(CALL, "data", f"{name} cannot be read ({lines[0]})", remedy)) from None
+        problem = f"{shown_path(name)} cannot be read ({first_line(error)})"
+        raise DataError(message(CALL, "data", problem, remedy)) from None
 
 
 # Files.
@@ -67,27 +71,38 @@ def is_path(data: Any) -> bool:
 
 def find_files(data: str | Path) -> list[Path]:
     """Return the files that a path, a directory or a pattern stands for, all of one kind and sorted by name."""
-    path = Path(data)
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SCANNERS and not _is_hidden(p, path))
-    elif path.exists():
-        files = [path]
-    else:
-        files = sorted(Path(name) for name in glob.glob(str(data), recursive=True))
+    name, path = shown_path(data), Path(data)
+    try:
+        files, is_folder = _matches(data), path.is_dir()
+        sizes = {p: p.stat().st_size for p in files}
+        "".join(map(str, files)).encode()  # Polars opens files whose names are UTF-8
+    except (OSError, ValueError) as error:  # a name too long, a NUL byte, a folder that may not be read
+        problem = f"{name} cannot be read ({first_line(error)})"
+        raise DataError(
+            message(CALL, "data", problem, f"Pass a file, a folder or a pattern of {KINDS} files")
+        ) from None
     if not files:
-        problem = f"there is no table in the folder {data}" if path.is_dir() else f"no such file, and no match: {data}"
+        problem = f"there is no table in the folder {name}" if is_folder else f"no such file, and no match: {name}"
         raise DataError(message(CALL, "data", problem, f"Pass a file, a folder or a pattern of {KINDS} files"))
     suffixes = {p.suffix.lower() for p in files}
     if len(suffixes) > 1:
-        problem = f"{data} has files of different kinds: {', '.join(sorted(suffixes))}"
+        problem = f"{name} has files of different kinds: {listed(sorted(suffixes))}"
         raise DataError(message(CALL, "data", problem, "Pass a pattern that matches one kind"))
     if not suffixes <= {*SCANNERS, *ARRAY_FILES}:
-        problem = f"found {data}, expected one of {KINDS}"
+        problem = f"found {name}, expected one of {KINDS}"
         raise DataError(message(CALL, "data", problem, "Convert the file, or rename it"))
-    for p in files:
-        if p.stat().st_size == 0:
-            raise DataError(message(CALL, "data", f"{p} is empty", "Check that the file was written to its end"))
+    for p, size in sizes.items():
+        if size == 0:
+            raise DataError(message(CALL, "data", f"{shown_path(p)} is empty", "Check that it was written to its end"))
     return files
+
+
+def _matches(data: str | Path) -> list[Path]:
+    """Return the files of a folder, the file of that name or, if there is none, those that match the pattern."""
+    path = Path(data)
+    if path.is_dir():
+        return sorted(p for p in path.rglob("*") if p.suffix.lower() in SCANNERS and not _is_hidden(p, path))
+    return [path] if path.exists() else sorted(Path(name) for name in glob.glob(str(data), recursive=True))
 
 
 def _is_hidden(path: Path, root: Path) -> bool:
@@ -98,8 +113,11 @@ def scan_files(files: list[Path]) -> pl.LazyFrame:
     """Return the files as one lazy table."""
     suffix = files[0].suffix.lower()
     if suffix in ARRAY_FILES:
-        problem = f"{files[0]} is a file of arrays, expected a table"
+        problem = f"{shown_path(files[0])} is a file of arrays, expected a table"
         raise DataError(message(CALL, "data", problem, "Write the predictions to Parquet, with an id for each row"))
+    if suffix == ".csv":
+        for file in files:
+            check_inflated(file)
     return SCANNERS[suffix](files)
 
 
@@ -225,44 +243,24 @@ def is_array(data: Any) -> bool:
 def arrays_of_files(files: list[Path], roles: dict[str, Any]) -> dict[str, Array | None]:
     """Return the arrays that the roles name, from an npz file or from npy files."""
     if len(files) > 1:
-        problem = f"found {len(files)} files of arrays in {files[0].parent}"
+        problem = f"found {len(files)} files of arrays in {shown_path(files[0].parent)}"
         raise DataError(message(CALL, "data", problem, "Pass one npz file, or one npy file"))
-    arrays = _load(files[0])
+    arrays = load_arrays(files[0])
 
     def array_of(role: str, name: Any) -> Array | None:
         if name is None:
             return None
         if isinstance(name, str) and name in arrays:
-            return _read(arrays, name, files[0])
+            return arrays[name]()
         if isinstance(name, str) and name.endswith(".npy"):
-            return _load(find_files(name)[0])["proba"]
-        problem = f"there is no array {name!r} in {files[0].name}"
-        raise ArgumentError(message(CALL, role, problem, f"It has {', '.join(arrays)}; other files are named *.npy"))
+            return load_arrays(find_files(name)[0])["proba"]()
+        problem = f"there is no array {quoted(name)} in {shown_path(files[0].name)}"
+        raise ArgumentError(message(CALL, role, problem, f"It has {listed(arrays)}; other files are named *.npy"))
 
     named = {role: array_of(role, name) for role, name in roles.items()}
     if all(named[kind] is None for kind in ("proba", "logits", "log_prob")) and "proba" in arrays:
-        named["proba"] = _read(arrays, "proba", files[0])
+        named["proba"] = arrays["proba"]()
     return named
-
-
-def _load(file: Path) -> Mapping[str, Array]:
-    """Return the arrays of an npz file by name, or that of an npy file as 'proba'; read when they are used."""
-    is_npy = file.suffix.lower() == ".npy"
-    try:
-        if not is_npy and not zipfile.is_zipfile(file):
-            raise ValueError("it is no archive of arrays, or it is truncated")
-        loaded = np.load(file, mmap_mode="r" if is_npy else None, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise DataError(message(CALL, "data", f"{file} is no array file ({error})", "Write it again")) from None
-    return {"proba": loaded} if isinstance(loaded, np.ndarray) else loaded
-
-
-def _read(arrays: Mapping[str, Array], name: str, file: Path) -> Array:
-    try:
-        return arrays[name]
-    except (ValueError, EOFError, MemoryError) as error:
-        problem = f"array {name!r} of {file} cannot be read ({error})"
-        raise DataError(message(CALL, "data", problem, "Write it again, as numbers or text")) from None
 
 
 def array_pieces(
@@ -288,7 +286,7 @@ def array_pieces(
         problem = f"found a {type(by).__name__}"
         raise ArgumentError(message(CALL, "by", problem, "With arrays, pass a mapping from a name to an array"))
     whole: dict[str, Any] = {name: _column(name, column, rows) for name, column in columns.items()}
-    segments: dict[str, Any] = {name: _column(f"by[{name!r}]", c, rows) for name, c in dict(by or {}).items()}
+    segments: dict[str, Any] = {name: _column(f"by[{quoted(name)}]", c, rows) for name, c in dict(by or {}).items()}
     number = 2 if predictions.ndim == 1 else predictions.shape[1]
     if predictions.ndim > 2 or not number:
         problem = f"found shape {predictions.shape}, expected (rows, classes) or (rows,)"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from xent.likelihood import Likelihood
+from xent.names import shown_name
 from xent.scoring.calibration import Decomposition, ReliabilityBin, Temperature
 from xent.scoring.form import ONE_VS_REST_CLASSES, Form
 from xent.scoring.loops import REASONS
@@ -262,7 +263,7 @@ def _warnings(score: Score) -> list[str]:
         texts.append(f"{_rows(score.invalid_rows)} had no valid prediction, label or weight and were left out.")
     absent = [c.name for c in score.classes if c.weight == 0]
     if absent:
-        names = ", ".join(absent[:5]) + (" ..." if len(absent) > 5 else "")
+        names = ", ".join(map(shown_name, absent[:5])) + (" ..." if len(absent) > 5 else "")
         texts.append(f"{len(absent)} of {len(score.classes)} classes have no rows: {names}.")
     if 0 < score.rows < FEW_ROWS:
         texts.append(f"Only {_rows(score.rows)}: the interval assumes that their losses are nearly normal.")

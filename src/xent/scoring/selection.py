@@ -16,7 +16,7 @@ import polars as pl
 
 from xent.scoring.batch import Rows
 from xent.scoring.loops import REASONS, VALID
-from xent.scoring.sums import Array, from_json, to_json
+from xent.scoring.sums import Array, to_json
 
 LIKELIEST = 5
 """Classes whose probabilities are kept with a surprising row."""
@@ -60,10 +60,6 @@ class SelectedRows:
     def to_json(self) -> dict[str, Any]:
         return {name: to_json(column) for name, column in self.columns.items()}
 
-    @classmethod
-    def from_json(cls, written: Mapping[str, Any]) -> SelectedRows:
-        return cls({name: from_json(column) for name, column in written.items()})
-
 
 NO_ROWS = SelectedRows({"key": np.empty(0, np.uint64)})
 
@@ -76,7 +72,8 @@ def select(rows: Rows, ids: Array | None, first_row: int, worst: int, sample: in
     surprising = valid[largest_losses(loss, key, worst)]
     sampled = valid[smallest_keys(key, sample)]
     invalid = wrong[smallest_keys(keys[wrong], MOST_INVALID)]
-    total = rows.p[invalid].sum(axis=1, dtype=np.float64) if rows.p.shape[1] else np.full(len(invalid), np.nan)
+    with np.errstate(invalid="ignore", over="ignore"):  # such rows may hold infinities of both signs
+        total = rows.p[invalid].sum(axis=1, dtype=np.float64) if rows.p.shape[1] else np.full(len(invalid), np.nan)
 
     def named(places: Array) -> dict[str, Array]:
         names = np.full(len(places), None, object)
@@ -136,6 +133,8 @@ def check_columns(name: str, rows: SelectedRows, classes: int, soft: bool) -> No
     if name == "sample" and soft:
         expected["target"] = ("f", (classes,))
     columns = rows.columns
+    if any(values.ndim == 0 for values in columns.values()) or "key" not in columns:
+        raise ValueError(f"other columns of {name!r} than expected")
     if {len(column) for column in columns.values()} != {len(rows)}:
         raise ValueError(f"columns of {name!r} of different lengths")
     if not len(rows):

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from xent.errors import ArgumentError, DTypeError, LabelError, ShapeError, message
+from xent.names import listed, quoted
 from xent.scoring import loops
 from xent.scoring.api import in_threads, score
 from xent.scoring.batch import EMPTY, NO_INDEX, as_array, row_scores
@@ -181,7 +182,7 @@ def _coded(call: str, y_true: Any, y_proba: Any, labels: Sequence[Any] | None) -
             message(call, "y_true, labels", problem, "Pass labels of one kind, all text or all numbers")
         ) from None
     if unseen.any():
-        problem = f"the label {truth[unseen].tolist()[0]!r} is none of the classes {classes}"
+        problem = f"the label {quoted(truth[unseen].tolist()[0])} is none of the classes {listed(classes)}"
         raise LabelError(message(call, "y_true", problem, "Name every class in labels="))
     return proba, order[place]
 

@@ -14,22 +14,23 @@ from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from typing import Any
 
+import msgspec
 import numpy as np
 import polars as pl
 
 from xent.errors import ArgumentError, DataError, message
-from xent.scoring import figures, loops
+from xent.names import first_line, listed, quoted
+from xent.scoring import figures, loops, stored
 from xent.scoring.batch import CALL, NO_INDEX, Rows, as_array, checked_clip, checked_count, one_per_row, row_scores
 from xent.scoring.calibration import expected_calibration_error, reliability, temperature
-from xent.scoring.form import Form, names_of
+from xent.scoring.form import Form, check_segments, names_of
 from xent.scoring.score import Information, Score
 from xent.scoring.selection import MOST_INVALID, NO_ROWS, SelectedRows, check_columns, select, texts
-from xent.scoring.sums import Array, from_json, merged, to_json, values, zeros
+from xent.scoring.sums import Array, merged, to_json, values, zeros
 
 __all__ = ["ScoreState"]
 
 SCHEMA = 1
-MOST_SEGMENTS = 10_000
 SAMPLE_NUMBERS = 500_000
 """Probabilities that the sample may hold: with many classes it has fewer rows."""
 ARRAYS = ("totals", "classes", "one_vs_rest", "confidence", "losses", "clipped")
@@ -147,7 +148,7 @@ class ScoreState:
         selected: dict[str, Any] = select(rows, ids, first_row, form.worst, form.sample)
         return replace(
             state,
-            segments={name: _segment_totals(rows, column, form.clip_loss) for name, column in by.items()},
+            segments={name: _segment_totals(name, rows, column, form.clip_loss) for name, column in by.items()},
             invalid_rows=int((rows.status != loops.VALID).sum()),
             **selected,
         )
@@ -255,20 +256,20 @@ class ScoreState:
     def from_json(cls, text: str) -> ScoreState:
         """Return the state that `to_json` wrote; DataError for anything else."""
         try:
-            written = json.loads(text)
-            if (written["state"], written["schema"]) != ("xent score", SCHEMA):
-                raise ValueError(f"schema {written['schema']}")
-            form: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in written["form"].items()}
-            stored: dict[str, Any] = {name: from_json(written[name]) for name in ARRAYS}
-            stored |= {name: SelectedRows.from_json(written[name]) for name in SELECTIONS}
-            stored["segments"] = {
-                name: {value: from_json(totals) for value, totals in segments.items()}
-                for name, segments in written["segments"].items()
+            if not isinstance(text, str):
+                raise TypeError(f"found a {type(text).__name__}")
+            written = stored.decode(text)
+            form = stored.form_of(written.form)
+            parts: dict[str, Any] = {name: getattr(written, name).array() for name in ARRAYS}
+            parts |= {name: SelectedRows(getattr(written, name).arrays()) for name in SELECTIONS}
+            parts["segments"] = {
+                name: {value: totals.array() for value, totals in segments.items()}
+                for name, segments in written.segments.items()
             }
-            state = cls(form=Form(**form), **stored, invalid_rows=checked_count(CALL, "", written["invalid_rows"]))
+            state = cls(form=form, **parts, invalid_rows=written.invalid_rows)
             _check_consistency(state)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, MemoryError) as error:
-            problem = f"this is not a state that to_json wrote ({error!r})"
+        except (ValueError, TypeError, RecursionError, MemoryError, OverflowError, msgspec.MsgspecError) as error:
+            problem = f"this is not a state that to_json wrote ({first_line(error)})"
             raise DataError(message("ScoreState.from_json", "text", problem, "Pass the text unchanged")) from None
         return state
 
@@ -303,15 +304,16 @@ def _segment_columns(by: Any, count: int) -> dict[str, Array]:
         problem = f"found a {type(by).__name__}"
         raise ArgumentError(message(CALL, "by", problem, "Pass a mapping from a name to an array"))
     return {
-        str(name): one_per_row(f"by[{name!r}]", as_array(CALL, f"by[{name!r}]", column), count)
+        str(name): one_per_row(f"by[{quoted(name)}]", as_array(CALL, f"by[{quoted(name)}]", column), count)
         for name, column in (by or {}).items()
     }
 
 
-def _segment_totals(rows: Rows, column: Array, clip_loss: float) -> dict[str, Array]:
+def _segment_totals(name: str, rows: Rows, column: Array, clip_loss: float) -> dict[str, Array]:
     """Return the totals of each value of a segment column."""
     values_of_rows = texts(column).fill_null("(missing)")
     names = values_of_rows.unique().sort()
+    check_segments(CALL, name, len(names))
     group = values_of_rows.cast(pl.Enum(names)).to_physical().cast(pl.Int64).to_numpy()
     totals = zeros(len(names), loops.FIELDS)
     loops.add_rows(
@@ -330,9 +332,7 @@ def _segment_totals(rows: Rows, column: Array, clip_loss: float) -> dict[str, Ar
 
 def _merged_segments(column: str, a: Mapping[str, Array], b: Mapping[str, Array]) -> dict[str, Array]:
     segments = {**a, **{value: merged(a[value], totals) if value in a else totals for value, totals in b.items()}}
-    if len(segments) > MOST_SEGMENTS:
-        remedy = "Segments are for columns with few values; a column that names each row is an id"
-        raise DataError(message("score", "by", f"column {column!r} has more than {MOST_SEGMENTS} values", remedy))
+    check_segments("score", column, len(segments))
     return segments
 
 
@@ -346,21 +346,28 @@ def _class_names(classes: Any, number: int) -> tuple[str, ...]:
 
 def _difference(a: Form, b: Form) -> str:
     one, other = asdict(a), asdict(b)
-    return ", ".join(f"{name} {one[name]!r} and {other[name]!r}" for name in one if one[name] != other[name])
+    shown = {name: [listed(v) if isinstance(v, tuple) else str(v) for v in (one[name], other[name])] for name in one}
+    return ", ".join(f"{name} {' and '.join(shown[name])}" for name in one if one[name] != other[name])
 
 
 def _check_consistency(state: ScoreState) -> None:
     """Raise ValueError if the parts of a state that was read from JSON do not fit each other."""
     form = state.form
-    if not all(isinstance(name, str) for name in (*form.classes, *form.by)):
-        raise ValueError("names that are not text")
-    checked_clip(CALL, form.clip)
-    for size in (form.worst, form.sample):
-        checked_count(CALL, "form", size)
     expected = ScoreState.empty(form)
     pairs = [(getattr(state, name), getattr(expected, name)) for name in ARRAYS]
     pairs += [(totals, expected.totals) for segments in state.segments.values() for totals in segments.values()]
     if set(state.segments) != set(form.by) or any(a.shape != b.shape or a.dtype != b.dtype for a, b in pairs):
         raise ValueError("sums of another shape")
+    stored.check_sums(state.totals, "totals")
+    for name, segments in state.segments.items():
+        if segments:
+            stored.check_sums(np.stack(list(segments.values())), name)
+    for name in ARRAYS[1:]:
+        stored.check_amounts(getattr(state, name), name)
+    most = {"surprising": form.worst, "sample": form.sample, "invalid": min(MOST_INVALID, state.invalid_rows)}
     for name in SELECTIONS:
-        check_columns(name, getattr(state, name), len(form.classes), form.soft)
+        rows = getattr(state, name)
+        check_columns(name, rows, len(form.classes), form.soft)
+        stored.check_rows(rows.columns, name)
+        if len(rows) > most[name] or (name != "invalid" and len(rows) > state.rows):
+            raise ValueError(f"more rows in {name!r} than were scored")

@@ -41,7 +41,7 @@ def exactly(pair: Array) -> Fraction:
 
 
 def to_json(array: Array) -> Any:
-    """Write an array as JSON, exact to the bit: objects as a list, numbers in base64."""
+    """Write an array as JSON, exact to the bit: objects as a list, numbers in base64; stored.py reads it."""
     if array.dtype == object:
         return {"shape": list(array.shape), "list": array.reshape(-1).tolist()}
     little = array.astype(array.dtype.newbyteorder("<"), copy=False)
@@ -50,13 +50,3 @@ def to_json(array: Array) -> Any:
         "shape": list(array.shape),
         "base64": base64.b64encode(little.tobytes()).decode("ascii"),
     }
-
-
-def from_json(written: Any) -> Array:
-    """Read the array that `to_json` wrote."""
-    if "list" in written:
-        objects = np.empty(len(written["list"]), object)
-        objects[:] = written["list"]
-        return objects.reshape(written["shape"])
-    stored = np.frombuffer(base64.b64decode(written["base64"]), np.dtype(written["dtype"]))
-    return stored.astype(stored.dtype.newbyteorder("=")).reshape(written["shape"])

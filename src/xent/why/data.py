@@ -17,6 +17,8 @@ from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from xent.errors import ArgumentError, DataError, message
+from xent.names import first_line, listed, quoted, shown_name, shown_path
+from xent.scoring.limits import check_inflated
 
 BUILT_IN = {
     "digits": datasets.load_digits,
@@ -74,18 +76,23 @@ def load(data: str | Path, label: str | None = None, drop: str | Sequence[str] =
     """
     dropped = [drop] if isinstance(drop, str) else drop
     if not isinstance(data, str | Path) or not isinstance(dropped, Sequence) or not isinstance(label, str | None):
-        problem = f"found {data!r}, {label!r} and {drop!r}, expected the name of a data set or file, and of columns"
+        values = f"{quoted(data)}, {quoted(label)} and {quoted(drop)}"
+        problem = f"found {values}, expected the name of a data set or file, and of columns"
         raise ArgumentError(message("load", "data, label, drop", problem, "Pass text, such as 'iris' or 'table.csv'"))
     if data in BUILT_IN and not os.path.isfile(data):
         if label is not None:
-            raise DataError(f"--label {label}: the built-in data set {data!r} has its own label. Omit --label.")
+            raise DataError(
+                f"--label {shown_name(label)}: the built-in data set {quoted(data)} has its own label. Omit --label."
+            )
         return _built_in(str(data))
     path = Path(data)
     try:
         return _from_frame(_read(path, str(data)), path, label, dropped)
     except pl.exceptions.PolarsError as error:
-        problem = str(error).strip().splitlines()[0]
-        raise DataError(f"{data}: cannot be used as a table ({problem}). Drop or convert that column.") from None
+        problem = first_line(error)
+        raise DataError(
+            f"{shown_path(data)}: cannot be used as a table ({problem}). Drop or convert that column."
+        ) from None
 
 
 def prepare(dataset: Dataset, seed: int = 0) -> Splits:
@@ -121,52 +128,61 @@ def _read(path: Path, name: str) -> pl.DataFrame:
         close = difflib.get_close_matches(name, BUILT_IN, n=1)
         hint = f"Did you mean {close[0]}? " if close else ""
         raise DataError(
-            f"{name}: no such file, and no built-in data set of that name. {hint}Give a .csv or .parquet file, "
-            f"or one of {', '.join(BUILT_IN)}."
+            f"{shown_path(name)}: no such file, and no built-in data set of that name. {hint}Give a .csv or .parquet "
+            f"file, or one of {', '.join(BUILT_IN)}."
         )
     suffix = path.suffix.lower()
     if suffix not in (".csv", ".parquet"):
         raise DataError(
-            f"{name}: expected a file that ends in .csv or .parquet. Convert it, or rename it if it is one."
+            f"{shown_path(name)}: expected a file that ends in .csv or .parquet. Convert it, or rename it if it is one."
         )
-    if path.stat().st_size == 0:
-        raise DataError(f"{name}: the file is empty. Expected a header line and rows below it.")
-    if suffix == ".csv":
-        with path.open("rb") as file:
-            if b"\0" in file.read(1 << 16):
-                raise DataError(
-                    f"{name}: this is a binary file, not CSV text. If it is a Parquet file, name it .parquet."
-                )
     try:
-        return pl.read_csv(path, infer_schema_length=None) if suffix == ".csv" else pl.read_parquet(path)
-    except (pl.exceptions.PolarsError, OSError, UnicodeError) as error:
+        name.encode()  # Polars opens files whose names are UTF-8
+        if path.stat().st_size == 0:
+            raise DataError(f"{shown_path(name)}: the file is empty. Expected a header line and rows below it.")
+        if suffix == ".parquet":
+            return pl.read_parquet(path, glob=False)
+        with path.open("rb") as file:
+            start = file.read(1 << 16)
+        check_inflated(path)
+        if b"\0" in start:
+            problem = "this is a binary file, not CSV text. If it is a Parquet file, name it .parquet"
+            raise DataError(f"{shown_path(name)}: {problem}.")
+        return pl.read_csv(path, infer_schema_length=None, glob=False)
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, UnicodeError) as error:
         kind = "CSV" if suffix == ".csv" else "Parquet"
-        reason = str(error).strip().splitlines()[0]
-        raise DataError(f"{name}: cannot be read as {kind} ({reason}). Check that the file is whole.") from None
+        reason = first_line(error)
+        raise DataError(
+            f"{shown_path(name)}: cannot be read as {kind} ({reason}). Check that the file is whole."
+        ) from None
 
 
 def _from_frame(frame: pl.DataFrame, path: Path, label: str | None, drop: Sequence[str]) -> Dataset:
-    columns = ", ".join(frame.columns[:20]) + (", ..." if len(frame.columns) > 20 else "")
+    columns = listed(frame.columns)
     if label is None:
-        raise DataError(f"{path}: which column is the label? Name it with --label; the columns are {columns}.")
+        raise DataError(
+            f"{shown_path(path)}: which column is the label? Name it with --label; the columns are {columns}."
+        )
     for option, name in (("--label", label), *(("--drop", name) for name in drop)):
         if name not in frame.columns:
-            raise DataError(f"{option} {name}: {path} has no such column. The columns are {columns}.")
+            raise DataError(
+                f"{option} {shown_name(name)}: {shown_path(path)} has no such column. The columns are {columns}."
+            )
     if label in drop:
-        raise DataError(f"--drop {label}: this column is the label. Drop another, or name another --label.")
+        raise DataError(f"--drop {shown_name(label)}: this column is the label. Drop another, or name another --label.")
     frame = frame.drop(drop)
     if frame.is_empty():
-        raise DataError(f"{path}: the table has a header and no rows.")
+        raise DataError(f"{shown_path(path)}: the table has a header and no rows.")
     _refuse_missing(frame, path)
     rows_in_source = frame.height
     if frame.height > MOST_ROWS:
         frame = frame.sample(MOST_ROWS, seed=0)
     labels, classes = _labels(frame[label], path)
     features = frame.drop(label)
-    numeric = [c for c in features.columns if features[c].dtype.is_numeric()]
-    others = [c for c in features.columns if c not in numeric]
+    numeric = [name for name, dtype in features.schema.items() if dtype.is_numeric()]
+    others = [name for name, dtype in features.schema.items() if not dtype.is_numeric()]
     if not features.columns:
-        raise DataError(f"{path}: there is no column besides the label {label!r} to predict it from.")
+        raise DataError(f"{shown_path(path)}: there is no column besides the label {quoted(label)} to predict it from.")
     for column in others:
         _refuse_text(features[column], path)
     numbers = features.select(numeric).to_numpy().astype(np.float64).reshape(frame.height, len(numeric))
@@ -175,47 +191,48 @@ def _from_frame(frame: pl.DataFrame, path: Path, label: str | None, drop: Sequen
 
 
 def _refuse_missing(frame: pl.DataFrame, path: Path) -> None:
-    for column in frame.columns:
-        series = frame[column]
+    for series in frame.iter_columns():
+        column = series.name
         missing = series.is_null()
         if series.dtype.is_float():
             missing = missing | ~series.is_finite().fill_null(False)
         if missing.any():
             first = int(missing.arg_max() or 0)
             raise DataError(
-                f"{path}: column {column!r} has {missing.sum()} missing or infinite values, the first in row "
-                f"{first + 1}. Fill them, or leave out the rows, or the column with --drop {column}."
+                f"{shown_path(path)}: column {quoted(column)} has {missing.sum()} missing or infinite values, the "
+                f"first in row {first + 1}. Fill them, or leave out the rows, or the column with --drop "
+                f"{shown_name(column)}."
             )
 
 
 def _refuse_text(series: pl.Series, path: Path) -> None:
+    where = f"{shown_path(path)}: column {quoted(series.name)}"
     distinct = series.n_unique()
     if distinct > min(MOST_CATEGORIES, max(2, len(series) // 2)):
         raise DataError(
-            f"{path}: column {series.name!r} holds {distinct} different values in {len(series)} rows: text or names, "
-            f"not categories. Leave it out with --drop {series.name}."
+            f"{where} holds {distinct} different values in {len(series)} rows: text or names, "
+            f"not categories. Leave it out with --drop {shown_name(series.name)}."
         )
 
 
 def _labels(series: pl.Series, path: Path) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    where = f"{shown_path(path)}: the label {quoted(series.name)}"
     if series.dtype.is_nested():
-        raise DataError(f"{path}: the label {series.name!r} holds {series.dtype}. Choose a column of classes.")
+        raise DataError(f"{where} holds {shown_name(series.dtype)}. Choose a column of classes.")
     distinct = series.unique().sort()
     if len(distinct) < 2:
-        raise DataError(
-            f"{path}: the label {series.name!r} has one class only ({distinct[0]!r}); classification needs two."
-        )
+        raise DataError(f"{where} has one class only ({quoted(distinct[0])}); classification needs two.")
     if len(distinct) > max(2, len(series) // FEWEST_ROWS_PER_CLASS):
         raise DataError(
-            f"{path}: the label {series.name!r} has {len(distinct)} different values in {len(series)} rows: "
+            f"{where} has {len(distinct)} different values in {len(series)} rows: "
             "not classes. Choose a column of classes, or group the values first."
         )
     counts = series.value_counts().sort("count")
     rarest, fewest = counts.row(0)
     if fewest < FEWEST_ROWS_PER_CLASS:
         raise DataError(
-            f"{path}: class {rarest!r} of the label {series.name!r} has {fewest} rows, and {FEWEST_ROWS_PER_CLASS} are "
-            "needed to train, validate and test. Leave those rows out, or merge the class with another."
+            f"{where} has {fewest} rows of class {quoted(rarest)}, and {FEWEST_ROWS_PER_CLASS} are needed "
+            "to train, validate and test. Leave those rows out, or merge the class with another."
         )
     position = {value: i for i, value in enumerate(distinct.to_list())}
     labels = np.array([position[value] for value in series.to_list()], dtype=np.int64)
