@@ -12,12 +12,16 @@ the squared error, which has a factor q[label], should stall.
 from __future__ import annotations
 
 import math
+import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import product
+from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -135,7 +139,7 @@ class Lab:
         untried = [(model, loss, rate) for model, loss in scores for rate in self.settings.learning_rates]
         for _ in range(WIDEST_SEARCH + 1):
             trainings = [Training(start, model, loss, rate, SEARCH_SEED) for model, loss, rate in untried]
-            for training, trained in self._train(f"learning rates, {start} start", trainings):
+            for training, trained in self._train(f"learning rates, {start} start", trainings).items():
                 accuracies = [evaluation.validation_accuracy for evaluation in trained.evaluations]
                 steps = [evaluation.step for evaluation in trained.evaluations]
                 score = float(np.trapezoid(accuracies, steps) / steps[-1])
@@ -154,8 +158,7 @@ class Lab:
     def compare(self, rates: dict[tuple[Start, ModelName, Loss], float]) -> dict[Training, Trained]:
         """Train each start, model and loss at its learning rate, once per seed."""
         trainings = [Training(*key, rate, seed) for key, rate in rates.items() for seed in self.settings.seeds]
-        results = dict(self._train("the race", trainings, is_race=True))
-        return {training: results[training] for training in trainings}
+        return self._train("the race", trainings, is_race=True)
 
     def start(self, start: Start, model: ModelName, seed: int) -> Parameters:
         """The parameters that both losses start from."""
@@ -177,39 +180,53 @@ class Lab:
             made = [trained.parameters for trained in self._descend(descents, wrong)]
         self.starts |= {(start, model, seed): p for p, seed in zip(made, seeds, strict=True)}
 
-    def _train(
-        self, task: str, trainings: Sequence[Training], is_race: bool = False
-    ) -> Iterator[tuple[Training, Trained]]:
-        """Train, and report progress: a batch that is half done counts as half of its trainings."""
-        self.progress(task, 0, len(trainings))
-        finished = 0
-        for model in MODELS:
-            batch = [training for training in trainings if training.model == model]
-            if not batch:
-                continue
-            for start in dict.fromkeys(training.start for training in batch):
-                self._prepare_starts(start, model, list(dict.fromkeys(t.seed for t in batch if t.start == start)))
-            yield from zip(batch, self._train_batch(task, batch, finished, len(trainings), is_race), strict=True)
-            finished += len(batch)
-            self.progress(task, finished, len(trainings))
-
-    def _train_batch(
-        self, task: str, batch: Sequence[Training], finished: int, total: int, is_race: bool
-    ) -> list[Trained]:
-        last = self.evaluation_steps[-1]
+    def _train(self, task: str, trainings: Sequence[Training], is_race: bool = False) -> dict[Training, Trained]:
+        """Train, those of one model and loss together, which fill the cores with few calls of NumPy."""
+        steps_done: Counter[tuple[ModelName, Loss]] = Counter()
+        batches = {
+            pair: batch
+            for pair in product(reversed(MODELS), LOSSES)
+            if (batch := [training for training in trainings if (training.model, training.loss) == pair])
+        }
         shown = {self.evaluation_steps[i] for i in _places_shown(len(self.evaluation_steps))}
 
-        def evaluate(step: int, which: int, parameters: Parameters) -> Evaluation:
-            if which == 0:
-                self.progress(task, finished + step * len(batch) // last, total)
-            validation = _accuracy(parameters, self.splits.validation)
-            if not is_race:
-                return Evaluation(step, validation)
-            is_explained = _is_explained(batch[which], self.settings.seeds[0])
-            return _evaluate(step, validation, parameters, self.splits, step in shown, is_explained)
+        def report() -> None:
+            """Half a batch counts as half of its trainings."""
+            done = sum(len(batches[pair]) * steps for pair, steps in steps_done.items())
+            self.progress(task, done // self.evaluation_steps[-1], len(trainings))
 
-        descents = [Descent(self.start(t.start, t.model, t.seed), t.loss, t.learning_rate, t.seed) for t in batch]
-        return self._descend(descents, self.splits.train, evaluate)
+        def train_batch(pair: tuple[ModelName, Loss]) -> list[Trained]:
+            batch = batches[pair]
+
+            def evaluate(step: int, which: int, parameters: Parameters) -> Evaluation:
+                if which == 0:
+                    steps_done[pair] = step
+                    report()
+                validation = _accuracy(parameters, self.splits.validation)
+                if not is_race:
+                    return Evaluation(step, validation)
+                is_explained = _is_explained(batch[which], self.settings.seeds[0])
+                return _evaluate(step, validation, parameters, self.splits, step in shown, is_explained)
+
+            descents = [Descent(self.start(t.start, t.model, t.seed), t.loss, t.learning_rate, t.seed) for t in batch]
+            return self._descend(descents, self.splits.train, evaluate)
+
+        self.progress(task, 0, len(trainings))
+        seeds = list(dict.fromkeys(training.seed for training in trainings))
+        starts = dict.fromkeys((training.start, training.model) for training in trainings)
+        self._side_by_side(lambda key: self._prepare_starts(*key, seeds), starts)
+        results = zip(batches.values(), self._side_by_side(train_batch, batches), strict=True)
+        trained = {training: one for batch, many in results for training, one in zip(batch, many, strict=True)}
+        return {training: trained[training] for training in trainings}
+
+    def _side_by_side(self, function: Callable[[Any], Any], arguments: Iterable[Any]) -> list[Any]:
+        """Call the function in threads; an interrupt stops them at their next step."""
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            try:
+                return list(threads.map(function, arguments))
+            except BaseException:
+                self.is_stopped = True
+                raise
 
     def _descend(
         self,
