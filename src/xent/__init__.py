@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from xent.objective import Objective
     from xent.scoring import compare, score
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _SUBMODULES = ("errors", "information", "likelihood", "numpy", "objective", "reference", "scoring", "torch")
 _NAMES = {"XentError": "errors", "Objective": "objective", "compare": "scoring", "score": "scoring"}

@@ -12,7 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xent.report.page import render, write_together
+from xent.errors import missing_package
+
+try:
+    from xent.report.page import render, write_together
+except ModuleNotFoundError as error:
+    raise missing_package(error, "xent.report", "cli") from None
 
 if TYPE_CHECKING:
     from xent.why.record import Record

@@ -5,8 +5,13 @@ compares the two losses (measures.py, explain.py), and record.py is the result, 
 computes both gradients on the predictions of another model.
 """
 
-from xent.why.data import BUILT_IN, Dataset, load
-from xent.why.experiment import run
-from xent.why.record import Record, Settings
+from xent.errors import missing_package
+
+try:
+    from xent.why.data import BUILT_IN, Dataset, load
+    from xent.why.experiment import run
+    from xent.why.record import Record, Settings
+except ModuleNotFoundError as error:
+    raise missing_package(error, "xent.why", "cli") from None
 
 __all__ = ["BUILT_IN", "Dataset", "Record", "Settings", "load", "run"]
