@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DIST = ROOT / "dist"
 BEGAN = time.monotonic()
 
-IN_THE_WHEEL = re.compile(r"xent/[\w/]+\.(py|jinja|css|js)|xent/py\.typed|xent-[\w.]+\.dist-info/[\w./]+")
+IN_THE_WHEEL = re.compile(r"xent/[\w./]+\.(py|jinja|css|js)|xent/py\.typed|xent-[\w.]+\.dist-info/[\w./]+")
 IN_THE_SDIST = re.compile(
     r"src/xent/.*|(README|CHANGELOG)\.md|LICENSE|CITATION\.cff|pyproject\.toml|PKG-INFO|\.gitignore"
 )

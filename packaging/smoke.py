@@ -227,7 +227,10 @@ def try_commands(folder: Path) -> None:
     frame(PROBA).write_parquet(table)
     record, page = folder / "score.json", folder / "score.html"
     run("score", str(table), "--label", "y", "--proba", "p*", "--json", str(record), "--html", str(page))
-    require(near(json.loads(record.read_text())["cross_entropy"]["nats"], PROBA_LOSS), "the record of xent score")
+    require(
+        near(json.loads(record.read_text())["figures"]["cross_entropy_nats"]["value"], PROBA_LOSS),
+        "the record of xent score",
+    )
     require("<html" in page.read_text(encoding="utf-8"), "the report of xent score")
     run("compare", str(table), str(table), "--id", "row", "--label", "y", "--proba", "p*")
     run("why", "iris", "--quick", "--epochs", "3", "--out", str(folder))
