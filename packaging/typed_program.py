@@ -30,6 +30,12 @@ def report(path: Path) -> float:
     return score.cross_entropy.nats
 
 
+def better(old: Path, new: Path) -> bool:
+    """Compare two files of predictions."""
+    comparison = xent.compare(old, new, id="row", label="y", proba="p*")
+    return comparison.difference.high < 0
+
+
 def bits(p: NDArray[np.float64], labels: NDArray[np.int64]) -> tuple[float, Likelihood]:
     """Return the entropy of the mean prediction, and the likelihood of the labels."""
     return float(xent.information.entropy(p.mean(axis=0), base=2)), likelihood(labels, p)

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from xent import errors, information, likelihood, numpy, objective, reference, scoring, torch
     from xent.errors import XentError
     from xent.objective import Objective
-    from xent.scoring import compare, score
+    # Not from xent.scoring: type checkers would find the modules of the same names there.
+    from xent.scoring.api import score
+    from xent.scoring.compare import compare
 
 __version__ = "0.2.0"
 
