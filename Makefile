@@ -1,35 +1,53 @@
-# Each target makes .venv when it is missing or when its requirements have changed.
+# Each target makes the environment that it needs when that is missing or its requirements have changed.
 PYTHON ?= python3
+ENVIRONMENT := $(PYTHON) packaging/environment.py
 BIN := .venv/bin
-INSTALLED := .venv/installed
+EXTRAS ?= all
+.DEFAULT_GOAL := help
 
-.PHONY: demo test test-slow check format bench clean
+.PHONY: help demo test test-slow test-lowest check format bench dist clean
 
-demo: $(INSTALLED)  ## the experiment on real handwritten digits, and its report in demo/
-	$(BIN)/xent why --out demo
+help:  ## this list
+	@awk -F ':.*## *' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-test: $(INSTALLED)  ## all tests that take seconds, and the examples in the docstrings
+demo: .venv-demo/installed  ## the experiment on real handwritten digits, and its report in demo/
+	.venv-demo/bin/xent why --out demo
+
+test: .venv/installed  ## all tests that take seconds, and the examples in the docstrings
 	$(BIN)/pytest -n 2
 
-test-slow: $(INSTALLED)  ## the tests that take minutes or much memory
+test-slow: .venv/installed  ## the tests that take minutes or much memory
 	$(BIN)/pytest -m slow
 
-check: $(INSTALLED)  ## lint, format, strict types; the tests have the examples in docstrings and docs
+test-lowest: .venv-lowest/installed  ## every public call, with the lowest versions that pyproject.toml admits
+	.venv-lowest/bin/python packaging/smoke.py
+
+check: .venv/installed  ## lint, format, strict types; the tests have the examples in docstrings and docs
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-format: $(INSTALLED)
+format: .venv/installed  ## repair what the linter can, and format
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: $(INSTALLED)  ## ours and its peers, interleaved; JSON in benchmarks/results/
+bench: .venv/installed  ## ours and its peers, interleaved; JSON in benchmarks/results/
 	$(BIN)/python benchmarks/run.py
 
-clean:
-	rm -rf .venv demo build dist
+dist: .venv-dist/installed  ## build wheel and sdist in dist/, check them, and try the wheel in an environment of its own
+	.venv-dist/bin/python packaging/distribution.py
 
-$(INSTALLED): pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]' --constraint constraints.txt
-	touch $@
+clean:  ## remove the environments and whatever else was made
+	rm -rf .venv .venv-demo .venv-lowest .venv-dist demo build dist
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(ENVIRONMENT) .venv --with-pip --constraint constraints.txt --editable '.[dev]'
+
+.venv-demo/installed: pyproject.toml constraints.txt
+	@$(ENVIRONMENT) .venv-demo --constraint constraints.txt --editable '.[cli]'
+
+.venv-lowest/installed: pyproject.toml
+	@$(ENVIRONMENT) .venv-lowest --lowest --editable '.[$(EXTRAS)]'
+
+.venv-dist/installed: packaging/requirements.txt
+	@$(ENVIRONMENT) .venv-dist --from-file packaging/requirements.txt

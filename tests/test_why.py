@@ -15,7 +15,7 @@ from xent.errors import ArgumentError, DataError
 from xent.why import Settings, load, run
 from xent.why.data import Dataset, Split, prepare
 from xent.why.experiment import Lab, _beyond
-from xent.why.gradient_descent import Evaluation, initial_parameters, logits_of, step, train
+from xent.why.gradient_descent import Descent, Evaluation, evaluation_steps, initial_parameters, logits_of, train
 from xent.why.measures import comparisons, steps_to_reach
 from xent.why.record import LOSSES, MODELS, STARTS, Curve, Record, Run
 
@@ -132,8 +132,8 @@ def test_step_follows_the_finite_difference_of_the_loss(iris, model, loss):
     batch = Split(rows.features[:7], rows.labels[:7])
     value = xent.numpy.cross_entropy if loss == "cross-entropy" else xent.numpy.squared_error
     start = initial_parameters(model, 4, 3, 5, seed=3)
-    after = [p.copy() for p in start]
-    step(after, batch, loss, learning_rate=1.0)
+    (trained,) = train([Descent(start, loss, 1.0, seed=0)], batch, None, epochs=1, batch_size=7)
+    after = trained.parameters
     h = 1e-5
     for which, parameter in enumerate(start):
         index = tuple(np.zeros(parameter.ndim, dtype=int))
@@ -153,8 +153,7 @@ def test_training_depends_on_its_seed_and_start_only(iris):
     kept = [p.copy() for p in start]
 
     def trained(seed):
-        options = {"loss": "cross-entropy", "learning_rate": 0.3, "epochs": 2, "batch_size": 16}
-        return train(start, rows, None, seed=seed, **options).parameters
+        return train([Descent(start, "cross-entropy", 0.3, seed)], rows, None, epochs=2, batch_size=16)[0].parameters
 
     first, again, other = trained(1), trained(1), trained(2)
     assert all((a == b).all() for a, b in zip(first, again, strict=True))
@@ -162,12 +161,35 @@ def test_training_depends_on_its_seed_and_start_only(iris):
     assert all((a == b).all() for a, b in zip(start, kept, strict=True)), "the start is shared and must not change"
 
 
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("seeds", [(1, 1, 1, 1), (1, 2, 1, 3)], ids=["one order", "orders"])
+def test_trainings_that_are_done_together_are_those_done_alone(iris, model, seeds):
+    """Bit for bit: what else is in the batch changes nothing, and nor does a neighbour that diverges."""
+    rows = prepare(iris).train
+    descents = [
+        Descent(initial_parameters(model, 4, 3, 5, seed=seed), loss, rate, seed)
+        for seed, loss, rate in zip(seeds, (*LOSSES, *LOSSES), (0.1, 1.0, 1.7e308, 3.0), strict=True)
+    ]
+
+    def measure(step, which, parameters):
+        return Evaluation(step, float(logits_of(parameters, rows.features).sum()))
+
+    together = train(descents, rows, measure, epochs=2, batch_size=16)
+    for descent, found in zip(descents, together, strict=True):
+        (alone,) = train([descent], rows, measure, epochs=2, batch_size=16)
+        for a, b in zip(alone.parameters, found.parameters, strict=True):
+            np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(*([dataclasses.astuple(e) for e in t.evaluations] for t in (alone, found)))
+    assert not np.isfinite(together[2].parameters[0]).all(), "this one should have diverged"
+    assert [e.step for e in together[0].evaluations] == evaluation_steps(90, 2, 16) == list(range(13))
+
+
 def test_test_rows_are_used_for_no_choice(iris):
     """Wrong labels and features of all test rows change neither the learning rates tried nor those chosen."""
 
     def searched(splits):
-        with Lab(iris, splits, SMALL, lambda what, done, total: None) as lab:
-            return lab.search("random") + lab.search("confidently wrong")
+        lab = Lab(iris, splits, SMALL, lambda what, done, total: None)
+        return lab.search("random") + lab.search("confidently wrong")
 
     splits = prepare(iris)
     spoilt = Split(splits.test.features[::-1] * 7, (splits.test.labels + 1) % 3)

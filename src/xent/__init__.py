@@ -19,9 +19,12 @@ if TYPE_CHECKING:
     from xent import errors, information, likelihood, numpy, objective, reference, scoring, torch
     from xent.errors import XentError
     from xent.objective import Objective
-    from xent.scoring import compare, score
 
-__version__ = "0.1.0"
+    # Not from xent.scoring: type checkers would find the modules of the same names there.
+    from xent.scoring.api import score
+    from xent.scoring.compare import compare
+
+__version__ = "0.2.0"
 
 _SUBMODULES = ("errors", "information", "likelihood", "numpy", "objective", "reference", "scoring", "torch")
 _NAMES = {"XentError": "errors", "Objective": "objective", "compare": "scoring", "score": "scoring"}

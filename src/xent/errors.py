@@ -32,6 +32,7 @@ __all__ = [
     "ShapeError",
     "XentError",
     "message",
+    "missing_package",
 ]
 
 
@@ -73,6 +74,15 @@ class RankError(XentError, RuntimeError):
 
 class MissingDependencyError(XentError, ImportError):
     """An optional package is required and not installed."""
+
+
+def missing_package(error: ModuleNotFoundError, call: str, extra: str) -> ImportError:
+    """Return the error that names the extra to install; `error` itself where no other package is what is missing."""
+    package = (error.name or "xent").split(".")[0]
+    if package == "xent":
+        return error
+    remedy = f"Install it with: pip install 'xent[{extra}]'"
+    return MissingDependencyError(message(call, "", f"needs the package {package!r}, which is not installed", remedy))
 
 
 def message(call: str, argument: str, problem: str, remedy: str) -> str:

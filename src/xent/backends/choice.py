@@ -57,7 +57,7 @@ def why_no_triton(device: torch.device) -> str:
     if device.type not in TRITON_DEVICES:
         return f"there are no kernels for {device.type}"
     if importlib.util.find_spec("triton") is None:
-        return "triton is not installed"
+        return "triton is not installed (pip install 'xent[gpu]')"
     if device.type == "xpu":
         return "" if torch.xpu.get_device_properties(device).has_fp64 else "the device has no float64"
     if torch.version.hip is None and torch.cuda.get_device_capability(device) < LEAST_CAPABILITY:

@@ -44,9 +44,9 @@ def cross_entropy_gradient(logits: Float64, target: Target, objective: Objective
     t = target_weights(target, logits.shape[1], objective)
     z = softcapped_logits(logits, objective)
     q, other_q = softmax_and_complement(z)
-    _, lse = negative_log_softmax(z)
     gradient = sum_of_others(t) * q - t * other_q
     if objective.z_loss:
+        _, lse = negative_log_softmax(z)
         gradient = gradient + z_loss_slope(lse, objective)[:, None] * q
     gradient = gradient * softcapped_logits_derivative(logits, objective)
     return np.where(ignored(target, objective)[:, None], 0.0, gradient)
@@ -126,9 +126,9 @@ def sum_of_others(values: Float64) -> Float64:
     Subtracting an entry from the total loses digits only for the largest entry; for it the others are summed.
     """
     others: Float64 = values.sum(axis=1, keepdims=True) - values
-    largest = np.abs(values).argmax(axis=1)[:, None]
+    largest = np.arange(len(values)), np.abs(values).argmax(axis=1)
     without = values.copy()
-    np.put_along_axis(without, largest, 0.0, axis=1)
+    without[largest] = 0.0
     # A row that has NaN becomes NaN throughout.
-    np.put_along_axis(others, largest, (without.sum(axis=1) + 0.0 * others.sum(axis=1))[:, None], axis=1)
+    others[largest] = without.sum(axis=1) + 0.0 * others.sum(axis=1)
     return others

@@ -12,10 +12,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xent.errors import DataError, message
+from xent.errors import DataError, message, missing_package
 from xent.files import make_folder, write_text, write_together
 from xent.names import shown_name
-from xent.report.page import render
+
+try:
+    from xent.report.page import render
+except ModuleNotFoundError as error:
+    raise missing_package(error, "xent.report", "cli") from None
 
 if TYPE_CHECKING:
     from xent.why.record import Record

@@ -10,7 +10,6 @@ from markupsafe import Markup
 
 from xent.information import cross_entropy, information_content
 from xent.names import shown_name
-from xent.numpy import cross_entropy_value_and_grad, squared_error_value_and_grad
 from xent.report.numbers import count, listed, magnitude, median, percent, plural, scientific, significant
 from xent.report.theme import power
 from xent.report.why_answer import answer, facts, gradient_lengths, tiles
@@ -18,6 +17,8 @@ from xent.report.why_charts import information as simplex
 from xent.report.why_charts import punishment
 from xent.report.why_charts.race import MEASURES, MOST_SEEDS
 from xent.report.why_tables import rates, tables, verdict, wins_of_squared_error
+from xent.why.losses import gradients_of_rows, losses_of_rows
+from xent.why.record import LOSSES
 
 
 def texts(record: dict[str, Any]) -> dict[str, Any]:
@@ -222,9 +223,10 @@ def race_text(record: dict[str, Any]) -> dict[str, Any]:
 
 def sliders_text() -> list[Markup]:
     """Return the texts beside the sliders of part 1, about their initial values."""
-    logits = np.array(punishment.WRONG_LOGITS)
+    logits, first_class = np.array([punishment.WRONG_LOGITS]), np.array([0])
     (ce, ce_gradient), (se, se_gradient) = (
-        function(logits, 0) for function in (cross_entropy_value_and_grad, squared_error_value_and_grad)
+        (losses_of_rows(loss, logits, first_class)[0], gradients_of_rows(loss, logits, first_class)[0])
+        for loss in LOSSES
     )
     first = Markup(
         "Class 1 is the true class, and initially the sliders describe a model that is confidently wrong. "

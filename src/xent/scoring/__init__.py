@@ -7,9 +7,14 @@ score.py      `Score`, what a state says                 figures.py    computes 
 api.py        `score`     compare.py   `compare`         sklearn.py    metrics and scorers for scikit-learn
 """
 
-from xent.scoring.api import score
-from xent.scoring.compare import Comparison, compare
-from xent.scoring.score import Score
-from xent.scoring.state import ScoreState
+from xent.errors import missing_package
+
+try:
+    from xent.scoring.api import score
+    from xent.scoring.compare import Comparison, compare
+    from xent.scoring.score import Score
+    from xent.scoring.state import ScoreState
+except ModuleNotFoundError as error:
+    raise missing_package(error, "xent.scoring", "cli") from None
 
 __all__ = ["Comparison", "Score", "ScoreState", "compare", "score"]

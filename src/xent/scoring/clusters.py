@@ -36,6 +36,10 @@ def spark_state(frame: Any, request: Request) -> ScoreState:
     from pyspark.errors import PySparkException
     from pyspark.sql import functions
 
+    try:
+        import pyarrow  # noqa: F401  in which the workers return the states
+    except ModuleNotFoundError as error:
+        raise errors.missing_package(error, CALL, "spark") from None
     plan = request.plan(frame.columns, _dtypes_of_spark(frame))
     if request.id is not None:
         counts = frame.groupBy(request.id).count()

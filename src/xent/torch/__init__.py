@@ -10,10 +10,15 @@ rows.py                    tensors of any shape as rows
 deferred/, parallel/       models that never make their logits; classes sharded over processes
 """
 
-from xent.backends.protocol import Statistics
-from xent.torch.functional import cross_entropy, statistics
-from xent.torch.linear import linear_cross_entropy, linear_statistics
-from xent.torch.modules import CrossEntropyLoss, LinearCrossEntropyLoss
+from xent.errors import missing_package
+
+try:
+    from xent.backends.protocol import Statistics
+    from xent.torch.functional import cross_entropy, statistics
+    from xent.torch.linear import linear_cross_entropy, linear_statistics
+    from xent.torch.modules import CrossEntropyLoss, LinearCrossEntropyLoss
+except ModuleNotFoundError as error:
+    raise missing_package(error, "xent.torch", "torch") from None
 
 __all__ = [
     "CrossEntropyLoss",

@@ -15,22 +15,33 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import product
+from typing import Any
 
-import joblib
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 import xent
 from xent.errors import ArgumentError, message
 from xent.information import entropy
-from xent.numpy import cross_entropy, squared_error
 from xent.why.data import Dataset, Split, Splits, prepare
 from xent.why.explain import gradient_samples, information, likelihood_part
-from xent.why.gradient_descent import Evaluation, Parameters, Trained, initial_parameters, logits_of, train
+from xent.why.gradient_descent import (
+    Descent,
+    Evaluation,
+    Parameters,
+    Trained,
+    evaluation_steps,
+    initial_parameters,
+    logits_of,
+    train,
+)
+from xent.why.losses import mean_loss
 from xent.why.measures import comparisons, steps_to_reach
 from xent.why.record import (
     LOSSES,
@@ -71,7 +82,7 @@ class Training:
 
 
 def run(dataset: Dataset, settings: Settings | None = None, progress: Progress | None = None) -> Record:
-    """Run the whole experiment: about 150 trainings, on all cores."""
+    """Run the whole experiment: about 150 trainings, those of one model together."""
     settings = Settings() if settings is None else settings
     if not (isinstance(dataset, Dataset) and isinstance(settings, Settings)):
         problem = f"found a {type(dataset).__name__} and a {type(settings).__name__}"
@@ -80,7 +91,9 @@ def run(dataset: Dataset, settings: Settings | None = None, progress: Progress |
         )
     began = time.perf_counter()
     splits = prepare(dataset)
-    with Lab(dataset, splits, settings, progress or (lambda task, done, total: None)) as lab:
+    lab = Lab(dataset, splits, settings, progress or (lambda task, done, total: None))
+    # The matrices are small: several threads for one product would only compete with each other.
+    with threadpool_limits(1):
         trials = [trial for start in STARTS for trial in lab.search(start)]
         chosen = {(t.start, t.model, t.loss): t.learning_rate for t in trials if t.chosen}
         results = lab.compare(chosen)
@@ -111,20 +124,14 @@ def run(dataset: Dataset, settings: Settings | None = None, progress: Progress |
 
 
 class Lab:
-    """Runs trainings on all cores, and keeps the starts that they share."""
+    """Runs trainings, those of one model together, and keeps the starts that they share."""
 
     def __init__(self, dataset: Dataset, splits: Splits, settings: Settings, progress: Progress) -> None:
         self.splits, self.settings, self.progress = splits, settings, progress
         self.classes = len(dataset.classes)
         self.rates_at_start: dict[ModelName, float] = {}
         self.starts: dict[tuple[Start, ModelName, int], Parameters] = {}
-
-    def __enter__(self) -> Lab:
-        self.workers = joblib.Parallel(n_jobs=os.cpu_count(), return_as="generator", mmap_mode="r").__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.workers.__exit__(*error)
+        self.evaluation_steps = evaluation_steps(len(splits.train.labels), settings.epochs, settings.batch_size)
 
     def search(self, start: Start) -> list[LearningRateTrial]:
         """Try learning rates for each model and loss, extending the grid until the best is inside; mark the best."""
@@ -132,7 +139,7 @@ class Lab:
         untried = [(model, loss, rate) for model, loss in scores for rate in self.settings.learning_rates]
         for _ in range(WIDEST_SEARCH + 1):
             trainings = [Training(start, model, loss, rate, SEARCH_SEED) for model, loss, rate in untried]
-            for training, trained in self._train(f"learning rates, {start} start", trainings):
+            for training, trained in self._train(f"learning rates, {start} start", trainings).items():
                 accuracies = [evaluation.validation_accuracy for evaluation in trained.evaluations]
                 steps = [evaluation.step for evaluation in trained.evaluations]
                 score = float(np.trapezoid(accuracies, steps) / steps[-1])
@@ -151,66 +158,101 @@ class Lab:
     def compare(self, rates: dict[tuple[Start, ModelName, Loss], float]) -> dict[Training, Trained]:
         """Train each start, model and loss at its learning rate, once per seed."""
         trainings = [Training(*key, rate, seed) for key, rate in rates.items() for seed in self.settings.seeds]
-        return dict(self._train("the race", trainings))
+        return self._train("the race", trainings, is_race=True)
 
     def start(self, start: Start, model: ModelName, seed: int) -> Parameters:
         """The parameters that both losses start from."""
-        if (start, model, seed) not in self.starts:
-            features = self.splits.train.features.shape[1]
-            parameters = initial_parameters(model, features, self.classes, self.settings.hidden_units, seed)
-            if start == "confidently wrong":
-                shifted = (self.splits.train.labels + 1) % self.classes
-                wrong = Split(self.splits.train.features, shifted)
-                parameters = train(
-                    parameters,
-                    wrong,
-                    None,
-                    loss="cross-entropy",
-                    learning_rate=self.rates_at_start[model],
-                    epochs=self.settings.epochs,
-                    batch_size=self.settings.batch_size,
-                    seed=seed,
-                ).parameters
-            self.starts[start, model, seed] = parameters
+        self._prepare_starts(start, model, [seed])
         return self.starts[start, model, seed]
 
-    def _train(self, task: str, trainings: Sequence[Training]) -> Iterator[tuple[Training, Trained]]:
-        jobs = (
-            joblib.delayed(_train_one)(self.start(t.start, t.model, t.seed), self.splits, t, self.settings)
-            for t in trainings
-        )
+    def _prepare_starts(self, start: Start, model: ModelName, wanted: Sequence[int]) -> None:
+        """Make the starts of these seeds that are missing, all wrong ones in one batch of trainings."""
+        seeds = [seed for seed in wanted if (start, model, seed) not in self.starts]
+        if not seeds:
+            return
+        features, hidden_units = self.splits.train.features.shape[1], self.settings.hidden_units
+        made = [initial_parameters(model, features, self.classes, hidden_units, seed) for seed in seeds]
+        if start == "confidently wrong":
+            shifted = (self.splits.train.labels + 1) % self.classes
+            wrong = Split(self.splits.train.features, shifted)
+            rate = self.rates_at_start[model]
+            descents = [Descent(p, "cross-entropy", rate, seed) for p, seed in zip(made, seeds, strict=True)]
+            made = [trained.parameters for trained in self._descend(descents, wrong)]
+        self.starts |= {(start, model, seed): p for p, seed in zip(made, seeds, strict=True)}
+
+    def _train(self, task: str, trainings: Sequence[Training], is_race: bool = False) -> dict[Training, Trained]:
+        """Train, those of one model and loss together, which fill the cores with few calls of NumPy."""
+        steps_done: Counter[tuple[ModelName, Loss]] = Counter()
+        batches = {
+            pair: batch
+            for pair in product(reversed(MODELS), LOSSES)
+            if (batch := [training for training in trainings if (training.model, training.loss) == pair])
+        }
+        shown = {self.evaluation_steps[i] for i in _places_shown(len(self.evaluation_steps))}
+
+        def report() -> None:
+            """Half a batch counts as half of its trainings."""
+            done = sum(len(batches[pair]) * steps for pair, steps in steps_done.items())
+            self.progress(task, done // self.evaluation_steps[-1], len(trainings))
+
+        def train_batch(pair: tuple[ModelName, Loss]) -> list[Trained]:
+            batch = batches[pair]
+
+            def evaluate(step: int, which: int, parameters: Parameters) -> Evaluation:
+                if which == 0:
+                    steps_done[pair] = step
+                    report()
+                validation = _accuracy(parameters, self.splits.validation)
+                if not is_race:
+                    return Evaluation(step, validation)
+                is_explained = _is_explained(batch[which], self.settings.seeds[0])
+                return _evaluate(step, validation, parameters, self.splits, step in shown, is_explained)
+
+            descents = [Descent(self.start(t.start, t.model, t.seed), t.loss, t.learning_rate, t.seed) for t in batch]
+            return self._descend(descents, self.splits.train, evaluate)
+
         self.progress(task, 0, len(trainings))
-        for done, (training, trained) in enumerate(zip(trainings, self.workers(jobs), strict=True), 1):
-            self.progress(task, done, len(trainings))
-            yield training, trained
+        seeds = list(dict.fromkeys(training.seed for training in trainings))
+        starts = dict.fromkeys((training.start, training.model) for training in trainings)
+        self._side_by_side(lambda key: self._prepare_starts(key[0], key[1], seeds), starts)
+        results = zip(batches.values(), self._side_by_side(train_batch, batches), strict=True)
+        trained = {training: one for batch, many in results for training, one in zip(batch, many, strict=True)}
+        return {training: trained[training] for training in trainings}
+
+    def _side_by_side(self, function: Callable[[Any], Any], arguments: Iterable[Any]) -> list[Any]:
+        """Call the function in threads; an interrupt stops them at their next step."""
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            try:
+                return list(threads.map(function, arguments))
+            except BaseException:
+                self.is_stopped = True
+                raise
+
+    def _descend(
+        self,
+        descents: Sequence[Descent],
+        rows: Split,
+        evaluate: Callable[[int, int, Parameters], Evaluation] | None = None,
+    ) -> list[Trained]:
+        return train(descents, rows, evaluate, epochs=self.settings.epochs, batch_size=self.settings.batch_size)
 
 
-def _train_one(start: Parameters, splits: Splits, training: Training, settings: Settings) -> Trained:
-    # The matrices are small: several threads per training would only compete with each other.
-    with threadpool_limits(1):
-        return train(
-            start,
-            splits.train,
-            lambda step, parameters: _evaluate(step, parameters, splits),
-            loss=training.loss,
-            learning_rate=training.learning_rate,
-            epochs=settings.epochs,
-            batch_size=settings.batch_size,
-            seed=training.seed,
-        )
+def _accuracy(parameters: Parameters, rows: Split) -> float:
+    return float((logits_of(parameters, rows.features).argmax(axis=1) == rows.labels).mean())
 
 
-def _evaluate(step: int, parameters: Parameters, splits: Splits) -> Evaluation:
-    validation, test = splits.validation, splits.test
-    logits = logits_of(parameters, test.features)
-    return Evaluation(
-        step,
-        float((logits_of(parameters, validation.features).argmax(axis=1) == validation.labels).mean()),
-        float((logits.argmax(axis=1) == test.labels).mean()),
-        float(cross_entropy(logits, test.labels)),
-        float(squared_error(logits, test.labels)),
-        float(cross_entropy(logits_of(parameters, splits.everything.features), splits.everything.labels)),
-    )
+def _evaluate(
+    step: int, validation: float, parameters: Parameters, splits: Splits, is_shown: bool, is_explained: bool
+) -> Evaluation:
+    """Measure on the test rows, with both losses at the points of the charts, and for one model on all rows."""
+    logits, labels = logits_of(parameters, splits.test.features), splits.test.labels
+    losses = [math.nan, math.nan, math.nan]
+    if is_shown:
+        losses[:2] = (mean_loss(loss, logits, labels) for loss in LOSSES)
+    if is_explained:
+        everything = splits.everything
+        losses[2] = mean_loss("cross-entropy", logits_of(parameters, everything.features), everything.labels)
+    return Evaluation(step, validation, float((logits.argmax(axis=1) == labels).mean()), *losses)
 
 
 def _best(scores: dict[float, float]) -> float:
@@ -253,9 +295,7 @@ def _summary(dataset: Dataset, splits: Splits) -> DataSummary:
 
 def _run(training: Training, trained: Trained, levels: Sequence[float]) -> Run:
     evaluations = trained.evaluations
-    # Evenly spaced on the logarithmic axis of the charts, with both ends.
-    places = np.unique(np.geomspace(1, len(evaluations), CURVE_POINTS).round().astype(int) - 1)
-    shown = [evaluations[i] for i in places]
+    shown = [evaluations[i] for i in _places_shown(len(evaluations))]
     return Run(
         start=training.start,
         model=training.model,
@@ -272,10 +312,17 @@ def _run(training: Training, trained: Trained, levels: Sequence[float]) -> Run:
     )
 
 
+def _places_shown(evaluations: int) -> list[int]:
+    """Return which evaluations the charts show: evenly spaced on their logarithmic axis, with both ends."""
+    places: list[int] = (np.unique(np.geomspace(1, evaluations, CURVE_POINTS).round().astype(int)) - 1).tolist()
+    return places
+
+
 def _explained_models(results: dict[Training, Trained], seed: int) -> dict[ModelName, Trained]:
-    """Return the models that the report uses as examples: random start, cross-entropy, first seed."""
-    return {
-        training.model: trained
-        for training, trained in results.items()
-        if (training.start, training.loss, training.seed) == ("random", "cross-entropy", seed)
-    }
+    """Return the models that the report uses as examples."""
+    return {training.model: trained for training, trained in results.items() if _is_explained(training, seed)}
+
+
+def _is_explained(training: Training, seed: int) -> bool:
+    """Whether it is an example of the report: random start, cross-entropy, first seed."""
+    return (training.start, training.loss, training.seed) == ("random", "cross-entropy", seed)

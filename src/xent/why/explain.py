@@ -10,7 +10,8 @@ import numpy as np
 from xent import information as theory
 from xent.likelihood import likelihood
 from xent.why.data import Splits
-from xent.why.gradient_descent import Parameters, Trained, gradient_lengths, logits_of, spread_out
+from xent.why.gradient_descent import Parameters, Trained, logits_of, spread_out
+from xent.why.losses import gradient_lengths
 from xent.why.record import (
     MODELS,
     GradientSample,

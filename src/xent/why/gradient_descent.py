@@ -1,45 +1,53 @@
-"""Mini-batch gradient descent with the gradients of `xent.numpy`, for two models and two losses.
+"""Mini-batch gradient descent with the gradients of losses.py, for two models and two losses.
 
     softmax regression    logits = x @ W.T + b
     one hidden layer      logits = relu(x @ V.T + c) @ W.T + b
 
-A loss gives its value and its gradient by the logits; the rest of the chain rule is the same for both losses.
+A loss gives its gradient by the logits; the rest of the chain rule is the same for both losses. Trainings of one model
+are done together, in products over a leading axis: one of them alone is a thousand steps with matrices so small that
+calling NumPy takes longer than the arithmetic.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-import xent.numpy
 from xent.why.data import Split
+from xent.why.losses import gradients_of_means
 from xent.why.record import Loss, ModelName
 
 Array = NDArray[np.float64]
 Parameters = list[Array]
 """Weight and bias of each layer, in turn."""
 
-VALUE_AND_GRAD: dict[Loss, Callable[..., tuple[Any, Any]]] = {
-    "cross-entropy": xent.numpy.cross_entropy_value_and_grad,
-    "squared error": xent.numpy.squared_error_value_and_grad,
-}
-
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The quality of a model after some steps of its training."""
+    """The quality of a model after some steps of its training; NaN where it was not measured."""
 
     step: int
     validation_accuracy: float
-    accuracy: float
-    cross_entropy: float
-    squared_error: float
-    train_cross_entropy: float
+    accuracy: float = math.nan
+    cross_entropy: float = math.nan
+    squared_error: float = math.nan
+    train_cross_entropy: float = math.nan
+
+
+@dataclass(frozen=True)
+class Descent:
+    """One of the trainings that are done together: where it starts, and what it follows."""
+
+    start: Parameters
+    loss: Loss
+    learning_rate: float
+    seed: int
+    """Determines the order of the rows only."""
 
 
 @dataclass(frozen=True)
@@ -65,57 +73,79 @@ def logits_of(parameters: Parameters, features: Array) -> Array:
     return _forward(parameters, features)[0]
 
 
-def step(parameters: Parameters, batch: Split, loss: Loss, learning_rate: float) -> None:
-    """Make one step of gradient descent, in place."""
-    logits, hidden = _forward(parameters, batch.features)
-    _, dlogits = VALUE_AND_GRAD[loss](logits, batch.labels)
-    weight = parameters[-2]
-    gradients = [dlogits.T @ hidden, dlogits.sum(axis=0)]
-    if len(parameters) == 4:
-        dhidden = (dlogits @ weight) * (hidden > 0)
-        gradients = [dhidden.T @ batch.features, dhidden.sum(axis=0), *gradients]
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter -= learning_rate * gradient
-
-
 def train(
-    start: Parameters,
-    train_rows: Split,
-    evaluate: Callable[[int, Parameters], Evaluation] | None,
+    descents: Sequence[Descent],
+    rows: Split,
+    evaluate: Callable[[int, int, Parameters], Evaluation] | None,
     *,
-    loss: Loss,
-    learning_rate: float,
     epochs: int,
     batch_size: int,
-    seed: int,
-) -> Trained:
-    """Train a copy of `start`; the seed determines the order of the rows only.
+) -> list[Trained]:
+    """Train copies of the starts, which are of one model, each as if it were alone.
 
-    `evaluate` is called about 250 times, and after each of the first 16 steps.
+    `evaluate(step, training, parameters)` is called for each of them after the steps of `evaluation_steps`.
     """
-    parameters = [parameter.copy() for parameter in start]
-    generator = np.random.default_rng([seed, 1])
-    rows = len(train_rows.labels)
-    total = epochs * -(-rows // batch_size)
-    evaluations = [evaluate(0, parameters)] if evaluate else []
+    parameters = [np.stack(layer) for layer in zip(*(descent.start for descent in descents), strict=True)]
+    losses = [descent.loss for descent in descents]
+    rates = np.array([descent.learning_rate for descent in descents])
+    orders = _Orders([descent.seed for descent in descents], len(rows.labels))
+    evaluations: list[list[Evaluation]] = [[] for _ in descents]
+    steps = set(evaluation_steps(len(rows.labels), epochs, batch_size)) if evaluate else set()
     done = 0
+
+    def measure() -> None:
+        if evaluate and done in steps:
+            for which, list_of_one in enumerate(evaluations):
+                list_of_one.append(evaluate(done, which, [parameter[which] for parameter in parameters]))
+
     # A learning rate that is far too high overflows, and gets the low score that it should.
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
+        measure()
         for _ in range(epochs):
-            order = generator.permutation(rows)
-            for first in range(0, rows, batch_size):
-                chosen = order[first : first + batch_size]
-                step(parameters, Split(train_rows.features[chosen], train_rows.labels[chosen]), loss, learning_rate)
+            order = orders.next_epoch()
+            for first in range(0, len(rows.labels), batch_size):
+                chosen = order[:, first : first + batch_size]
+                _step(parameters, Split(rows.features.take(chosen, axis=0), rows.labels[chosen]), losses, rates)
                 done += 1
-                if evaluate and (done <= 16 or done % max(1, total // 250) == 0 or done == total):
-                    evaluations.append(evaluate(done, parameters))
-    return Trained(parameters, evaluations)
+                measure()
+    return [
+        Trained([parameter[which].copy() for parameter in parameters], list_of_one)
+        for which, list_of_one in enumerate(evaluations)
+    ]
 
 
-def gradient_lengths(logits: Array, labels: Any) -> list[Array]:
-    """Return the Euclidean length of each loss's gradient by the logits, for each row."""
-    gradients = (function(logits, labels, reduction="none")[1] for function in VALUE_AND_GRAD.values())
-    return [np.linalg.norm(gradient, axis=1) for gradient in gradients]
+def evaluation_steps(rows: int, epochs: int, batch_size: int) -> list[int]:
+    """Return the steps after which a training is evaluated: each of the first 16, and about 250 of all."""
+    total = epochs * -(-rows // batch_size)
+    return [done for done in range(total + 1) if done <= 16 or done % max(1, total // 250) == 0 or done == total]
+
+
+class _Orders:
+    """The order of the rows in each epoch, for each training; equal seeds share one."""
+
+    def __init__(self, seeds: Sequence[int], rows: int) -> None:
+        distinct = list(dict.fromkeys(seeds))
+        self.rows = rows
+        self.generators = [np.random.default_rng([seed, 1]) for seed in distinct]
+        # One order for all of them has a leading axis of 1, so that their features are not copied for each.
+        self.of_training = [0] if len(distinct) == 1 else [distinct.index(seed) for seed in seeds]
+
+    def next_epoch(self) -> NDArray[np.int64]:
+        """Return the orders, (trainings or 1, rows)."""
+        return np.stack([generator.permutation(self.rows) for generator in self.generators])[self.of_training]
+
+
+def _step(parameters: Parameters, batch: Split, losses: Sequence[Loss], learning_rates: Array) -> None:
+    """Make one step of gradient descent for each training, in place; all arrays have the trainings as leading axis."""
+    logits, hidden = _forward(parameters, batch.features)
+    dlogits = gradients_of_means(losses, logits, batch.labels)
+    weight = parameters[-2]
+    gradients = [dlogits.mT @ hidden, dlogits.sum(axis=1)]
+    if len(parameters) == 4:
+        dhidden = (dlogits @ weight) * (hidden > 0)
+        gradients = [dhidden.mT @ batch.features, dhidden.sum(axis=1), *gradients]
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter -= learning_rates.reshape(-1, *[1] * (parameter.ndim - 1)) * gradient
 
 
 def spread_out(values: Array, most: int) -> list[int]:
@@ -126,9 +156,9 @@ def spread_out(values: Array, most: int) -> list[int]:
 
 
 def _forward(parameters: Parameters, features: Array) -> tuple[Array, Array]:
-    """Return the logits and the input of the output layer."""
+    """Return the logits and the input of the output layer; of one training, or of many with a leading axis."""
     *hidden_layer, weight, bias = parameters
     hidden = features
     if hidden_layer:
-        hidden = np.maximum(features @ hidden_layer[0].T + hidden_layer[1], 0.0)
-    return hidden @ weight.T + bias, hidden
+        hidden = np.maximum(features @ hidden_layer[0].mT + hidden_layer[1][..., None, :], 0.0)
+    return hidden @ weight.mT + bias[..., None, :], hidden

@@ -17,7 +17,8 @@ import numpy as np
 
 from xent.errors import ArgumentError, message
 from xent.scoring import Score
-from xent.why.gradient_descent import gradient_lengths, spread_out
+from xent.why.gradient_descent import spread_out
+from xent.why.losses import gradient_lengths
 from xent.why.record import finite
 
 SCHEMA = 1

@@ -9,7 +9,6 @@ from typing import Any
 import altair as alt
 import numpy as np
 
-from xent.numpy import cross_entropy_value_and_grad, squared_error_value_and_grad
 from xent.report.numbers import rounded
 from xent.report.theme import (
     COLOR_OF,
@@ -33,6 +32,8 @@ from xent.report.theme import (
     x_axis,
     y_axis,
 )
+from xent.why.losses import gradient_lengths, losses_of_rows
+from xent.why.record import LOSSES
 
 GRID = 161
 """Positions of the control of the true class's probability."""
@@ -40,7 +41,6 @@ START = 0.01
 """The initial probability of the control, up to the grid."""
 WRONG_LOGITS = (-4.0, 4.0, -1.0)
 """The initial logits of the sliders: confidently wrong."""
-LOSSES = tuple(COLOR_OF)
 
 
 def charts(record: dict[str, Any]) -> dict[str, Layers]:
@@ -79,12 +79,10 @@ def two_losses(truth: Any, others: int = 1) -> dict[str, Any]:
     rest = np.repeat(((1 - truth) / others)[:, None], others, axis=1)
     logits = np.log(np.hstack([truth[:, None], rest]))
     label_first = np.zeros(len(truth), dtype=int)
-    losses = {}
-    functions = (cross_entropy_value_and_grad, squared_error_value_and_grad)
-    for name, function in zip(LOSSES, functions, strict=True):
-        value, gradient = function(logits, label_first, reduction="none")
-        losses[name] = (value, np.linalg.norm(gradient, axis=1))
-    return losses
+    lengths = gradient_lengths(logits, label_first)
+    return {
+        loss: (losses_of_rows(loss, logits, label_first), length) for loss, length in zip(LOSSES, lengths, strict=True)
+    }
 
 
 def _axis_of_probability(lowest: int) -> alt.X:
