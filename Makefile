@@ -1,9 +1,12 @@
-# Each target makes .venv when it is missing or when its requirements have changed.
+# Each target makes .venv (or .venv-docs) when it is missing or when its requirements have changed.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
+DOCS_BIN := .venv-docs/bin
+DOCS_INSTALLED := .venv-docs/installed
+LIVE := build/live/why.html
 
-.PHONY: demo test test-slow check format bench clean
+.PHONY: demo test test-slow test-docs check docs format bench clean
 
 demo: $(INSTALLED)  ## the experiment on real handwritten digits, and its report in demo/
 	$(BIN)/xent why --out demo
@@ -19,6 +22,13 @@ check: $(INSTALLED)  ## lint, format, strict types; the tests have the examples 
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+docs: $(DOCS_INSTALLED) $(LIVE)  ## the documentation site, in build/site
+	$(DOCS_BIN)/python docs/pages.py build/pages
+	NO_MKDOCS_2_WARNING=1 $(DOCS_BIN)/mkdocs build --quiet
+
+test-docs: docs $(INSTALLED)  ## every page of the site in a browser, the notebooks and the figures
+	$(BIN)/pytest -m slow tests/test_site.py tests/test_notebooks.py
+
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
@@ -27,9 +37,18 @@ bench: $(INSTALLED)  ## ours and its peers, interleaved; JSON in benchmarks/resu
 	$(BIN)/python benchmarks/run.py
 
 clean:
-	rm -rf .venv demo build dist
+	rm -rf .venv .venv-docs demo build dist
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]' --constraint constraints.txt
 	touch $@
+
+$(DOCS_INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-docs
+	$(DOCS_BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]' --constraint constraints.txt
+	touch $@
+
+# The reports that the site shows: made once, and again after their source changed.
+$(LIVE): docs/live_reports.py $(shell find src/xent/report src/xent/why src/xent/scoring -type f ! -path '*/__pycache__/*') | $(DOCS_INSTALLED)
+	$(DOCS_BIN)/python docs/live_reports.py build/live
