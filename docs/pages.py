@@ -1,4 +1,4 @@
-"""Collect the pages of the documentation site, in the form that a site builder takes: Markdown and pictures in one folder.
+"""Collect the pages of the documentation site as Markdown and pictures in one folder, which any site builder takes.
 
 .venv-docs/bin/python docs/pages.py build/pages
 

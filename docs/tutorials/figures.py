@@ -23,6 +23,7 @@ from xent.information import entropy, information_content, kl_divergence, softma
 from xent.likelihood import log_likelihood
 
 HERE = Path(__file__).parent
+AXIS = {"titleFontWeight": "normal", "titleFontSize": 12, "labelFontSize": 12, "tickCount": 6}
 BLUE, ORANGE, GREEN = "#1f5fb8", "#c2560c", "#2b7a3d"
 
 
@@ -137,8 +138,7 @@ def drawn(chart: alt.Chart) -> str:
         chart.properties(width=400, height=230)
         .configure(background="white", font="Helvetica, Arial, sans-serif", padding=12)
         .configure_view(stroke=None)
-        .configure_axis(gridColor="#e8e8e8", domainColor="#999999", tickColor="#999999", titleFontWeight="normal")
-        .configure_axis(labelFontSize=12, titleFontSize=12)
+        .configure_axis(gridColor="#e8e8e8", domainColor="#999999", tickColor="#999999", **AXIS)
         .configure_legend(labelFontSize=13, symbolStrokeWidth=3)
         .to_dict()
     )
