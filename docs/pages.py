@@ -3,7 +3,8 @@
 .venv-docs/bin/python docs/pages.py build/pages
 
 The pages in docs/ are copied, with their links changed where these lead out of docs/: each file of the repository that
-is linked to gets a page under source/, so that no link leaves the site. The pages of the command line, the changelog
+is linked to gets a page under source/, so that no link leaves the site. What stands in a comment `<!-- site: ... -->`
+is shown in the site only: links to pages that a code host does not have. The pages of the command line, the changelog
 and the notebooks are made here. The builder itself needs no plugin for any of this.
 """
 
@@ -21,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 LIVE = ROOT / "build" / "live"
 LINK = re.compile(r"\]\((?P<path>[^)#\s:]+)(?P<anchor>#[^)\s]*)?\)")
+ONLY_HERE = re.compile(r"<!-- site: (.*?) -->", re.DOTALL)
 COPIED = (".md", ".svg", ".css")
 WHOLE_PAGES = {"changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
 LANGUAGES = {".py": "python", ".json": "json"}
@@ -35,7 +37,7 @@ def main() -> None:
     for path in sorted(DOCS.rglob("*")):
         name = path.relative_to(DOCS).as_posix()
         if path.suffix == ".md":
-            pages[name] = path.read_text(encoding="utf-8")
+            pages[name] = ONLY_HERE.sub(r"\1", path.read_text(encoding="utf-8"))
         elif path.suffix in COPIED:
             copy(path, out / name)
     for name, source in WHOLE_PAGES.items():
