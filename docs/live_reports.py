@@ -33,8 +33,8 @@ def main() -> None:
     predictions().write_parquet(table)
     xent = [sys.executable, "-m", "xent"]
     options = ["--label", "digit", "--proba", "p_*", "--id", "image", "--by", "part", "--html", "score.html"]
-    subprocess.run([*xent, "score", table.name, *options], cwd=out, check=True)
-    subprocess.run([*xent, "why", "--out", "."], cwd=out, check=True)
+    subprocess.run([*xent, "score", table.name, *options], cwd=out, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([*xent, "why", "--out", "."], cwd=out, check=True, stdout=subprocess.DEVNULL)
 
 
 if __name__ == "__main__":

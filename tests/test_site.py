@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import functools
+import html
 import http.server
+import importlib
 import os
 import re
 import threading
@@ -31,6 +33,9 @@ TEXTS = {
     "live/score.html": "reliability",
 }
 """Words that a page must show, by its address."""
+
+
+REFERENCE = ("torch", "torch.deferred", "torch.parallel", "numpy", "information", "likelihood", "scoring", "errors")
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -156,3 +161,21 @@ def test_the_search_finds_a_function(visit):
     visitor.page.wait_for_selector(".md-search-result__item", timeout=15_000)
     assert "information" in visitor.page.inner_text(".md-search-result__list").lower()
     assert visitor.wrong == []
+
+
+@pytest.mark.parametrize("module", REFERENCE)
+def test_the_reference_has_every_public_name(module, address):
+    page = (SITE / "reference" / module.split(".")[-1] / "index.html").read_text()
+    names = importlib.import_module(f"xent.{module}").__all__
+    assert [name for name in names if f'id="xent.{module}.{name}"' not in page] == []
+
+
+def test_the_reference_keeps_the_sentences_of_docstrings_and_their_examples(address):
+    page = (SITE / "reference" / "torch" / "index.html").read_text()
+    text = html.unescape(re.sub(r"<[^>]+>", "", page))
+    assert "----" not in text
+    assert "input: tensor (C,), (N, C) or (N, C, d1, ...): logits of dtype float64" in text
+    assert "ignore_index, reduction, label_smoothing: as in torch; see xent.Objective." in text
+    assert "LabelError: A label is out of range." in text
+    assert ">>> loss = cross_entropy(logits, torch.tensor([0, 1]))" in text
+    assert page.count('<div class="language-pycon highlight">') >= 6
