@@ -2,10 +2,12 @@
 PYTHON ?= python3
 ENVIRONMENT := $(PYTHON) packaging/environment.py
 BIN := .venv/bin
+DOCS_BIN := .venv-docs/bin
+LIVE := build/live/why.html
 EXTRAS ?= all
 .DEFAULT_GOAL := help
 
-.PHONY: help demo test test-slow test-lowest check format bench dist clean
+.PHONY: help demo test test-slow test-docs test-lowest check docs format bench dist clean
 
 help:  ## this list
 	@awk -F ':.*## *' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +29,13 @@ check: .venv/installed  ## lint, format, strict types; the tests have the exampl
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+docs: .venv-docs/installed $(LIVE)  ## the documentation site, in build/site
+	$(DOCS_BIN)/python docs/pages.py build/pages
+	NO_MKDOCS_2_WARNING=1 $(DOCS_BIN)/mkdocs build --quiet
+
+test-docs: docs .venv/installed  ## every page of the site in a browser, the notebooks and the figures
+	$(BIN)/pytest -m slow tests/test_site.py tests/test_notebooks.py
+
 format: .venv/installed  ## repair what the linter can, and format
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
@@ -38,7 +47,7 @@ dist: .venv-dist/installed  ## build wheel and sdist in dist/, check them, and t
 	.venv-dist/bin/python packaging/distribution.py
 
 clean:  ## remove the environments and whatever else was made
-	rm -rf .venv .venv-demo .venv-lowest .venv-dist demo build dist
+	rm -rf .venv .venv-demo .venv-docs .venv-lowest .venv-dist demo build dist
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(ENVIRONMENT) .venv --with-pip --constraint constraints.txt --editable '.[dev]'
@@ -51,3 +60,10 @@ clean:  ## remove the environments and whatever else was made
 
 .venv-dist/installed: packaging/requirements.txt
 	@$(ENVIRONMENT) .venv-dist --from-file packaging/requirements.txt
+
+.venv-docs/installed: pyproject.toml constraints.txt
+	@$(ENVIRONMENT) .venv-docs --constraint constraints.txt --editable '.[docs]'
+
+# The reports that the site shows: made once, and again after their source changed.
+$(LIVE): docs/live_reports.py $(shell find src/xent/report src/xent/why src/xent/scoring -type f ! -path '*/__pycache__/*') | .venv-docs/installed
+	$(DOCS_BIN)/python docs/live_reports.py build/live

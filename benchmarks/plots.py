@@ -1,4 +1,6 @@
-"""The plots: time against elements from the record of scaling.py, errors against chunks from that of linear.py."""
+"""The plots, each from one record: bars against peers (logits), time against elements (scaling), threads, and errors
+against chunks (linear).
+"""
 
 from __future__ import annotations
 
@@ -7,10 +9,73 @@ from typing import Any
 
 from benchmarks.record_tables import digest
 from xent.bench.peers import EAGER, OURS, REUSED
+from xent.bench.show import number, ratio_of
 from xent.errors import MissingDependencyError, message
 
 NAMES = {OURS: OURS, EAGER: EAGER, REUSED: "a copy of the logits"}
 COLORS = {OURS: "#0b6e99", EAGER: "#c2571a", REUSED: "#808080"}
+PEERS = {EAGER: "#c2571a", f"{EAGER}, compiled": "#e0a33e", "NumPy formula": "#808080"}
+WAYS = {"OpenMP": "torch's OpenMP threads", "pool": "threads of a pool"}
+
+
+def speed_svg(record: Mapping[str, Any]) -> str:
+    """Horizontal bars as SVG: the time of each peer over ours, forward + backward, for each case."""
+    alt, _ = _libraries()
+    values = []
+    for case in record["cases"]:
+        for peer in PEERS:
+            ratio = ratio_of(case, "forward_backward", peer, OURS)
+            if ratio is not None:
+                size = " x ".join(str(length) for length in case["size"])
+                text = number(ratio["median"])
+                label = f"{size}, {case['dtype']}"
+                beside = max(ratio["median"], 1)  # a number inside of the line at 1 could not be read
+                values.append({"case": label, "peer": peer, "ratio": ratio["median"], "beside": beside, "text": text})
+    cases = list(dict.fromkeys(value["case"] for value in values))
+    y = alt.Y("case:N", sort=cases, title=None, scale=alt.Scale(paddingInner=0.3), axis=alt.Axis(labelLimit=200))
+    offset = alt.YOffset("peer:N", sort=list(PEERS))
+    title = "time over that of xent.torch, forward + backward"
+    x = alt.X("ratio:Q", title=title, axis=alt.Axis(tickCount=6, format="~g"), scale=alt.Scale(nice=True))
+    legend = alt.Legend(orient="top", symbolType="square")
+    scale = alt.Scale(domain=list(PEERS), range=list(PEERS.values()))
+    base = alt.Chart(alt.InlineData(values=values)).encode(x=x, y=y, yOffset=offset)
+    bars = base.mark_bar().encode(color=alt.Color("peer:N", title=None, scale=scale, legend=legend))
+    texts = base.mark_text(align="left", dx=3, fontSize=9, color="#555555").encode(x="beside:Q", text="text:N")
+    one = (
+        alt.Chart(alt.InlineData(values=[{"ratio": 1}]))
+        .mark_rule(color=COLORS[OURS], strokeWidth=2)
+        .encode(x="ratio:Q")
+    )
+    chart = alt.layer(bars, texts, one).properties(width=300, height=alt.Step(11))
+    return _drawn(record, chart)
+
+
+def threads_svg(record: Mapping[str, Any]) -> str:
+    """Lines as SVG: how many times as fast as one thread each kind of threads is, against the rows."""
+    alt, _ = _libraries()
+    alone = {p["rows"]: p["median"] for p in record["points"] if p["way"] == "one thread"}
+    values = [
+        {"rows": p["rows"], "faster": alone[p["rows"]] / p["median"], "threads": WAYS[p["way"]]}
+        for p in record["points"]
+        if p["way"] in WAYS
+    ]
+    scale = alt.Scale(domain=list(WAYS.values()), range=[COLORS[OURS], COLORS[EAGER]])
+    legend = alt.Legend(orient="bottom", symbolType="stroke")
+    lines = (
+        alt.Chart(alt.InlineData(values=values))
+        .mark_line(point=alt.OverlayMarkDef(size=36))
+        .encode(
+            x=alt.X("rows:Q", title="rows of 1000 classes", scale=alt.Scale(type="log"), axis=_axis("~s")),
+            y=alt.Y("faster:Q", title="times as fast as one thread", scale=alt.Scale(domainMin=0)),
+            color=alt.Color("threads:N", title=None, scale=scale, legend=legend),
+        )
+    )
+    one = (
+        alt.Chart(alt.InlineData(values=[{"faster": 1}]))
+        .mark_rule(color="#808080", strokeDash=[4, 3])
+        .encode(y="faster:Q")
+    )
+    return _drawn(record, alt.layer(one, lines).properties(width=380, height=230))
 
 
 def scaling_svg(record: Mapping[str, Any]) -> str:

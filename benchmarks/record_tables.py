@@ -74,6 +74,30 @@ def summary(record: Record) -> str:
     return table(head, rows, left=2)
 
 
+def headline(record: Record) -> str:
+    """How long `F.cross_entropy` takes over ours, forward and backward: where it is slower, and where it is faster."""
+    medians = []
+    for case in record["cases"]:
+        ratio = ratio_of(case, "forward_backward", EAGER, OURS)
+        if ratio is not None:
+            medians.append((ratio["median"], " x ".join(map(str, case["size"]))))
+    slower, faster = [m for m in medians if m[0] > 1], [m for m in medians if m[0] <= 1]
+    sentences = []
+    if slower:
+        low, high = min(slower)[0], max(slower)[0]
+        sentences.append(
+            f"Forward and backward, `{EAGER}` takes {number(low)} to {number(high)} times as long as `{OURS}` "
+            "on the processor named below."
+        )
+    if faster:
+        low, high, sizes = min(faster)[0], max(faster)[0], " and ".join(dict.fromkeys(size for _, size in faster))
+        sentences.append(
+            f"On small batches ({sizes}) it takes {number(low)} to {number(high)} times as long: there a call from "
+            "Python costs more than the loss."
+        )
+    return " ".join(sentences)
+
+
 def bars(record: Record) -> str:
     """What was required and what was measured."""
     rows = []
@@ -314,6 +338,7 @@ def scoring_memory(record: Record) -> str:
 
 
 TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
+    "headline": ("logits", headline),
     "summary": ("logits", summary),
     "bars": ("logits", bars),
     "implementations": ("logits", implementations),

@@ -17,8 +17,13 @@ from benchmarks import record_tables
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = ("README.md", *(f"docs/{name}.md" for name in ("performance", "accuracy", "scoring", "parallel")))
-PLOTS = {"docs/scaling.svg": "scaling", "docs/linear_error.svg": "linear"}
-"""By the path of a plot: the record that it is drawn from."""
+PLOTS = {
+    "docs/speed.svg": ("logits", "speed_svg"),
+    "docs/scaling.svg": ("scaling", "scaling_svg"),
+    "docs/threads.svg": ("threads", "threads_svg"),
+    "docs/linear_error.svg": ("linear", "linear_error_svg"),
+}
+"""By the path of a plot: the record that it is drawn from, and the function of plots.py that draws it."""
 
 
 def results(device: str, root: Path = ROOT) -> Path:
@@ -39,7 +44,7 @@ def stale(device: str = "cpu", root: Path = ROOT) -> list[str]:
     records = records_of(device, root)
     documents = record_tables.stale([root / name for name in DOCUMENTS], records)
     names = [str(path.relative_to(root)) for path in documents]
-    for name, record in PLOTS.items():
+    for name, (record, _) in PLOTS.items():
         plot = root / name
         drawn = plot.read_text(encoding="utf-8") if plot.exists() else ""
         if record in records and not drawn.startswith(made_from(records[record])):
@@ -49,16 +54,15 @@ def stale(device: str = "cpu", root: Path = ROOT) -> list[str]:
 
 def write(device: str = "cpu", root: Path = ROOT) -> None:
     """Replace the tables and plots."""
-    from benchmarks.plots import linear_error_svg, scaling_svg
+    from benchmarks import plots
 
-    draw = {"scaling": scaling_svg, "linear": linear_error_svg}
     records = records_of(device, root)
     for name in DOCUMENTS:
         path = root / name
         path.write_text(record_tables.fill(path.read_text(encoding="utf-8"), records), encoding="utf-8")
-    for name, record in PLOTS.items():
+    for name, (record, draw) in PLOTS.items():
         if record in records:
-            (root / name).write_text(draw[record](records[record]), encoding="utf-8")
+            (root / name).write_text(getattr(plots, draw)(records[record]), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -12,12 +12,16 @@ several processes (xent.torch.parallel) is a `Backend` like any other.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple, Protocol
 
+from xent import markup
 from xent.objective import Objective
 
 Array = Any
 """A NumPy array or a torch tensor."""
+
+MOST_SHOWN = 10
 
 
 class Statistics(NamedTuple):
@@ -33,6 +37,20 @@ class Statistics(NamedTuple):
     lse: Any
     argmax: Any
     rank: Any
+
+    def _repr_html_(self) -> str | None:
+        """The first rows as a table, which notebooks show; None where the numbers cannot be read."""
+        try:
+            columns = [number.reshape(-1)[:MOST_SHOWN].tolist() for number in self]
+        except (AttributeError, RuntimeError, TypeError):  # numbers of tensors on the meta device, or being traced
+            return None
+        rows = math.prod(self.argmax.shape)
+        first = f"the first {MOST_SHOWN} of " if rows > MOST_SHOWN else ""
+        cells = [
+            [row, *(number if isinstance(number, int) else markup.number(number) for number in line)]
+            for row, line in enumerate(zip(*columns, strict=True))
+        ]
+        return markup.table(f"Statistics of {first}{rows:,} rows, in nats", ["row", *self._fields], cells, texts=0)
 
 
 class Backend(Protocol):

@@ -1,10 +1,12 @@
 """How good predictions are, in which units, and which rows contribute most to the loss.
 
-readers.py    files, frames and arrays, in pieces        clusters.py   Dask and Spark
-form.py       which column is what                       batch.py      the score of each row of a piece
-state.py      `ScoreState`, a sum over rows              loops.py      the compiled loops; sums.py, selection.py
-score.py      `Score`, what a state says                 figures.py    computes it; calibration.py
-api.py        `score`     compare.py   `compare`         sklearn.py    metrics and scorers for scikit-learn
+    readers.py    files, frames and arrays, in pieces        clusters.py   Dask and Spark
+    form.py       which column is what                       batch.py      the score of each row of a piece
+    state.py      `ScoreState`, a sum over rows              loops.py      the compiled loops; sums.py, selection.py
+    score.py      `Score`, what a state says                 figures.py    computes it; calibration.py
+    api.py        `score`     compare.py   `compare`         sklearn.py    metrics and scorers for scikit-learn
+
+`score` returns a `Score`, `compare` a `Comparison`; notebooks show both as tables.
 """
 
 from xent.errors import missing_package

@@ -110,6 +110,12 @@ class Comparison:
         parts = {field.name: plain(getattr(self, field.name)) for field in fields(self)}
         return {"record": "xent compare", "schema": SCHEMA, "winner": self.winner, **parts}
 
+    def _repr_html_(self) -> str:
+        """A few small tables, which notebooks show."""
+        from xent.scoring.notebook import comparison_html
+
+        return comparison_html(self.to_record())
+
 
 def compare(
     a: Any,

@@ -188,6 +188,12 @@ class Score:
             "warnings": list(self.warnings),
         }
 
+    def _repr_html_(self) -> str:
+        """A few small tables, which notebooks show."""
+        from xent.scoring.notebook import score_html
+
+        return score_html(self.to_record())
+
 
 def _mean_over_classes(part: str) -> Callable[[Score], float]:
     def value(score: Score) -> float:

@@ -1,13 +1,15 @@
 """The losses for torch: drop-ins for those of `torch.nn.functional` and the modules of `torch.nn`.
 
-functional.py, linear.py   the public calls: checks, and the choice of what computes
-modules.py                 the modules
-autograd.py                one autograd `Function` for each loss and its statistics, over any backend
-operators.py               the same as operators, for compilers and tensor subclasses
-linear_positions.py        the loss of a linear layer in torch's K dimensions: one position after another
-linear_formula.py          the loss of a linear layer as a formula that torch sees through
-rows.py                    tensors of any shape as rows
-deferred/, parallel/       models that never make their logits; classes sharded over processes
+    functional.py, linear.py   the public calls: checks, and the choice of what computes
+    modules.py                 the modules
+    autograd.py                one autograd `Function` for each loss and its statistics, over any backend
+    operators.py               the same as operators, for compilers and tensor subclasses
+    linear_positions.py        the loss of a linear layer in torch's K dimensions: one position after another
+    linear_formula.py          the loss of a linear layer as a formula that torch sees through
+    rows.py                    tensors of any shape as rows
+    deferred/, parallel/       models that never make their logits; classes sharded over processes
+
+Shapes and arguments are those of torch; `xent.Objective` documents the options that torch does not have.
 """
 
 from xent.errors import missing_package

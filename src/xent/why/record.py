@@ -236,6 +236,12 @@ class Record:
         """Return the record as plain JSON; numbers that JSON lacks (infinity, NaN) become null."""
         return {"record": "xent why", "schema": SCHEMA, **finite(dataclasses.asdict(self))}
 
+    def _repr_html_(self) -> str:
+        """The table of comparisons, which notebooks show."""
+        from xent.why.notebook import record_html
+
+        return record_html(self.to_dict())
+
 
 def finite(value: Any) -> Any:
     """Replace infinite numbers and NaN by None, and tuples by lists, in nested dictionaries and sequences."""
