@@ -66,8 +66,16 @@ def make(folder: Path, wanted: Sequence[str], *, lowest: bool, with_pip: bool) -
         settings = {"UV_CACHE_DIR": str(borrowed / "cache")} if borrowed.exists() else {}
         chosen = ["--resolution", "lowest-direct"] if lowest else []
         quiet = [] if sys.stderr.isatty() else ["--quiet"]
-        run([uv, "pip", "install", *quiet, "--python", str(python), *chosen, *wanted], settings)
-    else:
+        command = [uv, "pip", "install", *quiet, "--python", str(python), *chosen, *wanted]
+        done = subprocess.run(command, check=False, env={**os.environ, **settings})
+        if done.returncode and lowest:
+            raise subprocess.CalledProcessError(done.returncode, command)
+        if done.returncode:
+            # It is stricter than pip where an index has two builds of one version that require different ones of another.
+            say("uv could not install them; trying pip")
+            run([str(python), "-m", "ensurepip", "--default-pip"])
+            uv = None
+    if not uv:
         # Bytecode is made when a module is first imported: that of all modules takes longer than the demo.
         options = ["--quiet", "--disable-pip-version-check", "--no-compile"]
         run([str(python), "-m", "pip", "install", *options, *wanted])
