@@ -71,7 +71,7 @@ def make(folder: Path, wanted: Sequence[str], *, lowest: bool, with_pip: bool) -
         if done.returncode and lowest:
             raise subprocess.CalledProcessError(done.returncode, command)
         if done.returncode:
-            # It is stricter than pip where an index has two builds of one version that require different ones of another.
+            # It is stricter than pip where two builds of one version require different versions of another package.
             say("uv could not install them; trying pip")
             run([str(python), "-m", "ensurepip", "--default-pip"])
             uv = None

@@ -105,9 +105,9 @@ def test_json_on_standard_output_is_the_record_and_nothing_else(table):
     assert record == json.loads(Path("xent-why/why.json").read_text())
 
 
-def test_doctor_names_versions_devices_kernels_and_threads():
+def test_doctor_names_versions_devices_kernels_threads_and_settings():
     found = json.loads(invoke("doctor", "--json").stdout)
-    assert set(found) == {"versions", "devices", "kernels", "threads"}
+    assert set(found) == {"versions", "devices", "kernels", "threads", "environment"}
     assert found["versions"]["xent"] == xent.__version__
     assert found["devices"]["cores"] >= 1
     assert "xent.numpy" in found["kernels"]
