@@ -14,6 +14,7 @@ Measurements, each of which returns a record
     accuracy.py        errors of losses and gradients; primitive_errors.py those of exp, log and tanh
     score_speed.py     `xent.score` beside a bare mean
     scaling.py         time against the number of elements
+    modes.py           second derivatives, gradients per sample, a scaled loss
     thread_sharing.py  one thread, a pool, or torch's OpenMP threads
     first_call.py      compilation
 
