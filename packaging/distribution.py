@@ -100,8 +100,10 @@ def try_wheel(wheel: Path, extras: str, folder: Path, tools: Path) -> None:
 def run(command: Sequence[str], folder: Path = ROOT, *, quiet: bool = False) -> str:
     """Run a command without this checkout on its path; return its output, which is shown at once unless quiet."""
     variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} if quiet else {}
-    done = subprocess.run(command, cwd=folder, env=variables, text=True, check=False, **output)
+    output = (subprocess.PIPE, subprocess.STDOUT) if quiet else (None, None)
+    done = subprocess.run(
+        command, cwd=folder, env=variables, text=True, check=False, stdout=output[0], stderr=output[1]
+    )
     if done.returncode:
         sys.exit(f"{done.stdout or ''}\nfailed with exit code {done.returncode}: {' '.join(command)}")
     return done.stdout or ""

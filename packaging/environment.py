@@ -3,13 +3,15 @@
     python packaging/environment.py .venv-demo --constraint constraints.txt --editable '.[cli]'
 
 uv installs if it is on the PATH or can be had from the package index, since it takes a fraction of pip's time; pip does
-otherwise. With a uv of its own nothing is left behind but the environment: uv and its cache are removed at the end.
+otherwise, and where uv fails. uv is given pip's settings. With a uv of its own nothing is left behind but the
+environment: uv and its cache are removed at the end.
 Needs nothing but Python and its standard library.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import os
 import shutil
 import subprocess
@@ -21,6 +23,16 @@ from pathlib import Path
 
 OLDEST = (3, 11)
 BEGAN = time.monotonic()
+PIP_OPTIONS = ["install", "--quiet", "--disable-pip-version-check", "--no-compile"]
+OF_UV = {
+    "index-url": ("UV_DEFAULT_INDEX", " "),
+    "extra-index-url": ("UV_EXTRA_INDEX_URL", " "),
+    "find-links": ("UV_FIND_LINKS", ","),
+    "constraint": ("UV_CONSTRAINT", " "),
+    "trusted-host": ("UV_INSECURE_HOST", " "),
+    "cert": ("SSL_CERT_FILE", " "),
+}
+"""Settings of pip as variables of uv, and what separates several values there."""
 
 
 def main() -> None:
@@ -52,33 +64,21 @@ def main() -> None:
 
 def make(folder: Path, wanted: Sequence[str], *, lowest: bool, with_pip: bool) -> None:
     """Make the environment, which a run that was interrupted may have begun."""
-    uv = shutil.which("uv")
     say(f"making {folder} with Python {sys.version.split()[0]}")
-    venv.create(folder, with_pip=with_pip or uv is None, symlinks=os.name != "nt", clear=True)
+    venv.create(folder, with_pip=True, symlinks=os.name != "nt", clear=True)
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     borrowed = folder / "installer"
-    if uv is None:
-        uv = borrowed_uv(python, borrowed)
+    uv = shutil.which("uv") or borrowed_uv(python, borrowed)
     if uv is None and lowest:
         sys.exit("The lowest versions are found by uv, which is not installed: pip install uv")
-    say(f"downloading and installing with {'uv' if uv else 'pip'}: {' '.join(wanted)}")
-    if uv:
-        settings = {"UV_CACHE_DIR": str(borrowed / "cache")} if borrowed.exists() else {}
-        chosen = ["--resolution", "lowest-direct"] if lowest else []
-        quiet = [] if sys.stderr.isatty() else ["--quiet"]
-        command = [uv, "pip", "install", *quiet, "--python", str(python), *chosen, *wanted]
-        done = subprocess.run(command, check=False, env={**os.environ, **settings})
-        if done.returncode and lowest:
-            raise subprocess.CalledProcessError(done.returncode, command)
-        if done.returncode:
-            # It is stricter than pip where two builds of one version require different versions of another package.
-            say("uv could not install them; trying pip")
-            run([str(python), "-m", "ensurepip", "--default-pip"])
-            uv = None
-    if not uv:
+    if uv is None or not installed_by_uv(uv, python, borrowed, wanted, lowest):
+        if lowest:
+            sys.exit("uv found no such set of packages. What it wrote is above.")
+        say(f"downloading and installing with pip, which takes longer: {' '.join(wanted)}")
         # Bytecode is made when a module is first imported: that of all modules takes longer than the demo.
-        options = ["--quiet", "--disable-pip-version-check", "--no-compile"]
-        run([str(python), "-m", "pip", "install", *options, *wanted])
+        run([str(python), "-m", "pip", *PIP_OPTIONS, *wanted])
+    if not with_pip:
+        run([str(python), "-m", "pip", "uninstall", "--quiet", "--yes", "setuptools", "pip"])
     shutil.rmtree(borrowed, ignore_errors=True)
     (folder / "installed").touch()
     say(f"{folder} is ready")
@@ -87,15 +87,41 @@ def make(folder: Path, wanted: Sequence[str], *, lowest: bool, with_pip: bool) -
 def borrowed_uv(python: Path, folder: Path) -> str | None:
     """Install uv in a folder of its own, and return its path; None if it cannot be had."""
     say("fetching uv, which installs faster than pip")
-    options = ["--quiet", "--disable-pip-version-check", "--no-compile", "--target", str(folder)]
-    done = subprocess.run([str(python), "-m", "pip", "install", *options, "uv"], check=False, stderr=subprocess.DEVNULL)
+    command = [str(python), "-m", "pip", *PIP_OPTIONS, "--target", str(folder), "uv"]
+    done = subprocess.run(command, check=False, stderr=subprocess.DEVNULL)
     programs = [folder / "bin" / "uv", folder / "Scripts" / "uv.exe"]
     return next((str(path) for path in programs if done.returncode == 0 and path.is_file()), None)
 
 
-def run(command: Sequence[str], settings: dict[str, str] | None = None) -> None:
+def installed_by_uv(uv: str, python: Path, borrowed: Path, wanted: Sequence[str], lowest: bool) -> bool:
+    """Install; False if uv cannot."""
+    say(f"downloading and installing with uv: {' '.join(wanted)}")
+    # A cache beside the environment: files are linked from there, and not copied.
+    settings = {"UV_CACHE_DIR": str(borrowed / "cache")} if borrowed.exists() else {}
+    chosen = ["--resolution", "lowest-direct"] if lowest else []
+    quiet = [] if sys.stderr.isatty() else ["--quiet"]
+    command = [uv, "pip", "install", *quiet, "--python", str(python), *chosen, *wanted]
+    variables = {**settings_of_pip(python), **settings, **os.environ}
+    return subprocess.run(command, check=False, env=variables).returncode == 0
+
+
+def settings_of_pip(python: Path) -> dict[str, str]:
+    """Return what pip is configured with (indexes, folders of wheels, certificates) as uv's variables."""
+    listed = [str(python), "-m", "pip", "config", "list"]
+    lines = subprocess.run(listed, check=True, capture_output=True, text=True).stdout.splitlines()
+    # pip takes the best version of all indexes, uv by default the first index that has the package.
+    settings = {"UV_INDEX_STRATEGY": "unsafe-best-match"}
+    for line in lines:
+        name, _, value = line.partition("=")
+        variable, separator = OF_UV.get(name.rsplit(".", 1)[-1], ("", ""))
+        if variable:
+            settings[variable] = separator.join(str(ast.literal_eval(value)).split())
+    return settings
+
+
+def run(command: Sequence[str]) -> None:
     """Run a command, whose output is shown."""
-    subprocess.run(command, check=True, env={**os.environ, **(settings or {})})
+    subprocess.run(command, check=True)
 
 
 def say(step: str) -> None:

@@ -203,6 +203,30 @@ def test_search_for_a_learning_rate_goes_on_while_the_best_is_at_an_end():
     assert _beyond({0.1: 0.9, 1.0: 0.5}) == 0.03
 
 
+def test_an_error_stops_the_trainings_beside_it(iris):
+    """Such as that of a progress bar whose terminal is gone: nothing trains on for nobody."""
+    calls = []
+
+    def progress(task, done, total):
+        calls.append(done)
+        if len(calls) > 20:
+            raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        run(iris, SMALL, progress)
+    assert len(calls) < 30
+
+
+def test_progress_counts_trainings_up_to_their_number(iris):
+    reported: dict[str, list[tuple[int, int]]] = {}
+    run(iris, SMALL, lambda task, done, total: reported.setdefault(task, []).append((done, total)))
+    assert list(reported) == ["learning rates, random start", "learning rates, confidently wrong start", "the race"]
+    race = reported["the race"]
+    assert race[0] == (0, 16)
+    assert max(race) == (16, 16)
+    assert len({done for done, _ in race}) > 8, "the bar should move while trainings go on"
+
+
 # ----------------------------------------------------------------------------------------------------------- the record
 
 

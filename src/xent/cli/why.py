@@ -52,7 +52,7 @@ def why(
     Trains two models on your data, with each loss at the learning rate that suits it best, from an ordinary start and
     from one that is confidently wrong; measures which learns faster; and writes an offline report, why.html.
 
-    - `xent why` : handwritten digits, about a minute
+    - `xent why` : handwritten digits, some ten seconds
     - `xent why iris --quick` : a first look in seconds
     - `xent why customers.csv --label churned --drop id --out report`
     - `xent why --predictions scored.parquet --label y --proba 'p_*'` : on predictions that you have

@@ -17,7 +17,7 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import product
@@ -82,7 +82,7 @@ class Training:
 
 
 def run(dataset: Dataset, settings: Settings | None = None, progress: Progress | None = None) -> Record:
-    """Run the whole experiment: about 150 trainings, those of one model together."""
+    """Run the whole experiment: about 100 trainings, those of one model together."""
     settings = Settings() if settings is None else settings
     if not (isinstance(dataset, Dataset) and isinstance(settings, Settings)):
         problem = f"found a {type(dataset).__name__} and a {type(settings).__name__}"
@@ -129,6 +129,7 @@ class Lab:
     def __init__(self, dataset: Dataset, splits: Splits, settings: Settings, progress: Progress) -> None:
         self.splits, self.settings, self.progress = splits, settings, progress
         self.classes = len(dataset.classes)
+        self.is_stopped = False
         self.rates_at_start: dict[ModelName, float] = {}
         self.starts: dict[tuple[Start, ModelName, int], Parameters] = {}
         self.evaluation_steps = evaluation_steps(len(splits.train.labels), settings.epochs, settings.batch_size)
@@ -199,6 +200,8 @@ class Lab:
             batch = batches[pair]
 
             def evaluate(step: int, which: int, parameters: Parameters) -> Evaluation:
+                if self.is_stopped:
+                    raise CancelledError
                 if which == 0:
                     steps_done[pair] = step
                     report()
@@ -220,7 +223,7 @@ class Lab:
         return {training: trained[training] for training in trainings}
 
     def _side_by_side(self, function: Callable[[Any], Any], arguments: Iterable[Any]) -> list[Any]:
-        """Call the function in threads; an interrupt stops them at their next step."""
+        """Call the function in threads. An error or an interrupt stops the others at their next evaluation."""
         with ThreadPoolExecutor(os.cpu_count()) as threads:
             try:
                 return list(threads.map(function, arguments))
