@@ -13,6 +13,7 @@ import torch
 
 import xent
 from xent import markup
+from xent.names import LONGEST
 from xent.why import Settings, load, run
 
 ROOT = Path(__file__).parents[1]
@@ -149,9 +150,11 @@ def test_statistics_of_one_row_of_an_image_and_without_numbers():
     assert meta._repr_html_() is None
 
 
-def test_long_names_are_cut():
-    cells = Page(markup.table("", ["name"], [["x" * 1000]])).cells
-    assert len(cells[1]) == markup.LONGEST
+def test_long_names_are_cut_and_signs_without_a_glyph_are_visible():
+    cells = Page(markup.table("a \u202e caption", ["name"], [["x" * 1000], ["\x1b[31m\u202e<b>"]])).cells
+    assert len(cells[1]) == LONGEST
+    assert cells[2] == r"\x1b[31m\u202e<b>"
+    assert "\u202e" not in markup.table("a \u202e caption", [], [])
 
 
 def test_there_are_three_notebooks_without_outputs():

@@ -1,4 +1,7 @@
-"""Small HTML tables, which notebooks show in place of a `repr`. Every text is escaped, and long names are cut."""
+"""Small HTML tables, which notebooks show in place of a `repr`.
+
+Every cell is shown as a name from data is (names.py) and escaped; captions and sentences are escaped, and not cut.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import html
 import math
 from collections.abc import Iterable, Sequence
 
-LONGEST = 60
+from xent.names import shown_name, visible
 
 
 def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[object]], texts: int = 1) -> str:
@@ -16,7 +19,7 @@ def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[object]], t
     '<table><caption style="text-align:left">two</caption><thead>'
     """
     lines = [
-        f'<table><caption style="text-align:left">{text(caption)}</caption>',
+        f'<table><caption style="text-align:left">{html.escape(visible(caption))}</caption>',
         f"<thead>{_row('th', head, texts)}</thead><tbody>",
         *(_row("td", cells, texts) for cells in rows),
         "</tbody></table>",
@@ -26,7 +29,7 @@ def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[object]], t
 
 def paragraph(sentence: str) -> str:
     """Return a sentence as a paragraph."""
-    return f"<p>{html.escape(sentence)}</p>"
+    return f"<p>{html.escape(visible(sentence))}</p>"
 
 
 def number(value: float | str | None, digits: int = 4) -> str:
@@ -49,13 +52,10 @@ def share(value: float | str | None) -> str:
     return f"{value:.1%}" if math.isfinite(value) else ""
 
 
-def text(value: object) -> str:
-    """Return a text, cut and escaped; a name from the data may be anything."""
-    written = str(value)
-    return html.escape(written if len(written) <= LONGEST else written[: LONGEST - 1] + "…")
-
-
 def _row(tag: str, cells: Sequence[object], texts: int) -> str:
     sides = ["left" if column < texts else "right" for column in range(len(cells))]
-    parts = [f'<{tag} style="text-align:{side}">{text(cell)}</{tag}>' for side, cell in zip(sides, cells, strict=True)]
+    parts = [
+        f'<{tag} style="text-align:{side}">{html.escape(shown_name(cell))}</{tag}>'
+        for side, cell in zip(sides, cells, strict=True)
+    ]
     return f"<tr>{''.join(parts)}</tr>"

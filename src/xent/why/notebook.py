@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from xent.markup import number, table
+from xent.names import shown_name
 
 
 def record_html(record: Mapping[str, Any]) -> str:
@@ -17,7 +18,7 @@ def record_html(record: Mapping[str, Any]) -> str:
         spreads = [_spread(c[loss]) for loss in ("cross_entropy", "squared_error")]
         rows.append([f"{c['start']} start", c["model"], f"{c['measure']} ({c['unit']})", winner, *spreads])
     head = ["start", "model", "measure", "better", "cross-entropy", "squared error"]
-    caption = f"{data['name']}, {data['rows']:,} rows"
+    caption = f"{shown_name(data['name'])}, {data['rows']:,} rows"
     note = f"<p>Median (range) of {seeds:,} seeds. * the ranges over the seeds touch.</p>"
     return table(caption, head, rows, texts=4) + note
 
