@@ -135,11 +135,10 @@ def torch_calls() -> Calls:
 def parallel_calls() -> Calls:
     """The sharded losses, in a group of one process."""
     from torch import distributed as dist
-    from torch.distributed.distributed_c10d import HashStore
 
     x, y, hidden, weight = tensors()
     if not dist.is_initialized():
-        dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     return {
         "cross_entropy": lambda m: near(m.cross_entropy(x, y), HALF),
         "linear_cross_entropy": lambda m: near(m.linear_cross_entropy(hidden, weight, y), HALF),
