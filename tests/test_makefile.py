@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import os
 import re
 import subprocess
@@ -63,6 +64,21 @@ def test_demo_installs_what_the_demo_needs_and_test_the_developers_set():
         assert f"--editable '.[{extra}]'" in commands
         assert "--constraint constraints.txt" in commands
     assert "torch" not in " ".join(map(name_of, EXTRAS["cli"]))
+
+
+def test_uv_is_given_the_settings_of_pip(monkeypatch):
+    """Someone whose pip installs from an index of their own expects that of `make test`."""
+    monkeypatch.syspath_prepend(str(ROOT / "packaging"))
+    settings_of_pip = importlib.import_module("environment").settings_of_pip
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    for name in [name for name in os.environ if name.startswith("PIP_") and name != "PIP_CONFIG_FILE"]:
+        monkeypatch.delenv(name)
+    assert settings_of_pip(Path(sys.executable)).keys() == {"UV_INDEX_STRATEGY"}
+    monkeypatch.setenv("PIP_FIND_LINKS", "/wheels /more-wheels")
+    monkeypatch.setenv("PIP_INDEX_URL", "file:///index")
+    found = settings_of_pip(Path(sys.executable))
+    assert found["UV_FIND_LINKS"] == "/wheels,/more-wheels"
+    assert found["UV_DEFAULT_INDEX"] == "file:///index"
 
 
 def test_constraints_pin_every_requirement():
