@@ -23,7 +23,7 @@ Labels = NDArray[np.int64]
 KERNELS_FROM = 1 << 12
 """Logits of one batch of one training from which the kernel of the cross-entropy is worth waiting for its compiler.
 
-50 trainings of 1,000 steps, at 54 ns for a logit by the definitions, are then 11 seconds, as long as the compiler takes.
+50 trainings of 1,000 steps, at 54 ns for a logit by the definitions, then take 11 seconds, as the compiler does.
 """
 
 _NO_OPTIONS = Objective(reduction="none")
