@@ -297,6 +297,41 @@ def test_scaling_is_measured_tabled_and_drawn():
     assert "more and more rows" in svg
 
 
+def test_bars_have_the_number_of_each_peer_that_was_measured(record):
+    svg = plots.speed_svg(record)
+    assert svg.startswith(plots.made_from(record))
+    for case in record["cases"]:
+        ratio = show.ratio_of(case, "forward_backward", EAGER, OURS)
+        assert f">{show.number(ratio['median'])}</text>" in svg
+
+
+def test_threads_are_drawn_over_one_thread():
+    ways = {"one thread": 4e-3, "OpenMP": 2e-3, "pool": 8e-3}
+    points = [{"rows": rows, "way": way, "median": time} for rows in (10, 1000) for way, time in ways.items()]
+    svg = plots.threads_svg({"points": points})
+    assert "threads of a pool" in svg
+    assert "times as fast as one thread: 2; threads: torch's OpenMP threads" in svg.replace("&#39;", "'")
+    assert "times as fast as one thread: 0.5; threads: threads of a pool" in svg
+
+
+@pytest.mark.parametrize(
+    ("ratios", "sentences"),
+    [
+        ({"float32": 8.0, "bfloat16": 2.5, "small": 0.5}, ["2.50 to 8.00 times as long", "On small batches (3)"]),
+        ({"float32": 8.0, "bfloat16": 2.5}, ["2.50 to 8.00 times as long"]),
+        ({"small": 0.5, "tiny": 0.25}, ["On small batches (3 and 4) it takes 0.250 to 0.500"]),
+    ],
+)
+def test_the_headline_has_the_ends_of_both_ranges(ratios, sentences):
+    """Two dtypes of one size are two cases."""
+    names = {"measure": "forward_backward", "numerator": EAGER, "denominator": OURS}
+    sizes = {"float32": [9, 9], "bfloat16": [9, 9], "small": [3], "tiny": [4]}
+    cases = [{"size": sizes[name], "ratios": [{**names, "median": ratio}]} for name, ratio in ratios.items()]
+    text = record_tables.headline({"cases": cases})
+    assert all(sentence in text for sentence in sentences)
+    assert ("small batches" in text) is (min(ratios.values()) < 1)
+
+
 def test_the_first_call_is_measured_with_empty_and_with_filled_caches(monkeypatch):
     """Here in this process, whose kernels are ready: compiling them twice takes a minute."""
     folders = []

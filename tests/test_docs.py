@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import importlib.util
 import re
 import subprocess
 import sys
@@ -76,3 +77,17 @@ def test_every_page_is_in_the_navigation_of_the_site():
     made = {"changelog.md", "contributing.md", "reference/command_line.md"}
     notebooks = {f"notebooks/{path.stem}.md" for path in (ROOT / "docs" / "notebooks").glob("*.ipynb")}
     assert named == pages | made | notebooks
+
+
+def test_the_site_rewrites_what_leads_out_of_it_and_shows_what_a_code_host_does_not_have():
+    spec = importlib.util.spec_from_file_location("pages", ROOT / "docs" / "pages.py")
+    pages = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(pages)
+    text = "[a](../examples/fsdp2.py) [b](scoring.md#speed) [c](../notebooks/x.ipynb) [d](https://a.org/) [e](#x)"
+    moved = "[a](source/examples/fsdp2.py.md) [b](scoring.md#speed) [c](../notebooks/x.md) [d](https://a.org/) [e](#x)"
+    assert pages.relinked("training.md", text) == moved
+    assert pages.sources("training.md", text) == {"examples/fsdp2.py"}
+    assert pages.relinked("how-to/a.md", "[a](../../LICENSE)") == "[a](../source/LICENSE.md)"
+    assert pages.ONLY_HERE.sub(r"\1", "a <!-- site: [b](c.md) --> <!-- table: d -->") == "a [b](c.md) <!-- table: d -->"
+    assert "# examples/fsdp2.py" in pages.page_of_source("examples/fsdp2.py")
+    assert "`benchmarks/results/cpu/logits.json`" in pages.page_of_source("benchmarks/results")
