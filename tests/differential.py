@@ -173,7 +173,8 @@ def _by_name(
 def _tangent(given: Configuration, gradients: dict[str, Bounded], leaves: dict[str, Tensor]) -> Expected:
     """The sum over all leaves of gradient times direction."""
     directions = {name: long(v) for name, v in modes.directions(leaves).items()}
-    value = sum((g.value * directions[n]).sum() for n, g in gradients.items())
+    with np.errstate(invalid="ignore"):  # infinite gradients of both signs
+        value = sum((g.value * directions[n]).sum() for n, g in gradients.items())
     unit = reference.eps(given.arithmetic)
     sizes = sum((np.abs(g.value * directions[n])).sum() for n, g in gradients.items())
     error = sum((g.error * np.abs(directions[n])).sum() for n, g in gradients.items())
