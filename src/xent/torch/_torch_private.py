@@ -13,7 +13,7 @@ _BATCHED = torch._C._dispatch_key_parse("Batched")
 
 
 def is_transformed() -> bool:
-    """Whether a `torch.func` transform (grad, vmap, jacrev ...) is at work: it sees through formulas only.
+    """Whether a `torch.func` transform (grad, vmap, jacrev ...) is at work: it asks for batching rules.
 
     torch has no public question for that. Not `is not None`: Dynamo wraps the None in an object, and would take every
     compiled call for a transformed one.
@@ -51,11 +51,9 @@ def is_watched(*tensors: Tensor | None) -> bool:
 
     All the questions of this file at once, since the small calls of eager code pay for each of them.
     """
-    if torch.compiler.is_compiling() or is_transformed() or torch.autograd.forward_ad._current_level >= 0:
+    if is_traced(*tensors) or is_transformed():
         return True
-    if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
-        return True
-    return any(tensor is not None and type(tensor) not in PLAIN for tensor in tensors)
+    return torch.autograd.forward_ad._current_level >= 0 or is_recorded()
 
 
 def without_numbers(tensor: Tensor) -> bool:

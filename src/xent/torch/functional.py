@@ -134,12 +134,10 @@ def cross_entropy(
     has_tensor = isinstance(logit_scale, Tensor) or isinstance(denominator, Tensor)
     # To a compiler with dynamic shapes the numbers of an objective from outside would be symbols.
     is_standard = not (watched or has_tensor or unknown) and given == STANDARD
-    objective, learned = (DEFAULT, None) if is_standard else objective_of(name, *given, **unknown)
+    objective, learned = (DEFAULT, NUMBERS) if is_standard else objective_of(name, *given, **unknown)
     how = layout_of(name, input, target, weight, objective, check=check, watched=watched)
-    logits = as_rows(input)
+    logits = learned.scaled(as_rows(input))
     rows = as_rows(target) if how.soft else labels_as_rows(target, how)
-    if learned is not None and learned.scale is not None:
-        logits = times(logits, learned.scale)
     backend = backend_of(input.device) if watched else choose(input.device)
     if backend is FORMULA or watched:
         if backend is FORMULA:
@@ -150,9 +148,7 @@ def cross_entropy(
         loss = reduced_by_formula(losses, rows, weight, objective)
     else:
         loss = autograd.cross_entropy(Call(name, objective, backend, labels_are_checked=check), logits, rows, weight)
-    if objective.reduction == "none":
-        return from_rows(loss, how)
-    return loss if learned is None else learned.divided(loss)
+    return from_rows(loss, how) if objective.reduction == "none" else learned.divided(loss)
 
 
 def statistics(
@@ -209,13 +205,10 @@ def statistics(
         options: dict[str, Any] = {"ignore_index": ignore_index, "softcap": softcap, "logit_scale": logit_scale}
         found: Statistics = handle_torch_function(statistics, (input, target), input, target, check=check, **options)
         return found
-    options = {"softcap": softcap, "logit_scale": logit_scale}
-    objective, learned = objective_of("statistics", ignore_index, "none", **options)
+    objective, learned = objective_of("statistics", ignore_index, "none", softcap=softcap, logit_scale=logit_scale)
     how = layout_of("statistics", input, target, None, objective, check=check, watched=watched)
     require_labels("statistics", how, "cross_entropy")
-    logits, labels = as_rows(input), labels_as_rows(target, how)
-    if learned is not None and learned.scale is not None:
-        logits = times(logits, learned.scale)
+    logits, labels = learned.scaled(as_rows(input)), labels_as_rows(target, how)
     backend = backend_of(input.device)
     if backend is FORMULA:
         rows = FORMULA.statistics(logits, labels, objective)
@@ -231,14 +224,29 @@ def statistics(
 class Learned(NamedTuple):
     """Options that are tensors of one number: torch sees what is done with them, and they get their gradients."""
 
-    scale: Tensor | None
+    scale: Tensor | None = None
     """Of the logits, before anything else."""
-    denominator: Tensor | None
+    denominator: Tensor | None = None
     """Of the sum of the losses."""
+
+    def scaled(self, logits: Tensor) -> Tensor:
+        """The logits times the scale."""
+        return logits if self.scale is None else times(logits, self.scale)
+
+    def scaled_layer(self, input: Tensor, linear_bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Input and bias of a layer, so that its logits are those times the scale."""
+        if self.scale is None:
+            return input, linear_bias
+        bias = None if linear_bias is None else times(linear_bias, self.scale).to(linear_bias.dtype)
+        return (input * self.scale).to(input.dtype), bias
 
     def divided(self, loss: Tensor) -> Tensor:
         """The loss over the denominator."""
         return loss if self.denominator is None else (loss / self.denominator).to(loss.dtype)
+
+
+NUMBERS = Learned()
+"""No option is a tensor."""
 
 
 def objective_of(
@@ -251,7 +259,7 @@ def objective_of(
     logit_scale: float | Tensor = 1.0,
     denominator: float | Tensor | None = None,
     **unknown: Any,
-) -> tuple[Objective, Learned | None]:
+) -> tuple[Objective, Learned]:
     """The options of a call, and those of them that are tensors torch has to see.
 
     A tensor that needs no gradient and can be read for nothing is a number like any other.
@@ -274,8 +282,6 @@ def objective_of(
     objective = Objective.of(name, options | unknown)
     if divisor is not None:
         objective = replace(objective, reduction="sum", denominator=None)
-    if scale is None and divisor is None:
-        return objective, None
     scale, divisor = (None if tensor is None else tensor.reshape(()) for tensor in (scale, divisor))
     return objective, Learned(scale, divisor)
 

@@ -19,7 +19,7 @@ from xent.errors import DTypeError, message
 from xent.linear.plan import DEFAULT_WORKSPACE, parse_bytes
 from xent.objective import Objective
 from xent.torch import linear_autograd, linear_formula, linear_operators
-from xent.torch._torch_private import is_traced, is_transformed
+from xent.torch._torch_private import is_watched
 from xent.torch.functional import check_class_weights, has_to_be_formula, objective_of
 from xent.torch.linear_positions import check_chunking, ignored_label, over_positions
 from xent.torch.reduced import reduced_by_formula
@@ -32,7 +32,6 @@ from xent.torch.rows import (
     int64,
     is_soft,
     refuse_recording,
-    times,
 )
 from xent.torch.sharding import is_distributed
 
@@ -126,25 +125,22 @@ def linear_cross_entropy(
     check_chunking(name, options)
     given = (ignored_label(ignore_index), reduction, label_smoothing, z_loss, softcap, logit_scale, denominator)
     objective, learned = objective_of(name, *given, **unknown)
-    if learned is not None and learned.scale is not None:
-        input, linear_bias = _scaled(input, linear_bias, learned.scale)
+    input, linear_bias = learned.scaled_layer(input, linear_bias)
     if isinstance(linear_weight, Tensor) and linear_weight.ndim > 2:
         tensors = (input, linear_weight, target, linear_bias, weight)
         loss = over_positions(name, linear_cross_entropy, objective, *tensors, workspace=workspace, check=check)
-        return loss if learned is None else learned.divided(loss)
+        return learned.divided(loss)
     how = layout_of(name, input, linear_weight, linear_bias, target, weight, objective, check=check)
     call, rows = _call(name, objective, how, input, linear_weight, linear_bias, target, weight, workspace, check)
     if call.linear is None:
         losses = linear_formula.losses(rows.to(call.dtype), objective)
         loss = reduced_by_formula(losses, rows.target, weight, objective)
-    elif is_transformed() or is_traced(*rows):
+    elif is_watched(*rows):
         others = {"linear_weight": linear_weight, "linear_bias": linear_bias, "target": target, "weight": weight}
         loss = linear_operators.linear_cross_entropy(call, rows, by_rows=is_distributed(name, input=input, **others))
     else:
         loss = linear_autograd.linear_cross_entropy(call, rows)
-    if objective.reduction == "none":
-        return loss.reshape(how.loss_shape)
-    return loss if learned is None else learned.divided(loss)
+    return loss.reshape(how.loss_shape) if objective.reduction == "none" else learned.divided(loss)
 
 
 def linear_statistics(
@@ -195,25 +191,18 @@ def linear_statistics(
     name = "linear_statistics"
     refuse_recording(name)
     objective, learned = objective_of(name, ignore_index, "none", softcap=softcap, logit_scale=logit_scale)
-    if learned is not None and learned.scale is not None:
-        input, linear_bias = _scaled(input, linear_bias, learned.scale)
+    input, linear_bias = learned.scaled_layer(input, linear_bias)
     how = layout_of(name, input, linear_weight, linear_bias, target, None, objective, check=check)
     require_labels(name, how, "linear_cross_entropy")
     call, rows = _call(name, objective, how, input, linear_weight, linear_bias, target, None, workspace, check)
     if call.linear is None:
         statistics = linear_formula.statistics(rows.to(call.dtype), objective)
-    elif is_transformed() or is_traced(*rows):
+    elif is_watched(*rows):
         is_distributed(name, input=input, linear_weight=linear_weight, linear_bias=linear_bias, target=target)
         statistics = linear_operators.linear_statistics(call, rows)
     else:
         statistics = linear_autograd.LinearStatistics.apply(*rows[:4], call)  # type: ignore[no-untyped-call]
     return Statistics(*(tensor.reshape(how.loss_shape) for tensor in statistics))
-
-
-def _scaled(input: Tensor, linear_bias: Tensor | None, scale: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Input and bias of the layer whose logits are multiplied by a tensor."""
-    bias = None if linear_bias is None else times(linear_bias, scale).to(linear_bias.dtype)
-    return (input * scale).to(input.dtype), bias
 
 
 def _call(

@@ -77,6 +77,16 @@ def _call(name: str, device: torch.device, objective: str, workspace: int, dtype
     return Call(name, options, choose(device), choose_linear(device), workspace, dtype)
 
 
+def _row_scale(upstream: Tensor, rows: LinearRows, objective: Objective) -> Tensor:
+    """d(result) / d(loss of a row), by operations of torch; `upstream` is one number, or one for each row."""
+    if upstream.ndim:
+        return upstream
+    call = Call("linear_cross_entropy", objective, FORMULA)
+    scale = gradient_scale(denominator_of(call, rows.target, rows.class_weight), objective)
+    total: Tensor = upstream * scale
+    return total.expand(len(rows.input))
+
+
 def _filled(tensors: Sequence[Tensor | None], like: Tensor) -> Three:
     first, second, third = (like.new_empty(0) if tensor is None else tensor for tensor in tensors)
     return first, second, third
@@ -130,15 +140,11 @@ def _differentiate_loss(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Any, ...]:
     rows, objective = LinearRows(*tensors), Objective.from_text(ctx.parts[0])
     dtarget = dclass = None
     if ctx.needs_input_grad[3] or ctx.needs_input_grad[4]:
-        call = Call("linear_cross_entropy", objective, FORMULA, dtype=ctx.parts[2])
-        scale = gradient_scale(denominator_of(call, rows.target, rows.class_weight), objective)
-        row_scale = upstream if upstream.ndim else (upstream * scale).expand(len(rows.input))
+        row_scale, own = _row_scale(upstream, rows, objective), rows.to(ctx.parts[2])
         if ctx.needs_input_grad[3]:
-            dtarget = linear_formula.gradient_of_target(
-                rows.to(call.dtype), row_scale, objective, rows.target.dtype, None
-            )
+            dtarget = linear_formula.gradient_of_target(own, row_scale, objective, rows.target.dtype, None)
         if ctx.needs_input_grad[4]:
-            dclass = linear_formula.gradient_of_class_weights(rows.to(call.dtype), row_scale, objective)
+            dclass = linear_formula.gradient_of_class_weights(own, row_scale, objective)
     return *gradients, dtarget, dclass, *[None] * 4
 
 
@@ -177,13 +183,10 @@ def _differentiate_loss_backward(ctx: Any, *above: Tensor) -> tuple[Any, ...]:
     """By the formula, which holds the logits."""
     upstream, *tensors = ctx.saved_tensors
     rows, objective, wanted = LinearRows(*tensors), Objective.from_text(ctx.objective), ctx.wanted
-    call = Call("linear_cross_entropy", objective, FORMULA, dtype=ctx.dtype)
-    scale = gradient_scale(denominator_of(call, rows.target, rows.class_weight), objective)
 
-    def gradients(row_scale: Tensor, *arguments: Tensor) -> tuple[Tensor, ...]:
+    def gradients(upstream: Tensor, *arguments: Tensor) -> tuple[Tensor, ...]:
         given = linear_formula.joined(rows, arguments).to(ctx.dtype)
-        scales = row_scale if row_scale.ndim else (row_scale * scale).expand(len(rows.input))
-        return linear_formula.explicit_gradients(given, scales, objective, wanted)
+        return linear_formula.explicit_gradients(given, _row_scale(upstream, rows, objective), objective, wanted)
 
     differentiate = torch.func.vjp(gradients, upstream, *linear_formula.real(rows))[1]
     dupstream, *found = differentiate(tuple(t for t, want in zip(above, wanted, strict=True) if want))
