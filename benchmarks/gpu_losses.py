@@ -65,6 +65,7 @@ def shapes(part: Part) -> dict[str, Shape]:
 def run_gpu(
     part: Part,
     names: Iterable[str] = (),
+    dtypes: Iterable[str] = (),
     *,
     settings: Settings | None = None,
     command: str = "",
@@ -84,12 +85,16 @@ def run_gpu(
     for name in names:
         if name not in known:
             raise ArgumentError(message("bench", "shape", f"there is no shape {name!r}", f"Take {', '.join(known)}"))
+    dtypes = tuple(dtypes) or DTYPES
+    for dtype in dtypes:
+        if dtype not in DTYPES:
+            raise ArgumentError(message("bench", "dtype", f"{dtype!r} is not measured", f"Take {', '.join(DTYPES)}"))
     device, about = _device()
     settings = settings or Settings(minimum_s=0.05)
     start = time.perf_counter()
     cases = []
     for name in names:
-        for dtype in DTYPES:
+        for dtype in dtypes:
             report = partial(_report, progress, f"{name} {dtype}", settings.rounds)
             cases.append(_case(known[name], dtype, device, settings, report))
     return {
@@ -146,6 +151,11 @@ def _case(
             continue
         except torch.cuda.OutOfMemoryError:
             entry["not_available"] = "runs out of memory"
+            continue
+        except Exception as error:
+            if implementation.role != "peer":
+                raise
+            entry["not_available"] = f"refuses {dtype}: {str(error) or type(error).__name__}"
             continue
         calls |= {(implementation.name, measure): call for measure, call in prepared.items()}
     seconds = interleaved(calls, settings, _clock(device), progress)

@@ -68,8 +68,9 @@ def function(module: str, name: str, package: str) -> Loss:
     """A function of a package; NotAvailableError if the package is not installed or has no such function."""
     try:
         loss: Loss = getattr(import_module(module), name)
-    except ImportError:
-        raise NotAvailableError(f"{package} is not installed") from None
+    except ModuleNotFoundError as error:
+        missing = "" if module.startswith(str(error.name)) else f": {error}"
+        raise NotAvailableError(f"{package} is not installed{missing}") from None
     except AttributeError:
         raise NotAvailableError(f"{module} has no {name}") from None
     return loss

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.markup import escape
 
-from benchmarks import bars, logits_loss, record_tables, score_speed, tables
+from benchmarks import bars, logits_loss, record_tables, tables
 from benchmarks.first_call import run_first_call
 from benchmarks.gpu_losses import run_gpu
 from benchmarks.scaling import run_scaling
@@ -47,6 +47,7 @@ messages = Console(stderr=True)
 def main(
     part: Annotated[Part | None, typer.Argument(help="One record only.")] = None,
     shape: Annotated[list[str] | None, typer.Option(help="Some shapes only; with --out or --quick.")] = None,
+    dtype: Annotated[list[str] | None, typer.Option(help="bfloat16 or float32 only; on a GPU, with --out.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A first look; writes nothing without --out.")] = False,
     threads: Annotated[int, typer.Option(min=1)] = 2,
     device: Annotated[Literal["cpu", "cuda"], typer.Option()] = "cpu",
@@ -57,8 +58,10 @@ def main(
     shapes = tuple(shape or ())
     try:
         if device == "cuda":
-            _on_gpu(part, shapes, quick, out)
+            _on_gpu(part, shapes, tuple(dtype or ()), quick, out)
             return
+        if dtype:
+            raise typer.BadParameter("the parts for the CPU have dtypes of their own: leave out --dtype.")
         if part is None and not (quick or shapes or out):
             _everything(threads)
             return
@@ -104,6 +107,8 @@ def _measure(part: Part, shapes: tuple[str, ...], quick: bool, threads: int, mem
         if part == "parallel":
             return run_sharded_loss(**common)
         if part == "scoring":
+            from benchmarks import score_speed  # imports polars, which no other part needs
+
             return score_speed.run_scoring(threads=threads, **common)
         if part == "scaling":
             return run_scaling(threads=threads, **common)
@@ -122,17 +127,17 @@ def _measure(part: Part, shapes: tuple[str, ...], quick: bool, threads: int, mem
         )
 
 
-def _on_gpu(part: Part | None, shapes: tuple[str, ...], quick: bool, out: Path | None) -> None:
+def _on_gpu(part: Part | None, shapes: tuple[str, ...], dtypes: tuple[str, ...], quick: bool, out: Path | None) -> None:
     """One record or both; with --quick few rounds."""
     if part is not None and part not in GPU_PARTS:
         raise typer.BadParameter(f"{part} is not measured on a GPU.")
-    if (shapes or quick or out) and (part is None or out is None):
+    if (shapes or dtypes or quick or out) and (part is None or out is None):
         raise typer.BadParameter("some shapes, or a quick run, would replace the record of all: name a part and --out.")
     for name in GPU_PARTS:
         if part in (None, name):
             with progress(transient=True) as report:
                 settings = Settings(minimum_s=0.05).quick() if quick else None
-                record = run_gpu(name, shapes, settings=settings, command=_command(), progress=report)
+                record = run_gpu(name, shapes, dtypes, settings=settings, command=_command(), progress=report)
             _print("[red]missed[/]", bars.missed(record))
             _write(record, out or tables.results("cuda") / f"{name}.json")
     if out is None:
@@ -154,6 +159,8 @@ def _show(part: Part, record: dict[str, Any]) -> None:
         console.print(Markdown(record_tables.linear(record)))
         _print("[red]missed[/]", bars.missed(record))
     if part == "scoring":
+        from benchmarks import score_speed
+
         _print("[red]missed[/]", score_speed.missed(record))
 
 

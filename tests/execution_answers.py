@@ -91,7 +91,8 @@ def defined_loss(z: Tensor, masked: Tensor, target: Tensor, given: Mapping[str, 
 @functools.cache
 def expected(of: Problem) -> Answer:
     """The definition's answer in float64. A mean over nothing is NaN, and its derivatives are 0."""
-    wide = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in of.tensors.items()}
+    given = {name: tensor.cpu() for name, tensor in of.tensors.items()}
+    wide = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in given.items()}
 
     def function(*variables: Tensor) -> Tensor:
         found = defined({**wide, **dict(zip(of.variables, variables, strict=True))}, of.case.options, of.call)
@@ -102,8 +103,8 @@ def expected(of: Problem) -> Answer:
     zeros = tuple(torch.zeros_like(variable) for variable in variables)
     if value.ndim == 0 and value.isnan():
         return Answer(value.detach(), zeros, torch.zeros_like(value), zeros)
-    gradients = torch.autograd.grad(value, variables, of.upstream.double(), create_graph=True)
-    directions = tuple(direction.double() for direction in of.direction)
+    gradients = torch.autograd.grad(value, variables, of.upstream.cpu().double(), create_graph=True)
+    directions = tuple(direction.cpu().double() for direction in of.direction)
     slope = sum((g * d).sum() for g, d in zip(gradients, directions, strict=True))
     second = torch.autograd.grad(slope, variables, allow_unused=True, materialize_grads=True)
     _, tangent = torch.autograd.functional.jvp(function, variables, directions)
@@ -168,4 +169,4 @@ def _check(
     assert tuple(found.shape) == tuple(wanted.shape), f"{what}: shape {tuple(found.shape)}, not {tuple(wanted.shape)}"
     if has_numbers:
         bound = unit * size_of(wanted, each_first).clamp(min=least).expand(wanted.shape)
-        assert_within(found.detach().double(), wanted, bound.numpy(), what)
+        assert_within(found.detach().cpu().double(), wanted, bound.numpy(), what)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from implementations import DEVICE
 from torch import Tensor, nn
 
 import xent.torch
@@ -54,6 +55,10 @@ class Problem:
     tensors: dict[str, Tensor]
     variables: tuple[str, ...]
     module: nn.Module | None = None  # which makes the call, where it is not the function of that name
+
+    def __post_init__(self) -> None:
+        # Inside a transform of torch.func these would be wrapped, and outlive it.
+        _ = self.upstream, self.direction, self.sibling_tensors
 
     def __repr__(self) -> str:
         return f"{self.call}-{self.case.name}"
@@ -104,22 +109,26 @@ class Problem:
     @functools.cached_property
     def upstream(self) -> Tensor:
         """From 0.75 to 1.5: numbers that every dtype has."""
-        return (0.75 + 0.25 * (torch.arange(math.prod(self.shape)) % 4)).reshape(self.shape).to(self.value_dtype)
+        numbers = 0.75 + 0.25 * (torch.arange(math.prod(self.shape)) % 4)
+        return numbers.reshape(self.shape).to(DEVICE, self.value_dtype)
 
     @functools.cached_property
     def direction(self) -> tuple[Tensor, ...]:
         """One tensor for each variable, of numbers that its dtype has."""
-        return tuple(_waves(self.tensors[name].shape).to(self.tensors[name].dtype) for name in self.variables)
+        return tuple(_waves(self.tensors[name].shape).to(self.tensors[name]) for name in self.variables)
 
     @property
     def value_dtype(self) -> torch.dtype:
         return torch.float64 if self.case.dtype == torch.float64 else torch.float32
 
     @functools.cached_property
+    def sibling_tensors(self) -> dict[str, Tensor]:
+        return {name: _other(name, tensor) for name, tensor in self.tensors.items()}
+
+    @property
     def sibling(self) -> Problem:
         """The same call of other numbers: what a mode must not remember, or mix with this one."""
-        other = {name: _other(name, tensor) for name, tensor in self.tensors.items()}
-        return replace(self, tensors=other)
+        return replace(self, tensors=self.sibling_tensors)
 
 
 def _waves(shape: torch.Size) -> Tensor:
@@ -180,7 +189,7 @@ def layer(tensors: Mapping[str, Tensor]) -> Tensor:
 
 @functools.cache
 def problem(case: Case, call: str) -> Problem:
-    tensors = tensors_of(case, call)
+    tensors = {name: tensor.to(DEVICE) for name, tensor in tensors_of(case, call).items()}
     of_logits = ("input", "linear_weight", "linear_bias") if call.startswith("linear") else ("input",)
     return Problem(case, call, tensors, (*(() if case.frozen_logits else of_logits), *case.learned))
 

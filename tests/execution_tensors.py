@@ -9,6 +9,7 @@ import torch.distributed as dist
 from execution_answers import Answer
 from execution_cases import Case, Problem, problem
 from execution_transforms import Run, wanting, with_gradients
+from implementations import DEVICE
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
@@ -91,7 +92,7 @@ def layer_of(case: Case, call: str) -> Problem:
 
 
 def deferred(of: Problem) -> Answer:
-    head = nn.Linear(*reversed(of.tensors["linear_weight"].shape))
+    head = nn.Linear(*reversed(of.tensors["linear_weight"].shape), device=DEVICE)
     parameters = {"weight": of.tensors["linear_weight"], "bias": of.tensors["linear_bias"]}
     head.load_state_dict({name: tensor.clone() for name, tensor in parameters.items()})
     model = defer_logits(nn.Sequential(head), "0")
@@ -118,7 +119,7 @@ def distributed(cut: str) -> Run:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.tensor import DTensor, Replicate, Shard
 
-        axes, mesh = _axes(of)[cut], init_device_mesh("cpu", (1,))
+        axes, mesh = _axes(of)[cut], init_device_mesh(DEVICE, (1,))
         tensors: dict[str, Tensor] = {
             name: DTensor.from_local(tensor.clone(), mesh, [Shard(axes[name]) if name in axes else Replicate()])
             for name, tensor in of.tensors.items()
@@ -138,7 +139,7 @@ def _axes(of: Problem) -> dict[str, dict[str, int]]:
     if not of.is_linear:
         classes = {"input": min(1, of.tensors["input"].ndim - 1)}
     if of.tensors["target"].is_floating_point():
-        classes["target"] = 1
+        classes["target"] = of.tensors["target"].ndim - 1 if of.is_linear else 1
     if "weight" in of.tensors:
         classes["weight"] = 0
     return {"rows": {"input": 0, "target": 0}, "classes": classes, "nothing": {}}

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from execution_answers import Answer
 from execution_cases import Case, Problem, problem
+from implementations import DEVICE
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils import checkpoint as checkpoints
@@ -121,7 +122,7 @@ def autocast(of: Problem) -> Answer:
     function = of.function()
 
     def under_autocast(*variables: Tensor) -> Tensor:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(DEVICE, dtype=torch.bfloat16):
             return function(*variables)
 
     return with_gradients(under_autocast, of)

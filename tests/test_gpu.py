@@ -65,6 +65,15 @@ def test_what_only_the_gpu_has_passes():
 
 
 @pytest.mark.timeout(900)
+def test_execution_modes_agree():
+    """The front over the GPU's backend: every mode of its own kind, on a few cases. All of them pass on a GPU."""
+    modes = "eager or aot_eager or deferred or double or checkpoint or (func and (vmap or hessian or jvp)) or batched"
+    selected = f"every_mode and ({modes}) and (-plain or -everything or soft-everything or ignored-none)"
+    passed = pytest_in_the_interpreter("tests/test_execution_modes.py", "-k", selected)
+    assert int(passed.split(" passed")[0].split()[-1]) >= 60, passed
+
+
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("target", [("cuda", "90", "32"), ("hip", "gfx942", "64")], ids="-".join)
 def test_every_kernel_compiles(target):
     """To machine code; rows of 32000 classes, which 16 divides, are read and written 128 bits at a time."""

@@ -33,22 +33,32 @@ def choose(device: torch.device) -> Backend:
     """Return the backend for logits on this device."""
     if device.type == "cpu" and not _interpreted:
         return FORMULA if NOTHING_IS_COMPILED else tensors.CPU
-    return _gpu() if device.type == "cpu" or not why_no_triton(device) else FORMULA
+    return _elsewhere(device)[0]
 
 
 def choose_linear(device: torch.device) -> Any:
     """Return the backend for a linear layer on this device, or None where formulas have to hold the logits."""
     if device.type == "cpu" and not _interpreted:
         return None if NOTHING_IS_COMPILED else tensors.LINEAR_CPU
-    backend = choose(device)
-    return None if backend is FORMULA else LinearBackend(backend, TensorSteps)
+    return _elsewhere(device)[1]
 
 
-@cache
-def _gpu() -> Backend:
-    from xent.backends.gpu.backend import GpuBackend  # loads Triton
+def _elsewhere(device: torch.device) -> tuple[Backend, Any]:
+    """The two backends for a device other than the CPU."""
+    if device not in _found:
+        if device.type != "cpu" and why_no_triton(device):
+            _found[device] = FORMULA, None
+        else:
+            from xent.backends.gpu.backend import GpuBackend  # loads Triton
 
-    return GpuBackend()
+            backend = GpuBackend()
+            _found[device] = backend, LinearBackend(backend, TensorSteps)
+    return _found[device]
+
+
+# torch's compiler calls it and does not look into it: torch.compiler.assume_constant_result, which loads the compiler.
+_elsewhere._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_found: dict[torch.device, tuple[Backend, Any]] = {}
 
 
 @cache

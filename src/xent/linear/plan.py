@@ -23,7 +23,10 @@ from itertools import pairwise
 
 from xent.errors import ArgumentError, message
 
-DEFAULT_WORKSPACE = "128MB"
+DEFAULT_WORKSPACE = "auto"
+AUTOMATIC = {"cpu": "128MB", "gpu": "1GB"}
+"""The default. On a GPU the sums for a 16-bit weight, which lie beside the workspace, are read and written with every
+chunk: on an H200 16384 x 128256 x 4096 take 1.34 times their three products with 128 MB, 1.04 times with 1 GB."""
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 ALIGNMENT = 64
@@ -74,18 +77,22 @@ class Plan:
         return max((last - first for first, last in self.parts), default=0)
 
 
-def parse_bytes(call: str, workspace: int | str) -> int:
+def parse_bytes(call: str, workspace: int | str, device: str = "cpu") -> int:
     """Return the bytes of a workspace given as a number or as text: 10**6 to the MB, 2**20 to the MiB.
 
     >>> parse_bytes("call", "128MB"), parse_bytes("call", "1.5 GiB"), parse_bytes("call", 4096)
     (128000000, 1610612736, 4096)
+    >>> parse_bytes("call", "auto"), parse_bytes("call", "auto", "cuda")
+    (128000000, 1000000000)
     """
+    if isinstance(workspace, str) and workspace == DEFAULT_WORKSPACE:
+        workspace = AUTOMATIC["cpu" if device == "cpu" else "gpu"]
     if isinstance(workspace, int) and not isinstance(workspace, bool) and workspace > 0:
         return workspace
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", workspace) if isinstance(workspace, str) else None
     if found and found[2].lower() in UNITS and float(found[1]) > 0:
         return int(float(found[1]) * UNITS[found[2].lower()])
-    remedy = "Pass a number of bytes above 0, or text such as '128MB' or '1.5GiB'"
+    remedy = "Pass a number of bytes above 0, text such as '128MB' or '1.5GiB', or 'auto'"
     raise ArgumentError(message(call, "workspace", f"found {workspace!r}, which is no amount of memory", remedy))
 
 

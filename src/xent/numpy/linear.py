@@ -39,7 +39,7 @@ def linear_cross_entropy(
     target : class indices of shape (...), or class probabilities of shape (..., C)
     linear_bias : array (C,), optional
     workspace : bytes, or text such as "128MB": the memory for a chunk of the logits, and all else that the call needs
-        beside arguments and gradients. More is a little faster, until all rows fit.
+        beside arguments and gradients. More is a little faster, until all rows fit. "auto" is 128 MB.
     **options : see `xent.Objective`.
 
     Returns

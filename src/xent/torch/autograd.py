@@ -30,10 +30,9 @@ from xent.backends.protocol import Statistics as RowStatistics
 from xent.checks import check_labels
 from xent.errors import ArgumentError, message
 from xent.objective import Objective
-from xent.reduction import gradient_scale
 from xent.torch._torch_private import is_batched, is_transformed
 from xent.torch.operators import cross_entropy_gradient, statistics_gradient
-from xent.torch.reduced import denominator_of, of_rows, reduced, reduced_by_formula
+from xent.torch.reduced import denominator_of, of_rows, reduced, reduced_by_formula, scale_of
 from xent.torch.rows import Call
 
 # ------------------------------------------------------------------------------------------------------ loss of logits
@@ -98,7 +97,7 @@ class CrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, target: Tensor, weight: Tensor | None, call: Call) -> Tensor:
         objective, backend = call.objective.weighted(weight), call.backend
         denominator = denominator_of(call, target, weight)
-        ctx.call, ctx.scale, ctx.ready = call, gradient_scale(denominator, objective), None
+        ctx.call, ctx.scale, ctx.ready = call, scale_of(denominator, objective), None
         if objective.reduction == "none" or not ctx.needs_input_grad[0] or not backend.one_visit:
             losses, saved = backend.forward(logits, target, objective)
         else:
@@ -121,7 +120,8 @@ def _with_gradient(
     found: tuple[Tensor, Tensor, Tensor]
     make = ctx.call.backend.forward_backward
     if factor == 1.0 or logits.dtype not in MULTIPLIED:
-        found = make(logits, target, factor * ctx.scale, objective, out=out)
+        scale = ctx.scale if factor == 1.0 else factor * ctx.scale
+        found = make(logits, target, scale, objective, out=out)
     else:
         found = make(logits, target, ctx.scale, objective, out=out, after=factor)
     return found
@@ -136,13 +136,14 @@ def _gradients_of_logits(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...
         return dlogits, None, None, None
     logits, target, weight, saved = ctx.saved_tensors
     objective = ctx.call.objective.weighted(weight)
+    if ctx.needs_input_grad[0] and not seen and dlogits is None:
+        dlogits = _made_anew(ctx, ready, upstream, logits, target, saved, objective)
+    if dlogits is not None and not any(ctx.needs_input_grad[1:3]):
+        return dlogits, None, None, None
     row_scale = of_rows(upstream if upstream.ndim else upstream * ctx.scale, logits)
     if ctx.needs_input_grad[0] and dlogits is None:
-        if seen:
-            known = saved if saved is not None else backend.forward(logits, target, objective)[1]
-            dlogits = cross_entropy_gradient(logits, target, weight, known, row_scale, ctx.call.objective)
-        else:
-            dlogits = _made_anew(ctx, ready, upstream, logits, target, saved, objective)
+        known = saved if saved is not None else backend.forward(logits, target, objective)[1]
+        dlogits = cross_entropy_gradient(logits, target, weight, known, row_scale, ctx.call.objective)
     dtarget = dweight = None
     lse = None if seen else saved if backend.has_second_derivatives else saved[0]
     if ctx.needs_input_grad[1]:

@@ -26,6 +26,7 @@ from xent.torch.reduced import reduced_by_formula
 from xent.torch.rows import (
     Call,
     LinearRows,
+    autocast_dtype,
     check_floating,
     check_labels_now,
     check_tensors,
@@ -77,7 +78,7 @@ def linear_cross_entropy(
     z_loss, softcap, logit_scale, denominator : beyond torch; see `xent.Objective`. logit_scale, a learned temperature,
         and denominator may be tensors of one number, and then get their gradients.
     workspace : bytes, or text such as "128MB": how much memory the call may use beside arguments and gradients. More
-        is a little faster, until all rows fit.
+        is a little faster, until all rows fit. "auto" is 128 MB, and on a GPU 1 GB.
     check : look at the labels also where that makes the host wait for the device; on the CPU they are always checked.
     **unknown : none; a misspelt option is answered with the names of those that exist.
 
@@ -104,9 +105,9 @@ def linear_cross_entropy(
     *Numerics*: losses and sums over rows are float32 for 16-bit arguments, and the error of no gradient grows with
     the number of chunks. 16-bit logits are rounded to 16 bits where the processor multiplies those faster, as without
     fusion. Under autocast the gradient of a float32 weight is summed in float32 and never rounded to 16 bits. Results
-    repeat bit for bit. On a GPU the float32 sums for a 16-bit weight come beside the workspace, for which a gigabyte is
-    a good size there. Second derivatives and other devices hold the logits. *K dimensions*: one position after another,
-    with the logits made once more in backward, as with `reduction="none"`; the gradient of the weight is copied once.
+    repeat bit for bit. On a GPU the float32 sums for a 16-bit weight come beside the workspace. Second derivatives and
+    other devices hold the logits. *K dimensions*: one position after another, with the logits made once more in
+    backward, as with `reduction="none"`; the gradient of the weight is copied once.
 
     Examples
     --------
@@ -220,7 +221,7 @@ def _call(
     """What computes, and the tensors as rows."""
     dtype = product_dtype(name, input, linear_weight, linear_bias)
     linear: Any = None if has_to_be_formula() else choose_linear(input.device)
-    room = parse_bytes(name, workspace)
+    room = parse_bytes(name, workspace, input.device.type)
     call = Call(name, objective, choose(input.device), linear, room, dtype, labels_are_checked=check)
     if how.soft:
         y = target.reshape(how.rows, how.classes)
@@ -265,10 +266,8 @@ def product_dtype(call: str, input: Tensor, linear_weight: Tensor, linear_bias: 
         if tensor is not None:
             check_floating(call, argument, tensor)
             dtypes[argument] = tensor.dtype
-    kind = input.device.type
-    has_autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    if has_autocast and torch.float64 not in dtypes.values():
-        return torch.get_autocast_dtype(kind)
+    if (autocast := autocast_dtype(input.device, dtypes.values())) is not None:
+        return autocast
     for argument, dtype in dtypes.items():
         if dtype != input.dtype:
             found = f"found dtype {dtype} for an input of dtype {input.dtype}"

@@ -19,12 +19,11 @@ from xent.backends.formula import FORMULA, compute_dtype
 from xent.backends.protocol import Statistics
 from xent.linear.driver import Wanted
 from xent.objective import Objective
-from xent.reduction import gradient_scale
 from xent.torch import linear_formula, linear_passes
 from xent.torch._torch_private import is_transformed
 from xent.torch.dispatch import Operator
 from xent.torch.operators import Six, fake_statistics, with_lse
-from xent.torch.reduced import denominator_of, reduced_by_formula
+from xent.torch.reduced import denominator_of, reduced_by_formula, scale_of
 from xent.torch.rows import Call, LinearRows
 
 Three = tuple[Tensor, Tensor, Tensor]
@@ -82,7 +81,7 @@ def _row_scale(upstream: Tensor, rows: LinearRows, objective: Objective) -> Tens
     if upstream.ndim:
         return upstream
     call = Call("linear_cross_entropy", objective, FORMULA)
-    scale = gradient_scale(denominator_of(call, rows.target, rows.class_weight), objective)
+    scale = scale_of(denominator_of(call, rows.target, rows.class_weight), objective)
     total: Tensor = upstream * scale
     return total.expand(len(rows.input))
 
@@ -161,7 +160,7 @@ def _loss_backward(
         ready = [made.clone() if want else None for made, want in zip((dinput, dweight, dbias), wanted, strict=True)]
     gradients = None if ready is None or upstream.ndim else linear_passes.multiplied(call, ready, upstream)
     if gradients is None:
-        scale = gradient_scale(denominator_of(call, target, class_weight), call.objective)
+        scale = scale_of(denominator_of(call, target, class_weight), call.objective)
         gradients = linear_passes.made_anew(call, rows, upstream.new_empty(0), scale, upstream, wanted)
     return _filled(gradients, input)
 

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from xent.backends.protocol import Statistics as RowStatistics
 from xent.linear.driver import Wanted
-from xent.reduction import gradient_scale
-from xent.torch.reduced import denominator_of, reduced
+from xent.torch.reduced import denominator_of, reduced, scale_of
 from xent.torch.rows import Call, LinearRows
 
 Gradients = list[Tensor | None]
@@ -32,7 +31,7 @@ def linear_loss(call: Call, rows: LinearRows, wanted: Wanted) -> tuple[Tensor, T
     """
     objective, linear = call.objective.weighted(rows.class_weight), call.linear
     denominator = denominator_of(call, rows.target, rows.class_weight)
-    scale, ready = gradient_scale(denominator, objective), None
+    scale, ready = scale_of(denominator, objective), None
     is_late = objective.reduction == "none" or (call.dtype == torch.float16 and not call.backend.reads_values)
     if is_late or not any(wanted):
         losses, saved = linear.forward(rows.layer(call), objective)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -57,6 +58,18 @@ def check_floating(call: str, name: str, tensor: Tensor) -> None:
     if tensor.dtype not in DTYPES:
         found = f"found dtype {tensor.dtype}, expected float64, float32, bfloat16 or float16"
         raise DTypeError(message(call, name, found, f"Convert it with {name}.float()"))
+
+
+WITHOUT_AUTOCAST = ("meta", "lazy", "vulkan")
+"""Kinds of devices that torch refuses to be asked about. Its own question whether there is autocast is one that its
+compiler cannot trace before torch 2.13."""
+
+
+def autocast_dtype(device: torch.device, dtypes: Iterable[torch.dtype]) -> torch.dtype | None:
+    """The dtype in which autocast makes products of such tensors; None where it is off, and for float64."""
+    if device.type in WITHOUT_AUTOCAST or not torch.is_autocast_enabled(device.type) or torch.float64 in dtypes:
+        return None
+    return torch.get_autocast_dtype(device.type)
 
 
 def is_soft(call: str, target: Tensor) -> bool:

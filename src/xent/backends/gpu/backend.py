@@ -134,8 +134,10 @@ class GpuBackend:
 
     def count(self, labels: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
         """Return the weighted count of the labels that are not `ignore_index`, on the device."""
-        found: Tensor = weighted_count(labels, None if weight is None else weight.double(), ignore_index)
-        return found.double()
+        if weight is None:
+            return (labels != ignore_index).sum(dtype=torch.float64)
+        found: Tensor = weighted_count(labels, weight.double(), ignore_index)
+        return found
 
     def total(self, losses: Tensor) -> Tensor:
         """Return the sum of the losses, on the device."""

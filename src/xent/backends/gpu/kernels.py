@@ -15,8 +15,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from xent.backends.gpu.order import order_and_slope
 from xent.backends.gpu.primitives import exp, log
 from xent.backends.gpu.tile import (
+    DONE,
+    KEPT,
     Normal,
     factors,
     from_lse,
@@ -26,7 +29,6 @@ from xent.backends.gpu.tile import (
     logits_of,
     losses,
     normalise,
-    order_and_slope,
     read_labels,
     store,
     target_masses,
@@ -51,7 +53,7 @@ def forward(
     terms = terms_of(inputs, numbers, mean_weight)
     at = read_labels(inputs, terms, tl.program_id(0), ROWS)
     label_z, _ = transform(load_label(inputs, at, WIDE), terms, SWITCHES)
-    normal = normalise(inputs, terms, at, SWITCHES, WIDE, ROWS, BLOCK)
+    normal = normalise(inputs, terms, at, DONE, SWITCHES, WIDE, ROWS, BLOCK)
     found_loss, found_lse = losses(normal, label_z, terms, at, SWITCHES)
     tl.store(loss + at.g, found_loss.to(WIDE), mask=at.inside)
     tl.store(lse + at.g, found_lse, mask=at.inside)
@@ -105,7 +107,7 @@ def forward_backward(
     terms = terms_of(inputs, numbers, mean_weight)
     at = read_labels(inputs, terms, tl.program_id(0), ROWS)
     label_z, _ = transform(load_label(inputs, at, WIDE), terms, SWITCHES)
-    normal = normalise(inputs, terms, at, SWITCHES, WIDE, ROWS, BLOCK)
+    normal = normalise(inputs, terms, at, KEPT, SWITCHES, WIDE, ROWS, BLOCK)
     found_loss, found_lse = losses(normal, label_z, terms, at, SWITCHES)
     tl.store(loss + at.g, found_loss.to(WIDE), mask=at.inside)
     tl.store(lse + at.g, found_lse, mask=at.inside)
@@ -178,7 +180,7 @@ def statistics_gradient(
     for start in range(0, inputs.classes, BLOCK):
         j = start + tl.arange(0, BLOCK)
         mask = at.inside[:, None] & (j < inputs.classes)[None, :]
-        z, derivative = transform(load(logits_of(inputs), inputs, at.g, j, mask, WIDE), terms, SWITCHES)
+        z, derivative = transform(load(logits_of(inputs), inputs, at.g, j, mask, DONE, WIDE), terms, SWITCHES)
         log_q = (z - reference[:, None]) - rest[:, None]
         shifted = tl.where(log_q == float("-inf"), 0.0, log_q + shift[:, None])
         gradient = exp(log_q) * (plain[:, None] - sloped[:, None] * shifted)

@@ -4,7 +4,8 @@ Each stands here once; the argument's type picks the precision. -inf and NaN are
 
 | primitive | error |
 |---|---|
-| exp, float32 | 2**-22 + |x| * 2**-24, relative, in the special function unit; float64: 1 ulp (libdevice) |
+| exp, float32 | 2**-22 + |x| * 2**-24, relative, in the special function unit; below 2**-126 it is 0 |
+| exp, float64 | 1 ulp (libdevice) |
 | log, float64 | 1 ulp (libdevice) |
 | tanh, 1 - tanh**2 | a few roundings, relative |
 """
@@ -17,7 +18,12 @@ import triton.language as tl
 
 @triton.jit
 def exp(x):
-    """e**x; exactly 0 at -inf."""
+    """e**x; exactly 0 at -inf.
+
+    Triton's own exp makes this product too, but takes three more instructions for what is below 2**-126.
+    """
+    if x.dtype == tl.float32:
+        return tl.exp2(x * 1.4426950408889634)
     return tl.exp(x)
 
 

@@ -4,8 +4,9 @@ A tile is `rows` positions by `block` classes. A row of many classes is a tile b
 program takes as many as make a tile of the same size. Where the class axis is not the last, neighbouring positions are
 neighbours in memory, so that a tile is wide across positions and takes few classes at a time.
 
-The numbers are rules of thumb that no measurement has confirmed yet: a thread holds 16 numbers, a block at most 4096 of
-4 bytes or 8192 of 2. `XENT_GPU_AUTOTUNE=1` tries their neighbours once for each kind of call.
+The rules are what an H200 liked best, or nearly, among blocks of 1024 to 16384 classes and 4 to 32 warps, for 32000 and
+128256 classes: a block of 8192, or of a long row 16384, of which a thread holds 64 bytes. `XENT_GPU_AUTOTUNE=1` tries
+the neighbours once for each kind of call.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ import torch
 
 from xent.environment import setting
 
-PER_THREAD = 16
-LARGEST_BLOCK = 2**14  # bytes of a block of one row
+PER_THREAD = 64  # bytes
+LARGEST_BLOCK, LONG_ROW = 2**13, 2**16  # numbers of a block of one row; twice as many of a longer row
 TILE = 2**11  # numbers of a tile of several rows
 ACROSS = 128  # positions of a tile across positions: 256 bytes of bfloat16
 MOST_WARPS, WARP = 16, 32
@@ -37,13 +38,13 @@ def tile_for(rows: int, classes: int, inner: int, itemsize: int) -> Tile:
     """The tile for logits of this shape; `inner` is 1 when the classes lie side by side.
 
     >>> tile_for(4096, 128256, 1, 2), tile_for(65536, 10, 1, 4)
-    (Tile(rows=1, block=8192, warps=16), Tile(rows=128, block=16, warps=4))
+    (Tile(rows=1, block=16384, warps=16), Tile(rows=128, block=16, warps=4))
     """
     if inner > 1:
         across = min(ACROSS, _power_of_two(inner))
-        return _with_warps(across, max(1, min(_power_of_two(classes), TILE // across)))
-    block = min(_power_of_two(classes), LARGEST_BLOCK // itemsize)
-    return _with_warps(min(max(1, TILE // block), _power_of_two(rows)), block)
+        return _with_warps(across, max(1, min(_power_of_two(classes), TILE // across)), itemsize)
+    block = min(_power_of_two(classes), LARGEST_BLOCK if classes < LONG_ROW else 2 * LARGEST_BLOCK)
+    return _with_warps(min(max(1, TILE // block), _power_of_two(rows)), block, itemsize)
 
 
 def neighbours(tile: Tile) -> list[Tile]:
@@ -86,8 +87,8 @@ def _wait(device: torch.device) -> None:
         torch.get_device_module(device.type).synchronize(device)
 
 
-def _with_warps(rows: int, block: int) -> Tile:
-    return Tile(rows, block, min(max(rows * block // (WARP * PER_THREAD), 1), MOST_WARPS))
+def _with_warps(rows: int, block: int, itemsize: int) -> Tile:
+    return Tile(rows, block, min(max(rows * block * itemsize // (WARP * PER_THREAD), 1), MOST_WARPS))
 
 
 def _power_of_two(count: int) -> int:

@@ -245,18 +245,25 @@ def factors(normal, lse, row_scale, terms, at, PER_ROW: tl.constexpr, SWITCHES: 
 # --------------------------------------------------------------------------------------------------- numbers of a class
 
 
+KEPT: tl.constexpr = tl.constexpr("evict_last")
+DONE: tl.constexpr = tl.constexpr("evict_first")
+
+
 @triton.jit
-def load(strided, inputs, g, j, mask, WIDE: tl.constexpr):
-    """The numbers of positions g and classes j; -inf outside the mask."""
+def load(strided, inputs, g, j, mask, EVICT: tl.constexpr, WIDE: tl.constexpr):
+    """The numbers of positions g and classes j; -inf outside the mask.
+
+    The caches are told what will be read again: on an H200 a gradient takes up to a tenth less time for that.
+    """
     places = row_offset(strided, inputs, g)[:, None] + j.to(tl.int64)[None, :] * strided.along
-    return tl.load(strided.pointer + places, mask=mask, other=float("-inf")).to(WIDE)
+    return tl.load(strided.pointer + places, mask=mask, other=float("-inf"), eviction_policy=EVICT).to(WIDE)
 
 
 @triton.jit
 def store(strided, inputs, g, j, numbers, mask):
     """Write numbers of positions g and classes j, rounded to what is stored."""
     places = row_offset(strided, inputs, g)[:, None] + j.to(tl.int64)[None, :] * strided.along
-    tl.store(strided.pointer + places, numbers.to(strided.pointer.dtype.element_ty), mask=mask)
+    tl.store(strided.pointer + places, numbers.to(strided.pointer.dtype.element_ty), mask=mask, eviction_policy=DONE)
 
 
 @triton.jit
@@ -280,11 +287,11 @@ def transform(x, terms, SWITCHES: tl.constexpr):
 
 
 @triton.jit
-def target_block(inputs, terms, at, j, mask, WIDE: tl.constexpr):
+def target_block(inputs, terms, at, j, mask, EVICT: tl.constexpr, WIDE: tl.constexpr):
     """t of the classes j, without the share of a label; 0 outside the mask."""
     t = tl.zeros(mask.shape, WIDE) + terms.off.to(WIDE)
     if inputs.soft is not None:
-        t += terms.on.to(WIDE) * load(soft_of(inputs), inputs, at.g, j, mask, WIDE)
+        t += terms.on.to(WIDE) * load(soft_of(inputs), inputs, at.g, j, mask, EVICT, WIDE)
     if inputs.weight is not None:
         t *= tl.load(inputs.weight + j, mask=j < inputs.classes, other=0.0).to(WIDE)[None, :]
     return tl.where(mask, t, 0.0)
@@ -323,13 +330,13 @@ def moved_terms(normal, reference):
 
 
 @triton.jit
-def add_classes(normal, z, inputs, terms, at, j, mask, SWITCHES: tl.constexpr, WIDE: tl.constexpr):
+def add_classes(normal, z, inputs, terms, at, j, mask, EVICT: tl.constexpr, SWITCHES: tl.constexpr, WIDE: tl.constexpr):
     """What is known after these classes too; z is -inf outside the mask."""
     highest, total = raise_maximum(normal.reference, normal.total, tl.max(z, axis=1))
     reference = finite(highest)
     target, mass = normal.terms, normal.mass
     if SWITCHES.dense:
-        t = target_block(inputs, terms, at, j, mask, WIDE)
+        t = target_block(inputs, terms, at, j, mask, EVICT, WIDE)
         # A class without target adds 0 even if it is masked (0 * inf).
         term = tl.where(t != 0.0, t * (reference[:, None] - z), 0.0)
         target = moved_terms(normal, reference) + tl.sum(term, axis=1).to(tl.float64)
@@ -349,14 +356,23 @@ def all_classes(normal, inputs, terms):
 
 
 @triton.jit
-def normalise(inputs, terms, at, SWITCHES: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+def normalise(
+    inputs,
+    terms,
+    at,
+    EVICT: tl.constexpr,
+    SWITCHES: tl.constexpr,
+    WIDE: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """The first visit: reference, total, terms and mass of each position."""
     normal = no_classes(WIDE, ROWS)
     for start in range(0, last_class(inputs, at), BLOCK):
         j = start + tl.arange(0, BLOCK)
         mask = mask_of(inputs, at, j)
-        z, _ = transform(load(logits_of(inputs), inputs, at.g, j, mask, WIDE), terms, SWITCHES)
-        normal = add_classes(normal, z, inputs, terms, at, j, mask, SWITCHES, WIDE)
+        z, _ = transform(load(logits_of(inputs), inputs, at.g, j, mask, EVICT, WIDE), terms, SWITCHES)
+        normal = add_classes(normal, z, inputs, terms, at, j, mask, EVICT, SWITCHES, WIDE)
     return all_classes(normal, inputs, terms)
 
 
@@ -367,7 +383,7 @@ def target_masses(inputs, terms, at, WIDE: tl.constexpr, ROWS: tl.constexpr, BLO
     if inputs.soft is not None:
         for start in range(0, inputs.classes, BLOCK):
             j = start + tl.arange(0, BLOCK)
-            t = target_block(inputs, terms, at, j, mask_of(inputs, at, j), WIDE)
+            t = target_block(inputs, terms, at, j, mask_of(inputs, at, j), KEPT, WIDE)
             mass += tl.sum(t, axis=1).to(tl.float64)
     else:
         mass = mass + terms.label_mass
@@ -389,73 +405,21 @@ def gradients(
 ):
     """The second visit: out = (factor * exp(z - reference) - target_factor * t) * dz/dx."""
     share = (at.share * target_factor).to(WIDE)
-    factor, target_factor = factor.to(WIDE), target_factor.to(WIDE)
+    # Where no logits are read, all exponentials are 0 and the gradient is 0 times this factor: 0, or NaN.
+    factor = tl.where(at.readable, factor, at.without_label).to(WIDE)
+    target_factor = tl.where(at.readable, target_factor, at.without_label).to(WIDE)
+    reference = tl.where(at.readable, reference, 0.0)
+    label = at.label.to(tl.int32)
     blocks = tl.cdiv(inputs.classes, BLOCK)
     for block in range(blocks):
         j = (blocks - 1 - block) * BLOCK + tl.arange(0, BLOCK)
         mask = mask_of(inputs, at, j)
-        z, derivative = transform(load(logits_of(inputs), inputs, at.g, j, mask, WIDE), terms, SWITCHES)
+        z, derivative = transform(load(logits_of(inputs), inputs, at.g, j, mask, DONE, WIDE), terms, SWITCHES)
         gradient = factor[:, None] * exp(z - reference[:, None])
         if SWITCHES.dense:
-            gradient -= target_factor[:, None] * target_block(inputs, terms, at, j, mask, WIDE)
+            gradient -= target_factor[:, None] * target_block(inputs, terms, at, j, mask, DONE, WIDE)
         if inputs.labels is not None:
-            gradient = tl.where(j[None, :] == at.label[:, None], gradient - share[:, None], gradient)
+            gradient = tl.where(j[None, :] == label[:, None], gradient - share[:, None], gradient)
         if SWITCHES.capped:
             gradient *= derivative
-        if inputs.labels is not None:
-            gradient = tl.where(at.readable[:, None], gradient, at.without_label.to(WIDE)[:, None])
         store(out, inputs, at.g, j, gradient, at.inside[:, None] & (j < inputs.classes)[None, :])
-
-
-class Order(NamedTuple):
-    """Of the logits as they are, the first maximum and how many are above the label's.
-
-    slope = sum(exp(z - reference) * (z - reference)).
-    """
-
-    normal: Normal
-    best_at: Any
-    above: Any
-    slope: Any
-
-
-@triton.jit
-def order_and_slope(
-    inputs, terms, at, label_x, SWITCHES: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
-):
-    """One visit for the statistics. The logits are read also where the label is none: entropy and argmax need none."""
-    highest = tl.full([ROWS], float("-inf"), WIDE)
-    best = highest
-    total = tl.zeros([ROWS], tl.float64)
-    slope = tl.zeros([ROWS], tl.float64)
-    above = tl.zeros([ROWS], tl.int64)
-    best_at = tl.zeros([ROWS], tl.int64)
-    nan_at = tl.zeros([ROWS], tl.int64) + inputs.classes
-    for start in range(0, inputs.classes, BLOCK):
-        j = start + tl.arange(0, BLOCK)
-        inside = (j < inputs.classes)[None, :] & at.inside[:, None]
-        x = load(logits_of(inputs), inputs, at.g, j, inside, WIDE)
-        j_wide = j.to(tl.int64)[None, :]
-        above += tl.sum((x > label_x[:, None]).to(tl.int64), axis=1)
-        m = tl.max(tl.where(x == x, x, float("-inf")), axis=1)
-        first = tl.min(tl.where((x == m[:, None]) & inside, j_wide, inputs.classes), axis=1)
-        best_at = tl.where(m > best, first, best_at)
-        best = tl.where(m > best, m, best)
-        nan_at = tl.minimum(nan_at, tl.min(tl.where(x != x, j_wide, inputs.classes), axis=1))
-        z, _ = transform(x, terms, SWITCHES)
-        before = highest
-        highest, total = raise_maximum(highest, total, tl.max(z, axis=1))
-        down = tl.where(total != 0.0, before.to(tl.float64) - highest.to(tl.float64), 0.0)
-        if tl.min(down, axis=0) < 0.0:
-            slope = slope * exp(down) + total * down
-        reference = finite(highest)
-        # A masked class adds 0, not 0 * -inf; the comparison is false for NaN.
-        below = z - reference[:, None]
-        below = tl.where(below < -1000.0, -1000.0, below)
-        e = exp(below)
-        total += tl.sum(e, axis=1).to(tl.float64)
-        slope += tl.sum(e * below, axis=1).to(tl.float64)
-    total = tl.where(highest == float("-inf"), float("nan"), total)
-    zero = tl.zeros([ROWS], tl.float64)
-    best_at = tl.where(nan_at < inputs.classes, nan_at, best_at)
-    return Order(Normal(highest, total, zero, zero), best_at, above, slope)

@@ -22,6 +22,7 @@ from xent.linear.plan import DEFAULT_WORKSPACE, parse_bytes
 from xent.torch._torch_private import PLAIN, is_recorded, is_transformed, outside_of_graphs
 from xent.torch.deferred import rules as rules
 from xent.torch.deferred.tensor import DeferredLogits, defer
+from xent.torch.rows import autocast_dtype
 
 __all__ = ["DeferredLinear", "DeferredLogits", "defer_logits", "restore_logits"]
 
@@ -41,7 +42,7 @@ def defer_logits(
     model : torch.nn.Module, changed in place. Hugging Face models know their output layer; of any other model, name it.
     head : the output layer or its name, such as "lm_head" or "decoder.output": a `torch.nn.Linear`, of a subclass whose
         forward calls `super().forward`, parametrised or not, or one that an adapter is wrapped around (PEFT).
-    workspace : bytes, or text such as "128MB"; see `xent.torch.linear_cross_entropy`.
+    workspace : bytes, text such as "128MB", or "auto"; see `xent.torch.linear_cross_entropy`.
 
     Returns
     -------
@@ -241,9 +242,9 @@ def _product_dtype(input: Tensor, weight: Tensor, bias: Tensor | None) -> torch.
         return None
     if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):  # type: ignore[no-untyped-call]
         return None
-    dtypes, kind = {tensor.dtype for tensor in tensors}, input.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) and torch.float64 not in dtypes:
-        return torch.get_autocast_dtype(kind)
+    dtypes = {tensor.dtype for tensor in tensors}
+    if (autocast := autocast_dtype(input.device, dtypes)) is not None:
+        return autocast
     return input.dtype if dtypes == {input.dtype} and input.is_floating_point() else None
 
 
