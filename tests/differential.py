@@ -96,6 +96,8 @@ def problem_of(given: Configuration, drawn: Numbers) -> tuple[Problem, Linear | 
         long(w).reshape(given.classes, positions, given.features),
         None if b is None else long(b).reshape(given.classes, positions),
         given.dtype,
+        repeated=given.layout == "expanded",
+        scaled=given.logit_scale in ("tensor", "with gradient"),
     )
     logits, error = layer.logits()
     return Problem(logits, error, target, given.arithmetic, **options), layer

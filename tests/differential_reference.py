@@ -327,6 +327,10 @@ class Linear(NamedTuple):
     weight: Array
     bias: Array | None
     dtype: str
+    scaled: bool = False
+    """Whether a scale that is a tensor multiplied input and bias, which rounds them to their dtype once more."""
+    repeated: bool = False
+    """Whether numbers repeat, so that roundings of a sum have one sign; else they grow as a random walk does."""
 
     def logits(self) -> Bounded:
         """Logits (rows * positions, classes), with the rounding of products and, in 16 bits, of the logits."""
@@ -341,6 +345,9 @@ class Linear(NamedTuple):
             value = value + bias
             known = np.where(np.isfinite(value), np.abs(value), 0)
             error = error + (eps(self.dtype) / 2 if eps(self.dtype) > unit else unit) * known
+        if self.scaled:
+            bias_size = 0 if self.bias is None else np.abs(self.bias.T[None])
+            error = error + eps(self.dtype) / 2 * (size + bias_size)
         return Bounded(value.reshape(-1, value.shape[-1]), error.reshape(-1, value.shape[-1]))
 
     def gradients(self, by_logits: Bounded) -> dict[str, Bounded]:
@@ -350,7 +357,8 @@ class Linear(NamedTuple):
         unit = eps("float64" if self.dtype == "float64" else "float32")
         if eps(self.dtype) > unit:
             error = error + eps(self.dtype) / 2 * np.abs(d) + least(self.dtype)
-        k = ROUNDINGS + 2 * float(np.sqrt(max(rows, classes)))
+        terms = max(rows, classes)
+        k = ROUNDINGS + (terms / 2 if self.repeated else 2 * float(np.sqrt(terms)))
         error = error + k * unit * np.abs(d) + float(np.finfo("float64" if self.dtype == "float64" else "float32").tiny)
         h, w = np.abs(self.input), np.abs(self.weight)
         found = {
@@ -359,6 +367,11 @@ class Linear(NamedTuple):
         }
         if self.bias is not None:
             found["linear_bias"] = Bounded(d.sum(0).T, error.sum(0).T)
+        if self.scaled:
+            sizes = {"linear_weight": contract("njc,nf->cjf", np.abs(d), h)}
+            sizes |= {name: np.abs(found[name].value) for name in ("input", "linear_bias") if name in found}
+            for name, size in sizes.items():
+                found[name] = found[name]._replace(error=found[name].error + eps(self.dtype) / 2 * size)
         return found
 
 

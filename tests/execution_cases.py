@@ -38,6 +38,7 @@ class Case:
     classes: int = 7
     is_soft: bool = False
     weight: Any = None
+    sample_weight: Any = None  # one for each label
     tensor_options: dict[str, float] = field(default_factory=dict)  # 0-dimensional: logit_scale, log_scale, denominator
     learned: tuple[str, ...] = ()  # tensors that want a gradient, beside those of the logits
     frozen_logits: bool = False
@@ -179,6 +180,8 @@ def tensors_of(case: Case, call: str) -> dict[str, Tensor]:
     options = {name: torch.tensor(number) for name, number in case.tensor_options.items()}
     if case.weight is not None:
         options["weight"] = torch.tensor(case.weight)
+    if case.sample_weight is not None:
+        options["sample_weight"] = torch.tensor(case.sample_weight)
     return {**tensors, "target": target, **options}
 
 
@@ -201,6 +204,7 @@ _SOFT = {"is_soft": True}
 _SURE: dict[str, Any] = {"labels": [2] * 40, "margin": 25.0}
 _SCALE: dict[str, Any] = {"tensor_options": {"logit_scale": 0.75}, "learned": ("logit_scale",)}
 _LOG_SCALE: dict[str, Any] = {"tensor_options": {"log_scale": -0.25}, "learned": ("log_scale",)}
+_WEIGHED: dict[str, Any] = {"sample_weight": [0.5, 1.5, 0.0, 3.0, 0.25]}
 _ALL = LOSSES + STATISTICS
 _FEW = [*LABELS[:3], -100, 4]  # an ignored row
 
@@ -245,6 +249,18 @@ CASES = [
     Case("int16", calls=_ALL, labels=_FEW, label_dtype=torch.int16),
     Case("int32", calls=_ALL, labels=_FEW, label_dtype=torch.int32),
     Case("int32-weight", weight=WEIGHT, labels=_FEW, label_dtype=torch.int32),
+    # weights of rows
+    Case("sample-weight", labels=_FEW, **_WEIGHED),
+    Case("sample-weight-none", {"reduction": "none"}, labels=_FEW, **_WEIGHED),
+    Case("sample-weight-everything", EVERYTHING, weight=WEIGHT, **_WEIGHED),
+    Case("sample-weight-bfloat16", dtype=torch.bfloat16, **_WEIGHED),
+    Case("sample-weight-soft", {"reduction": "sum"}, **_SOFT, **_WEIGHED),
+    Case(
+        "sample-weight-several-dimensions",
+        labels=[[2, 0, 6], [3, -100, 2]],
+        sample_weight=[[0.5, 1.5, 1.0], [2.0, 7.0, 0.0]],
+    ),
+    Case("learned-sample-weight", weight=WEIGHT, learned=("sample_weight",), labels=_FEW, **_WEIGHED),
     # options that are tensors, most of them with a gradient
     Case("tensor-denominator", tensor_options={"denominator": 2.5}, labels=_FEW),
     Case("tensor-scale", calls=_ALL, tensor_options={"logit_scale": 0.75}),

@@ -108,7 +108,7 @@ def _tensors(rank: int, given: Given, changed: dict[int, dict[str, Any]] | None 
             array = np.take(array, range(given.cuts[rank], given.cuts[rank + 1]), axis)
         tensor = torch.tensor(array)
         if tensor.is_floating_point():
-            tensor = tensor.to(getattr(torch, given.dtype)).requires_grad_(name != "weight")
+            tensor = tensor.to(getattr(torch, given.dtype)).requires_grad_(name not in ("weight", "sample_weight"))
         tensors[name] = tensor
     for name, value in (changed or {}).get(rank, {}).items():
         tensors[name] = torch.tensor(value) if isinstance(value, np.ndarray) else value
@@ -208,7 +208,9 @@ def dtensors(rank: int, group: Any, given: Given) -> dict[str, Any]:
     return {"value": [value.detach().numpy()], **grads}
 
 
-def rows_and_classes(rank: int, group: Any, logits: np.ndarray, labels: np.ndarray, weight: Any) -> dict[str, Any]:
+def rows_and_classes(
+    rank: int, group: Any, logits: np.ndarray, labels: np.ndarray, weight: Any, sample_weight: Any
+) -> dict[str, Any]:
     """Ranks 0, 1 have the classes of the first rows, ranks 2, 3 those of the others; the mean is over all rows."""
     import torch
     import torch.distributed as dist
@@ -223,15 +225,16 @@ def rows_and_classes(rank: int, group: Any, logits: np.ndarray, labels: np.ndarr
     x = torch.tensor(logits[part][:, here]).requires_grad_()
     w = None if weight is None else torch.tensor(weight[here])
     y = torch.tensor(labels[part])
-    value = parallel.cross_entropy(x, y, w, group=classes, denominator="global", denominator_group=rows)
+    of_rows = None if sample_weight is None else torch.tensor(sample_weight[part])
+    both: Any = {"denominator": "global", "denominator_group": rows, "sample_weight": of_rows}
+    value = parallel.cross_entropy(x, y, w, group=classes, **both)
     value.backward()
     # Without sharded classes, rows alone.
     whole = parallel.cross_entropy(
         torch.tensor(logits[part]),
         y,
         None if weight is None else torch.tensor(weight),
-        denominator="global",
-        denominator_group=rows,
+        **both,
     )
     return {"value": value.item(), "whole": whole.item(), "gradient": x.grad.numpy(), "rows": part, "classes": here}
 

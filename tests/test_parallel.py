@@ -62,6 +62,7 @@ class Problem:
     target: np.ndarray
     weight: np.ndarray | None
     options: dict[str, Any]
+    sample_weight: np.ndarray | None = None
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -81,6 +82,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "everything": {
         "weight": True, "label_smoothing": 0.2, "z_loss": 0.01, "softcap": 9.0, "logit_scale": 0.5, "ignore": [3],
     },
+    "sample-weight": {"sample_weight": True, "ignore": [1]},
+    "sample-weight-none": {"sample_weight": True, "reduction": "none"},
+    "sample-weight-everything": {"sample_weight": True, "weight": True, "label_smoothing": 0.2, "ignore": [3]},
+    "sample-weight-soft": {"sample_weight": True, "soft": True},
     "soft": {"soft": True},
     "soft-everything": {"soft": True, "weight": True, "label_smoothing": 0.2, "z_loss": 0.01, "softcap": 9.0},
     "masked": {"masked": slice(9000, 30000)},
@@ -108,7 +113,8 @@ def problem(name: str) -> Problem:
     if without:
         target[without] = options.get("ignore_index", -100)
     weight = _weights(rng) if options.pop("weight", False) else None
-    return Problem(hidden @ head.T + bias, hidden, head, bias, target, weight, options)
+    of_rows = rng.integers(0, 5, ROWS).astype(np.float32) / 4 if options.pop("sample_weight", False) else None
+    return Problem(hidden @ head.T + bias, hidden, head, bias, target, weight, options, of_rows)
 
 
 @dataclass(frozen=True)
@@ -135,15 +141,14 @@ def wanted(of: Problem) -> Wanted:
     expected = Expected(loss, lse * counted, gradient, pull, t * slope, loss, total)
     case = Case("parallel", logits, of.target, of.options)
     loss_bound, gradient_bound = kernel_bounds(case, expected, "float32")
-    scale = np.ones(ROWS)
+    scale = np.ones(ROWS) if of.sample_weight is None else of.sample_weight.astype(np.float64)
     if numbers.reduction == "mean":
-        soft = of.target.ndim == 2
-        count = ROWS if soft else counted.sum()
-        if of.weight is not None and not soft:
-            count = sum(of.weight[label] for label in of.target[counted])
-        scale = scale / (numbers.denominator or count)
+        counts = scale * counted
+        if of.weight is not None and of.target.ndim == 1:
+            counts = counts * of.weight[np.where(counted, of.target, 0)]
+        scale = scale / (numbers.denominator or counts.sum())
     if numbers.reduction == "none":
-        value, bound = loss, loss_bound
+        value, bound = loss * scale, loss_bound * scale
     else:
         value, bound = (loss * scale).sum(), (loss_bound * scale).sum()
     gradient, gradient_bound = gradient * scale[:, None], gradient_bound * scale[:, None]
@@ -160,6 +165,8 @@ def given_logits(of: Problem, size: int, dtype: str = "float32") -> Given:
     arrays: dict[str, Any] = {"input": (of.logits, 1), "target": (of.target, axis)}
     if of.weight is not None:
         arrays["weight"] = (of.weight, 0)
+    if of.sample_weight is not None:
+        arrays["sample_weight"] = (of.sample_weight, None)
     return Given("cross_entropy", arrays, CUTS[size], of.options, dtype)
 
 
@@ -465,14 +472,16 @@ def test_the_global_denominator_counts_the_rows_of_all_ranks(pool, weighted):
     numbers = Objective(weight=weight)
     loss, _ = reference.cross_entropy(logits, labels, numbers)
     gradient = reference.cross_entropy_gradient(logits, labels, numbers)
-    kept = labels[labels != -100]
-    count = len(kept) if weight is None else weight[kept].sum()
-    found = pool.run(ranks.rows_and_classes, 4, logits, labels, weight)
-    assert_within(found[0]["value"] + found[2]["value"], loss.sum() / count, 40 * eps(np.float64))
-    assert_within(found[0]["whole"] + found[2]["whole"], loss.sum() / count, 40 * eps(np.float64))
+    of_rows = rng.integers(0, 5, 7) / 4 if weighted else np.ones(7)
+    kept = np.ones(12) if weight is None else weight
+    count = (of_rows * kept[np.where(labels == -100, 0, labels)])[labels != -100].sum()
+    found = pool.run(ranks.rows_and_classes, 4, logits, labels, weight, of_rows if weighted else None)
+    value = (of_rows * loss).sum() / count
+    assert_within(found[0]["value"] + found[2]["value"], value, 40 * eps(np.float64))
+    assert_within(found[0]["whole"] + found[2]["whole"], value, 40 * eps(np.float64))
     assert found[0]["value"] == found[1]["value"]
     for part in found:
-        right = gradient[part["rows"]][:, part["classes"]] / count
+        right = (of_rows[:, None] * gradient)[part["rows"]][:, part["classes"]] / count
         assert_within(part["gradient"], right, 40 * eps(np.float64))
 
 

@@ -125,6 +125,13 @@ def require_labels(call: str, layout: Layout, loss: str) -> None:
         raise DTypeError(message(call, "target", found, f"For probabilities use {loss}"))
 
 
+def check_sample_weight(call: str, shape: tuple[int, ...], layout: Layout) -> None:
+    """Raise ShapeError unless there is one weight for each loss."""
+    if shape != layout.loss_shape:
+        found = f"found shape {shape}, expected {layout.loss_shape}"
+        raise ShapeError(message(call, "sample_weight", found, "Pass one weight for each loss"))
+
+
 def check_weight_shape(call: str, shape: tuple[int, ...], classes: int) -> None:
     """Raise ShapeError unless there is one weight for each class."""
     if shape != (classes,):

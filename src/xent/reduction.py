@@ -20,17 +20,23 @@ from xent.objective import Objective
 
 
 def weighted_count(
-    labels: Any, weight: Any, ignore_index: int, take: Callable[[Any, Any, Any], Any] = lambda w, i, ok: w[i] * ok
+    labels: Any,
+    weight: Any,
+    ignore_index: int,
+    sample_weight: Any = None,
+    take: Callable[[Any, Any, Any], Any] = lambda w, i, ok: w[i] * ok,
 ) -> Any:
     """The sum of weight[label] over the labels that are not `ignore_index`; without weights (None) their number.
 
-    `take` gives the weights of labels, 0 where they are not valid.
+    With a `sample_weight` for each label, 0 for those to ignore, the sum of the products. `take` gives the weights of
+    labels, 0 where they are not valid.
     """
-    valid = labels != ignore_index
     if weight is None:
-        return valid.sum()
+        return (labels != ignore_index).sum() if sample_weight is None else sample_weight.sum()
+    valid = labels != ignore_index
     # A label out of range is refused elsewhere, or makes its row NaN; here it must only not be read out of bounds.
-    return take(weight, (labels * valid).clip(0, len(weight) - 1), valid).sum()
+    taken = take(weight, (labels * valid).clip(0, len(weight) - 1), valid)
+    return (taken if sample_weight is None else taken * sample_weight.reshape(taken.shape)).sum()
 
 
 def mean_denominator(
@@ -38,18 +44,22 @@ def mean_denominator(
     weight: Any,
     rows: int,
     objective: Objective,
-    count: Callable[[Any, Any, int], Any] = weighted_count,
+    count: Callable[..., Any] = weighted_count,
+    sample_weight: Any = None,
 ) -> Any:
     """What a mean over these rows divides by: a number, or an array of one where it has to be counted.
 
     1 for other reductions, which do not need it. The target holds labels, or is None for class probabilities. `count`
-    may be a faster `weighted_count`.
+    may be a faster `weighted_count`. `sample_weight` has the weights of rows in float64.
     """
     if objective.reduction != "mean":
         return 1.0
     if objective.denominator is not None:
         return objective.denominator
-    return rows if target is None else count(target, weight, objective.ignore_index)
+    if target is None:
+        return rows if sample_weight is None else sample_weight.sum()
+    more = () if sample_weight is None else (sample_weight,)
+    return count(target, weight, objective.ignore_index, *more)
 
 
 def reduce(total: Any, denominator: Any, objective: Objective) -> Any:
@@ -59,11 +69,7 @@ def reduce(total: Any, denominator: Any, objective: Objective) -> Any:
     if isinstance(total, float):
         # Python and NumPy would stop or warn at a division by zero, for which there is no cause.
         return total / denominator if denominator else math.nan
-    if isinstance(denominator, float | int):
-        return total / denominator if denominator else total * 0.0 + math.nan
-    # Of nothing to count the value is NaN, but its derivative 0, as `gradient_scale` has it.
-    counts = denominator != 0
-    return total * counts / (denominator + ~counts) + (counts / counts - 1)
+    return total / denominator if denominator else total * 0.0 + math.nan
 
 
 @overload

@@ -107,9 +107,11 @@ class DefinitionsBackend:
         """Only torch differentiates statistics, and has its own formulas."""
         raise NotImplementedError
 
-    def count(self, labels: Array, weight: Array | None, ignore_index: int) -> float:
+    def count(
+        self, labels: Array, weight: Array | None, ignore_index: int, sample_weight: Array | None = None
+    ) -> float:
         """Return the weighted count of the labels that are not `ignore_index`."""
-        return float(weighted_count(labels, weight, ignore_index))
+        return float(weighted_count(labels, weight, ignore_index, sample_weight))
 
     def total(self, losses: Array) -> float:
         """Return the sum of the losses."""

@@ -130,9 +130,12 @@ class FormulaBackend:
         gradient = (gradient * softcapped_logits_derivative(logits, objective)).to(logits.dtype)
         return gradient if out is None else out.copy_(gradient)
 
-    def count(self, labels: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
+    def count(
+        self, labels: Tensor, weight: Tensor | None, ignore_index: int, sample_weight: Tensor | None = None
+    ) -> Tensor:
         """Return the weighted count of the labels that are not `ignore_index`."""
-        found: Tensor = weighted_count(labels, None if weight is None else weight.double(), ignore_index, _of_valid)
+        wide = None if weight is None else weight.double()
+        found: Tensor = weighted_count(labels, wide, ignore_index, sample_weight, _of_valid)
         return found.double()
 
     def total(self, losses: Tensor) -> Tensor:

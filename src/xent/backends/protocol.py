@@ -124,7 +124,7 @@ class Backend(Protocol):
         `upstream` is (d_log_prob, d_entropy, d_lse), one number for each row.
         """
 
-    def count(self, labels: Array, weight: Array | None, ignore_index: int) -> Any:
+    def count(self, labels: Array, weight: Array | None, ignore_index: int, sample_weight: Array | None = None) -> Any:
         """Return the weighted count of the labels that are not `ignore_index` (reduction.py)."""
 
     def total(self, losses: Array) -> Any:

@@ -25,6 +25,7 @@ def linear_cross_entropy(
     target: ArrayLike,
     *,
     linear_bias: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
     workspace: int | str = DEFAULT_WORKSPACE,
     **options: Unpack[Options],
 ) -> Array:
@@ -38,6 +39,7 @@ def linear_cross_entropy(
     linear_weight : array (C, features)
     target : class indices of shape (...), or class probabilities of shape (..., C)
     linear_bias : array (C,), optional
+    sample_weight : one weight for each loss; see `cross_entropy`.
     workspace : bytes, or text such as "128MB": the memory for a chunk of the logits, and all else that the call needs
         beside arguments and gradients. More is a little faster, until all rows fit. "auto" is 128 MB.
     **options : see `xent.Objective`.
@@ -67,7 +69,8 @@ def linear_cross_entropy(
     ----------
     Wijmans et al. (2024), Cut Your Losses in Large-Vocabulary Language Models
     """
-    rows = _linear_rows("linear_cross_entropy", input, linear_weight, linear_bias, target, workspace, options)
+    tensors = (input, linear_weight, linear_bias, target)
+    rows = _linear_rows("linear_cross_entropy", *tensors, workspace, options, sample_weight)
     return rows.reduced(LINEAR_CPU.forward(rows.layer("linear_cross_entropy"), rows.objective)[0])
 
 
@@ -77,6 +80,7 @@ def linear_cross_entropy_value_and_grad(
     target: ArrayLike,
     *,
     linear_bias: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
     workspace: int | str = DEFAULT_WORKSPACE,
     **options: Unpack[Options],
 ) -> tuple[Array, Gradients]:
@@ -95,7 +99,7 @@ def linear_cross_entropy_value_and_grad(
            [ 0.5,  0. ]])
     """
     call = "linear_cross_entropy_value_and_grad"
-    rows = _linear_rows(call, input, linear_weight, linear_bias, target, workspace, options)
+    rows = _linear_rows(call, input, linear_weight, linear_bias, target, workspace, options, sample_weight)
     losses, _, gradients = LINEAR_CPU.forward_backward(rows.layer(call), rows.gradient_scale, rows.objective, Wanted())
     return rows.reduced(losses), rows.gradients(gradients)
 
@@ -185,6 +189,7 @@ def _linear_rows(
     target: ArrayLike,
     workspace: int | str,
     options: Options,
+    sample_weight: ArrayLike | None = None,
 ) -> _LinearRows:
     objective = Objective.of(call, options)
     x, w = as_numpy(call, "input", input), as_numpy(call, "linear_weight", linear_weight)
@@ -197,7 +202,7 @@ def _linear_rows(
     checked_layout(call, "linear_weight", how, y.shape, floating_target=y.dtype.kind not in "iu")
     dtypes = (_floating(x.dtype), _floating(w.dtype), _floating((w if b is None else b).dtype))
     dtype = np.result_type(*dtypes) if all(_is_narrow(d) for d in dtypes) else np.dtype(np.float64)
-    common = checked(call, y, how, objective, dtype, as_rows)
+    common = checked(call, y, how, objective, dtype, as_rows, sample_weight)
     x, w = (side_by_side(array.astype(dtype, copy=False)) for array in (x.reshape(how.rows, x.shape[-1]), w))
     b = None if b is None else np.ascontiguousarray(b, dtype)
     return _LinearRows(*common, x, w, b, parse_bytes(call, workspace), shape, dtypes)

@@ -16,7 +16,9 @@ from xent.numpy.rows import CPU, Array, Rows, as_bits, as_target, checked
 from xent.objective import Objective, Options
 
 
-def cross_entropy(logits: ArrayLike, target: ArrayLike, **options: Unpack[Options]) -> Array:
+def cross_entropy(
+    logits: ArrayLike, target: ArrayLike, *, sample_weight: ArrayLike | None = None, **options: Unpack[Options]
+) -> Array:
     """Softmax cross-entropy of logits: log loss, negative log-likelihood of the labels, `F.cross_entropy`.
 
     *Definition*: ``loss = lse(x) - x[label]`` for a label, ``sum(p * (lse(x) - x))`` for class probabilities p, with
@@ -27,6 +29,8 @@ def cross_entropy(logits: ArrayLike, target: ArrayLike, **options: Unpack[Option
     logits : array (C,), (N, C) or (N, C, d1, ...), real numbers; minus infinity masks a class.
     target : class indices of that shape without C, in [0, C) or equal to `ignore_index`; or class probabilities of
         exactly that shape.
+    sample_weight : one weight for each loss, of its shape. A mean divides by the sum of the weights (times those of the
+        labels' classes). A loss of weight 0 counts for nothing, also an infinite one.
     **options : see `xent.Objective`.
 
     Returns
@@ -54,13 +58,13 @@ def cross_entropy(logits: ArrayLike, target: ArrayLike, **options: Unpack[Option
     ----------
     Bridle (1990), Probabilistic Interpretation of Feedforward Classification Network Outputs
     """
-    rows = _rows("cross_entropy", logits, target, options)
+    rows = _rows("cross_entropy", logits, target, options, sample_weight)
     losses, _ = CPU.forward(rows.bits, rows.kernel_target, rows.objective)
     return rows.reduced(losses)
 
 
 def cross_entropy_value_and_grad(
-    logits: ArrayLike, target: ArrayLike, **options: Unpack[Options]
+    logits: ArrayLike, target: ArrayLike, *, sample_weight: ArrayLike | None = None, **options: Unpack[Options]
 ) -> tuple[Array, Array]:
     """`cross_entropy`, and its gradient with respect to the logits: softmax minus target, ``q - p``.
 
@@ -74,7 +78,7 @@ def cross_entropy_value_and_grad(
     >>> gradient
     array([-0.5,  0.5])
     """
-    rows = _rows("cross_entropy_value_and_grad", logits, target, options)
+    rows = _rows("cross_entropy_value_and_grad", logits, target, options, sample_weight)
     losses, _, gradient = CPU.forward_backward(rows.bits, rows.kernel_target, rows.gradient_scale, rows.objective)
     return rows.reduced(losses), gradient.view(rows.logits.dtype).reshape(rows.layout.logits_shape)
 
@@ -148,13 +152,15 @@ class _LogitRows(Rows):
         return logits, as_rows(self.target, 1).astype(np.float64) if self.layout.soft else self.target
 
 
-def _rows(call: str, logits: ArrayLike, target: ArrayLike, options: Options) -> _LogitRows:
+def _rows(
+    call: str, logits: ArrayLike, target: ArrayLike, options: Options, sample_weight: ArrayLike | None = None
+) -> _LogitRows:
     objective = Objective.of(call, options)
     x = as_numpy(call, "logits", logits)
     y = as_target(call, target, x.shape)
     x = x.astype(np.float64) if x.dtype.kind in "iu" else x
     how = layout(call, "logits", x.shape, y.shape, floating_target=y.dtype.kind not in "iu")
-    common = checked(call, y, how, objective, x.dtype, as_blocks)
+    common = checked(call, y, how, objective, x.dtype, as_blocks, sample_weight)
     return _LogitRows(*common, as_blocks(x, how.class_axis))
 
 

@@ -14,7 +14,7 @@ from xent.backends.cpu.linear_steps import CpuSteps
 from xent.backends.cpu.threads import get_num_threads
 from xent.backends.cpu.tile import computing_dtype
 from xent.backends.definitions import NOTHING_IS_COMPILED, DefinitionsBackend, DefinitionsLinear
-from xent.checks import Layout, as_numpy, check_target, class_weight
+from xent.checks import Layout, as_numpy, check_sample_weight, check_target, class_weight
 from xent.linear.backend import LinearBackend
 from xent.objective import Objective
 from xent.reduction import gradient_scale, mean_denominator, reduce
@@ -41,14 +41,23 @@ class Rows:
     layout: Layout
     dtype: np.dtype[Any]
     denominator: float
+    sample_weight: Array | None
+    """A factor of the loss of each row, in float64."""
 
     @property
-    def gradient_scale(self) -> float:
-        return gradient_scale(self.denominator, self.objective)
+    def gradient_scale(self) -> Any:
+        """d(result) / d(loss of a row): one number, or one for each row."""
+        scale = gradient_scale(self.denominator, self.objective)
+        if self.sample_weight is None:
+            return scale
+        return (scale * self.sample_weight).astype(computing_dtype(self.dtype))
 
     def reduced(self, losses: Array) -> Array:
         """The losses of the rows, their sum or their mean, as the caller gets it; sums are made in float64."""
         dtype = computing_dtype(self.dtype)
+        if self.sample_weight is not None:
+            uncounted = np.isinf(losses) & (self.sample_weight == 0)
+            losses = (np.where(uncounted, 0.0, losses) * self.sample_weight).astype(losses.dtype)
         if self.objective.reduction == "none":
             return losses.reshape(self.layout.loss_shape).astype(dtype, copy=False)
         return np.asarray(reduce(CPU.total(losses), self.denominator, self.objective), dtype=dtype)[()]
@@ -68,7 +77,8 @@ def checked(
     objective: Objective,
     dtype: np.dtype[Any],
     arrange: Callable[[Array, int], Array],
-) -> tuple[Array, Objective, Layout, np.dtype[Any], float]:
+    sample_weight: ArrayLike | None = None,
+) -> tuple[Array, Objective, Layout, np.dtype[Any], float, Array | None]:
     """Check the values of target and weight; return the fields that all kinds of rows share."""
     check_target(call, target, how, objective)
     weight = class_weight(call, objective, how.classes)
@@ -76,8 +86,21 @@ def checked(
         rows = arrange(target, how.class_axis)
     else:
         rows = np.ascontiguousarray(target.reshape(-1), dtype=np.int64)
-    denominator = float(mean_denominator(None if how.soft else rows, weight, how.rows, objective, CPU.count))
-    return rows, objective.weighted(weight), how, dtype, denominator
+    weights = None
+    if sample_weight is not None:
+        weights = _sample_weights(call, sample_weight, how)
+        if not how.soft:
+            weights = np.where(rows == objective.ignore_index, 0.0, weights)
+    labels = None if how.soft else rows
+    denominator = float(mean_denominator(labels, weight, how.rows, objective, CPU.count, weights))
+    return rows, objective.weighted(weight), how, dtype, denominator, weights
+
+
+def _sample_weights(call: str, sample_weight: ArrayLike, how: Layout) -> Array:
+    """The weights of rows in float64, of the shape of the losses before, (rows,) after."""
+    weights = as_numpy(call, "sample_weight", sample_weight)
+    check_sample_weight(call, weights.shape, how)
+    return weights.astype(np.float64).reshape(-1)
 
 
 def as_bits(array: Array) -> Array:

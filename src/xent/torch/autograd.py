@@ -41,15 +41,24 @@ from xent.torch.rows import Call
 def cross_entropy(call: Call, logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
     """The reduced loss of rows (N, C) or (N, C, S), or with reduction "none" the losses (rows,)."""
     if torch.is_grad_enabled():
-        if weight is not None and weight.requires_grad:
-            rows = call._replace(objective=replace(call.objective, reduction="none", denominator=None))
+        if reduces_by_torch(call, weight):
+            apart = replace(call.objective, reduction="none", denominator=None)
+            rows = call._replace(objective=apart, sample_weight=None)
             losses = CrossEntropy.apply(logits, target, weight, rows)  # type: ignore[no-untyped-call]
-            return reduced_by_formula(losses, target, weight, call.objective)
+            return reduced_by_formula(losses, target, weight, call.objective, call.sample_weight)
         if logits.requires_grad or target.requires_grad:
             loss: Tensor = CrossEntropy.apply(logits, target, weight, call)  # type: ignore[no-untyped-call]
             return loss
     losses, _ = call.backend.forward(logits, target, call.objective.weighted(weight))
     return reduced(call, losses, denominator_of(call, target, weight), target, logits.shape[1], logits.dtype)
+
+
+def reduces_by_torch(call: Call, weight: Tensor | None) -> bool:
+    """Whether torch has to see what becomes of the losses of rows: for the gradients of weights."""
+    of_rows = call.sample_weight
+    if of_rows is not None and (of_rows.requires_grad or call.objective.reduction == "none"):
+        return True
+    return weight is not None and weight.requires_grad
 
 
 class Expected:
@@ -97,7 +106,7 @@ class CrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, target: Tensor, weight: Tensor | None, call: Call) -> Tensor:
         objective, backend = call.objective.weighted(weight), call.backend
         denominator = denominator_of(call, target, weight)
-        ctx.call, ctx.scale, ctx.ready = call, scale_of(denominator, objective), None
+        ctx.call, ctx.scale, ctx.ready = call, call.scaled(scale_of(denominator, objective)), None
         if objective.reduction == "none" or not ctx.needs_input_grad[0] or not backend.one_visit:
             losses, saved = backend.forward(logits, target, objective)
         else:

@@ -42,6 +42,7 @@ from xent.torch.rows import (
     is_soft,
     labels_as_rows,
     refuse_recording,
+    sample_weights,
     times,
 )
 from xent.torch.sharding import is_distributed
@@ -65,6 +66,7 @@ def cross_entropy(
     softcap: float | None = None,
     logit_scale: float | Tensor = 1.0,
     denominator: float | Tensor | None = None,
+    sample_weight: Tensor | None = None,
     check: bool = False,
     **unknown: Never,
 ) -> Tensor:
@@ -86,6 +88,8 @@ def cross_entropy(
     ignore_index, reduction, label_smoothing : as in torch; see `xent.Objective`.
     z_loss, softcap, logit_scale, denominator : beyond torch; see `xent.Objective`. logit_scale, a learned temperature,
         and denominator may be tensors of one number, and then get their gradients.
+    sample_weight : one weight for each loss, of its shape. A mean divides by the sum of the weights (times those of the
+        labels' classes). Its gradient is the row's loss. A loss of weight 0 counts for nothing, also an infinite one.
     **unknown : none; a misspelt option is answered with the names of those that exist.
 
     Returns
@@ -119,13 +123,14 @@ def cross_entropy(
     ----------
     Bridle (1990), Probabilistic Interpretation of Feedforward Classification Network Outputs
     """
-    watched = is_watched(input, target, weight)
-    if watched and has_torch_function_variadic(input, target, weight) and takes_over(input, target, weight):
+    tensors = (input, target, weight, sample_weight)
+    watched = is_watched(*tensors)
+    if watched and has_torch_function_variadic(*tensors) and takes_over(*tensors):
         options: dict[str, Any] = {"size_average": size_average, "ignore_index": ignore_index, "reduce": reduce}
         options |= {"reduction": reduction, "label_smoothing": label_smoothing, "z_loss": z_loss, "softcap": softcap}
         options |= {"logit_scale": logit_scale, "denominator": denominator, "check": check}
-        tensors = (input, target, weight)
-        found: Tensor = handle_torch_function(cross_entropy, tensors, *tensors, **(options | unknown))
+        options["sample_weight"] = sample_weight
+        found: Tensor = handle_torch_function(cross_entropy, tensors, *tensors[:3], **(options | unknown))
         return found
     if size_average is not None or reduce is not None:
         reduction = legacy_reduction(size_average, reduce)
@@ -138,6 +143,7 @@ def cross_entropy(
     how = layout_of(name, input, target, weight, objective, check=check, watched=watched)
     logits = learned.scaled(as_rows(input))
     rows = as_rows(target) if how.soft else labels_as_rows(target, how)
+    weights = sample_weights(name, sample_weight, rows, how, objective)
     backend = backend_of(input.device) if watched else choose(input.device)
     if backend is FORMULA or watched:
         if backend is FORMULA:
@@ -145,9 +151,10 @@ def cross_entropy(
         else:
             is_distributed(name, input=input, target=target, weight=weight)
             losses = operators.cross_entropy_rows(logits, rows, weight, objective)
-        loss = reduced_by_formula(losses, rows, weight, objective)
+        loss = reduced_by_formula(losses, rows, weight, objective, weights)
     else:
-        loss = autograd.cross_entropy(Call(name, objective, backend, labels_are_checked=check), logits, rows, weight)
+        call = Call(name, objective, backend, labels_are_checked=check, sample_weight=weights)
+        loss = autograd.cross_entropy(call, logits, rows, weight)
     return from_rows(loss, how) if objective.reduction == "none" else learned.divided(loss)
 
 

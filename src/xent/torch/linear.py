@@ -33,6 +33,7 @@ from xent.torch.rows import (
     int64,
     is_soft,
     refuse_recording,
+    sample_weights,
 )
 from xent.torch.sharding import is_distributed
 
@@ -52,6 +53,7 @@ def linear_cross_entropy(
     softcap: float | None = None,
     logit_scale: float | Tensor = 1.0,
     denominator: float | Tensor | None = None,
+    sample_weight: Tensor | None = None,
     workspace: int | str = DEFAULT_WORKSPACE,
     check: bool = False,
     **unknown: Never,
@@ -77,6 +79,7 @@ def linear_cross_entropy(
         `workspace` decides on chunks.
     z_loss, softcap, logit_scale, denominator : beyond torch; see `xent.Objective`. logit_scale, a learned temperature,
         and denominator may be tensors of one number, and then get their gradients.
+    sample_weight : one weight for each loss; see `cross_entropy`.
     workspace : bytes, or text such as "128MB": how much memory the call may use beside arguments and gradients. More
         is a little faster, until all rows fit. "auto" is 128 MB, and on a GPU 1 GB.
     check : look at the labels also where that makes the host wait for the device; on the CPU they are always checked.
@@ -104,10 +107,11 @@ def linear_cross_entropy(
     float32 sums; where it has no room for that, the logits are made several times.
     *Numerics*: losses and sums over rows are float32 for 16-bit arguments, and the error of no gradient grows with
     the number of chunks. 16-bit logits are rounded to 16 bits where the processor multiplies those faster, as without
-    fusion. Under autocast the gradient of a float32 weight is summed in float32 and never rounded to 16 bits. Results
-    repeat bit for bit. On a GPU the float32 sums for a 16-bit weight come beside the workspace. Second derivatives and
-    other devices hold the logits. *K dimensions*: one position after another, with the logits made once more in
-    backward, as with `reduction="none"`; the gradient of the weight is copied once.
+    fusion. A scale that is a tensor multiplies input and bias, and rounds 16-bit ones once more. Under autocast the
+    gradient of a float32 weight is summed in float32 and never rounded to 16 bits. Results repeat bit for bit. On a
+    GPU the float32 sums for a 16-bit weight come beside the workspace. Second derivatives and other devices hold the
+    logits. *K dimensions*: one position after another, with the logits made once more in backward, as with
+    `reduction="none"`; the gradient of the weight is copied once.
 
     Examples
     --------
@@ -128,15 +132,17 @@ def linear_cross_entropy(
     objective, learned = objective_of(name, *given, **unknown)
     input, linear_bias = learned.scaled_layer(input, linear_bias)
     if isinstance(linear_weight, Tensor) and linear_weight.ndim > 2:
-        tensors = (input, linear_weight, target, linear_bias, weight)
+        tensors = (input, linear_weight, target, linear_bias, weight, sample_weight)
         loss = over_positions(name, linear_cross_entropy, objective, *tensors, workspace=workspace, check=check)
         return learned.divided(loss)
     how = layout_of(name, input, linear_weight, linear_bias, target, weight, objective, check=check)
     call, rows = _call(name, objective, how, input, linear_weight, linear_bias, target, weight, workspace, check)
+    weights = sample_weights(name, sample_weight, rows.target, how, objective)
+    call = call._replace(sample_weight=weights)
     if call.linear is None:
         losses = linear_formula.losses(rows.to(call.dtype), objective)
-        loss = reduced_by_formula(losses, rows.target, weight, objective)
-    elif is_watched(*rows):
+        loss = reduced_by_formula(losses, rows.target, weight, objective, weights)
+    elif is_watched(*rows, weights):
         others = {"linear_weight": linear_weight, "linear_bias": linear_bias, "target": target, "weight": weight}
         loss = linear_operators.linear_cross_entropy(call, rows, by_rows=is_distributed(name, input=input, **others))
     else:

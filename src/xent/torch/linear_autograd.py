@@ -10,7 +10,7 @@ from torch import Tensor
 
 from xent.linear.driver import NOTHING, Wanted
 from xent.torch import linear_formula, linear_operators
-from xent.torch.autograd import differentiated, handed_out, is_seen, upstream_of
+from xent.torch.autograd import differentiated, handed_out, is_seen, reduces_by_torch, upstream_of
 from xent.torch.linear_passes import linear_loss, linear_statistics_gradients, made_anew, multiplied
 from xent.torch.reduced import reduced_by_formula
 from xent.torch.rows import Call, LinearRows
@@ -19,10 +19,11 @@ from xent.torch.rows import Call, LinearRows
 def linear_cross_entropy(call: Call, rows: LinearRows) -> Tensor:
     """The reduced loss, or with reduction "none" the losses (rows,)."""
     if torch.is_grad_enabled():
-        if rows.class_weight is not None and rows.class_weight.requires_grad:
-            apart = call._replace(objective=replace(call.objective, reduction="none", denominator=None))
+        if reduces_by_torch(call, rows.class_weight):
+            objective = replace(call.objective, reduction="none", denominator=None)
+            apart = call._replace(objective=objective, sample_weight=None)
             losses = LinearCrossEntropy.apply(*rows, apart)  # type: ignore[no-untyped-call]
-            return reduced_by_formula(losses, rows.target, rows.class_weight, call.objective)
+            return reduced_by_formula(losses, rows.target, rows.class_weight, call.objective, call.sample_weight)
         if any(tensor is not None and tensor.requires_grad for tensor in rows[:4]):
             loss: Tensor = LinearCrossEntropy.apply(*rows, call)  # type: ignore[no-untyped-call]
             return loss

@@ -35,11 +35,11 @@ def linear_cross_entropy(call: Call, rows: LinearRows, *, by_rows: bool) -> Tens
     objective, class_weight = call.objective, rows.class_weight
     # Whoever exports the call may ask for any gradient later.
     weighs = class_weight is not None and (class_weight.requires_grad or torch.compiler.is_exporting())
-    by_rows = by_rows or is_transformed() or weighs
-    if objective.reduction != "none" and by_rows:
+    by_rows = by_rows or is_transformed() or weighs or call.sample_weight is not None
+    if by_rows and (objective.reduction != "none" or call.sample_weight is not None):
         apart = replace(objective, reduction="none", denominator=None)
         losses: Tensor = LOSS(*rows, apart.to_text(), call.workspace, call.dtype, [False] * 3)[0]
-        return reduced_by_formula(losses, rows.target, class_weight, objective)
+        return reduced_by_formula(losses, rows.target, class_weight, objective, call.sample_weight)
     is_early = objective.reduction != "none" and torch.is_grad_enabled() and call.dtype != torch.float16
     wanted = [is_early and tensor is not None and tensor.requires_grad for tensor in rows[:3]]
     loss: Tensor = LOSS(*rows, objective.to_text(), call.workspace, call.dtype, wanted)[0]

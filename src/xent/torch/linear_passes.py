@@ -31,7 +31,7 @@ def linear_loss(call: Call, rows: LinearRows, wanted: Wanted) -> tuple[Tensor, T
     """
     objective, linear = call.objective.weighted(rows.class_weight), call.linear
     denominator = denominator_of(call, rows.target, rows.class_weight)
-    scale, ready = scale_of(denominator, objective), None
+    scale, ready = call.scaled(scale_of(denominator, objective)), None
     is_late = objective.reduction == "none" or (call.dtype == torch.float16 and not call.backend.reads_values)
     if is_late or not any(wanted):
         losses, saved = linear.forward(rows.layer(call), objective)

@@ -23,7 +23,7 @@ from xent.errors import ObjectiveError, ShapeError, message
 from xent.objective import TEXT, Objective
 from xent.torch.functional import may_look_at
 from xent.torch.reduced import reduced_by_formula
-from xent.torch.rows import check_tensors, int64, is_soft
+from xent.torch.rows import check_tensors, int64, is_soft, sample_weights
 
 CHUNKING = ("batch_chunk_size", "chunking_method", "acc_policy", "acc_dtype")
 """What torch's options have beside `allow_retain_graph`, which is always so here."""
@@ -38,6 +38,7 @@ def over_positions(
     target: Tensor,
     linear_bias: Tensor | None,
     weight: Tensor | None,
+    sample_weight: Tensor | None,
     *,
     workspace: int | str,
     check: bool,
@@ -53,6 +54,7 @@ def over_positions(
         y = int64(target.reshape(len(input), positions))
         if may_look_at(y):  # by a position's own check the error would name the row alone
             check_labels(call, y.reshape(target.shape), classes, objective.ignore_index)
+    weights = sample_weights(call, sample_weight, y, how, objective)
     w = linear_weight.reshape(classes, positions, features)
     b = [None] * positions if linear_bias is None else linear_bias.reshape(classes, positions).unbind(1)
     options = {name: getattr(objective, name) for name in TEXT} | {"reduction": "none", "denominator": None}
@@ -61,9 +63,8 @@ def over_positions(
     parts = zip(w.unbind(1), y.unbind(-1), b, strict=True)
     losses = [loss(input, w_d, y_d, linear_bias=b_d, **options) for w_d, y_d, b_d in parts]
     together = torch.stack(losses, dim=1) if losses else _nothing(input, w, linear_bias, weight, target)
-    if objective.reduction == "none":
-        return together.reshape(len(input), *sizes)
-    return reduced_by_formula(together, y, weight, objective)
+    found = reduced_by_formula(together, y, weight, objective, weights)
+    return found.reshape(len(input), *sizes) if objective.reduction == "none" else found
 
 
 def _nothing(input: Tensor, linear_weight: Tensor, *others: Tensor | None) -> Tensor:

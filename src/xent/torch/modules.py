@@ -87,9 +87,10 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
         given: Any = _options(self) | unknown
         Objective.of("CrossEntropyLoss", given)  # a wrong option is found here, and not in the first step
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of logits (N, C, ...) and class indices or probabilities."""
-        return cross_entropy(input, target, self.weight, check=self.check, **_options(self))
+    def forward(self, input: Tensor, target: Tensor, sample_weight: Tensor | None = None) -> Tensor:
+        """Return the loss of logits (N, C, ...) and class indices or probabilities; rows may have weights."""
+        options = _options(self)
+        return cross_entropy(input, target, self.weight, sample_weight=sample_weight, check=self.check, **options)
 
     def extra_repr(self) -> str:
         """The options that differ from their defaults."""
@@ -186,11 +187,11 @@ class LinearCrossEntropyLoss(TorchLinearCrossEntropyLoss):
         rows = math.prod(self.out_features, start=num_classes)
         self.linear = nn.Linear(in_features, rows, bias=bias, device=device, dtype=dtype)
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+    def forward(self, input: Tensor, target: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         """Return the loss of input (..., features) and class indices (...) or probabilities (..., C).
 
         With `out_features` of input (N, features) and class indices (N, d_1, ..., d_K) or probabilities
-        (N, C, d_1, ..., d_K).
+        (N, C, d_1, ..., d_K). Each loss may have a weight.
         """
         layer: Tensor = self.linear.weight
         bias: Tensor | None = self.linear.bias
@@ -205,6 +206,7 @@ class LinearCrossEntropyLoss(TorchLinearCrossEntropyLoss):
             linear_bias=bias,
             weight=self.weight,
             options=self.options,
+            sample_weight=sample_weight,
             workspace=self.workspace,
             check=self.check,
             **_options(self),

@@ -13,14 +13,15 @@ from xent.backends.formula import FORMULA
 from xent.checks import check_labels
 from xent.objective import Objective
 from xent.reduction import gradient_scale, mean_denominator, reduce
-from xent.torch.rows import Call
+from xent.torch.rows import Call, weighted
 
 
 def denominator_of(call: Call, target: Tensor, weight: Tensor | None) -> Any:
     """What a mean divides by; on a device where it has to be counted there."""
-    if target.is_floating_point():
-        return mean_denominator(None, None, target.shape[0] * target.shape[2:].numel(), call.objective)
-    return mean_denominator(target, weight, target.numel(), call.objective, call.backend.count)
+    of_rows = None if call.sample_weight is None else call.sample_weight.double()
+    labels, rows = (None, len(target) * target.shape[2:].numel()) if target.is_floating_point() else (target, 0)
+    found = mean_denominator(labels, weight, rows or target.numel(), call.objective, call.backend.count, of_rows)
+    return found.item() if isinstance(found, Tensor) and call.backend.reads_values else found
 
 
 def scale_of(denominator: Any, objective: Objective) -> Any:
@@ -37,14 +38,18 @@ def reduced(call: Call, losses: Tensor, denominator: Any, target: Tensor, classe
     """
     objective, backend = call.objective, call.backend
     dtype = backend.compute_dtype(dtype)
+    losses = weighted(losses, call.sample_weight)
     if not backend.reads_values:
         if objective.reduction == "none":
             return losses.to(dtype)
         total = backend.total(losses)
-        if backend is FORMULA or not isinstance(denominator, Tensor):
+        if not isinstance(denominator, Tensor):
             return reduce(total, denominator, objective).to(dtype)  # type: ignore[no-any-return]
-        # As `reduce`, with fewer launches.
-        return torch.where(denominator == 0, math.nan, total / denominator).to(dtype)
+        counts = denominator != 0
+        if backend is FORMULA:
+            # Of nothing to count the value is NaN and its derivatives are 0, even where a loss is infinite.
+            total, denominator = torch.where(counts, total, 0.0), torch.where(counts, denominator, 1.0)
+        return torch.where(counts, total / denominator, math.nan).to(dtype)
     total = backend.total(losses)
     if total != total and not (target.is_floating_point() or call.labels_are_checked):
         check_labels(call.name, target, classes, objective.ignore_index)
@@ -55,9 +60,11 @@ def reduced(call: Call, losses: Tensor, denominator: Any, target: Tensor, classe
     return torch.from_numpy(value)
 
 
-def reduced_by_formula(losses: Tensor, target: Tensor, weight: Tensor | None, objective: Objective) -> Tensor:
+def reduced_by_formula(
+    losses: Tensor, target: Tensor, weight: Tensor | None, objective: Objective, sample_weight: Tensor | None = None
+) -> Tensor:
     """What the reduction makes of losses by operations that torch sees through, and does not wait for."""
-    call = Call("", objective, FORMULA)
+    call = Call("", objective, FORMULA, sample_weight=sample_weight)
     return reduced(call, losses, denominator_of(call, target, weight), target, 0, losses.dtype)
 
 

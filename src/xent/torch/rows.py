@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from xent.backends.protocol import Backend
-from xent.checks import Layout, check_labels
+from xent.checks import Layout, check_labels, check_sample_weight
 from xent.errors import ArgumentError, DTypeError, message
 from xent.linear.driver import Layer
 from xent.objective import Objective
@@ -130,6 +130,28 @@ def labels_as_rows(labels: Tensor, layout: Layout) -> Tensor:
     return labels if labels.ndim == 1 else labels.reshape(1)
 
 
+def sample_weights(
+    call: str, given: Tensor | None, target: Tensor, layout: Layout, objective: Objective
+) -> Tensor | None:
+    """Check weights of rows; return them as rows, (N,) or (N, S), and 0 for ignored ones. `target` lies as rows."""
+    if given is None:
+        return None
+    check_tensors(call, place=target.device, sample_weight=given)
+    check_floating(call, "sample_weight", given)
+    check_sample_weight(call, tuple(given.shape), layout)
+    if target.is_floating_point():
+        return given.reshape(*target.shape[:1], *target.shape[2:])
+    return torch.where(target == objective.ignore_index, 0.0, given.reshape(target.shape))
+
+
+def weighted(losses: Tensor, sample_weight: Tensor | None) -> Tensor:
+    """The losses of rows times their weights; nothing of weight 0 is infinite."""
+    if sample_weight is None:
+        return losses
+    weights = sample_weight.reshape(losses.shape).to(losses.dtype)
+    return losses.masked_fill(losses.isinf() & (weights == 0), 0.0) * weights
+
+
 def times(logits: Tensor, scale: Tensor) -> Tensor:
     """Logits times a scale that is a tensor, in float32 for 16 bits; masked classes have no part in its gradient."""
     wide = logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
@@ -155,6 +177,12 @@ class Call(NamedTuple):
     dtype: torch.dtype = torch.float32
     """In which a layer multiplies."""
     labels_are_checked: bool = False
+    sample_weight: Tensor | None = None
+    """A factor of the loss of each row, (N,) or (N, S), which needs no gradient here."""
+
+    def scaled(self, row_scale: Any) -> Any:
+        """`row_scale` times the weights of the rows."""
+        return row_scale if self.sample_weight is None else self.sample_weight.double() * row_scale
 
 
 class LinearRows(NamedTuple):

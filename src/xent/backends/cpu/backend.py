@@ -138,14 +138,14 @@ class CpuBackend:
         )
         return gradient if len(shape) == 2 else np.moveaxis(gradient.reshape(shape[0], shape[2], shape[1]), 2, 1)
 
-    def count(self, labels: Array, weight: Array | None, ignore_index: int) -> float:
+    def count(
+        self, labels: Array, weight: Array | None, ignore_index: int, sample_weight: Array | None = None
+    ) -> float:
         """Return the weighted count of the labels that are not `ignore_index`."""
         labels = as_kernel_array(labels.reshape(-1))
-        return float(
-            kernels.count_other(labels, ignore_index)
-            if weight is None
-            else weighted_count(labels, weight, ignore_index)
-        )
+        if weight is None and sample_weight is None:
+            return float(kernels.count_other(labels, ignore_index))
+        return float(weighted_count(labels, weight, ignore_index, sample_weight))
 
     def total(self, losses: Array) -> float:
         """Return the sum of the losses."""

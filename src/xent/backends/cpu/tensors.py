@@ -107,10 +107,13 @@ class TensorBackend:
         gradient = self.arrays.statistics_gradient(x, target_array(labels, x), known, numbers, objective, out=room)
         return as_tensor(gradient, logits.dtype)
 
-    def count(self, labels: Tensor, weight: Tensor | None, ignore_index: int) -> Any:
+    def count(
+        self, labels: Tensor, weight: Tensor | None, ignore_index: int, sample_weight: Tensor | None = None
+    ) -> Any:
         """Return the weighted count of the labels that are not `ignore_index`."""
-        weights = None if weight is None else weight.detach().double().numpy()
-        return self.arrays.count(labels_array(labels), weights, ignore_index)
+        numbers = (None if tensor is None else tensor.detach().double().numpy() for tensor in (weight, sample_weight))
+        weights, of_rows = numbers
+        return self.arrays.count(labels_array(labels), weights, ignore_index, of_rows)
 
     def total(self, losses: Tensor) -> float:
         """Return the sum of the losses."""

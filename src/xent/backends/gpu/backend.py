@@ -132,11 +132,14 @@ class GpuBackend:
         call.run(kernels.statistics_gradient, (*numbers, strided(out)), in_place=in_place)
         return out
 
-    def count(self, labels: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
+    def count(
+        self, labels: Tensor, weight: Tensor | None, ignore_index: int, sample_weight: Tensor | None = None
+    ) -> Tensor:
         """Return the weighted count of the labels that are not `ignore_index`, on the device."""
-        if weight is None:
+        if weight is None and sample_weight is None:
             return (labels != ignore_index).sum(dtype=torch.float64)
-        found: Tensor = weighted_count(labels, weight.double(), ignore_index)
+        wide = None if weight is None else weight.double()
+        found: Tensor = weighted_count(labels, wide, ignore_index, sample_weight)
         return found
 
     def total(self, losses: Tensor) -> Tensor:

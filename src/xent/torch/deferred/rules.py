@@ -244,7 +244,7 @@ def _cross_entropy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
     def rule(
         input: Any, target: Any, weight: Tensor | None, *,
-        check: bool, size_average: bool | None, reduce: bool | None, **options: Any,
+        check: bool, size_average: bool | None, reduce: bool | None, sample_weight: Tensor | None, **options: Any,
     ) -> Any:  # fmt: skip
         if not isinstance(input, DeferredLogits):
             return NotImplemented
@@ -253,7 +253,8 @@ def _cross_entropy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         objective, _ = objective_of("cross_entropy", **options)
         place = input.lazy.device
         layout_of("cross_entropy", input.lazy.twin, target, weight, objective, check=check, place=place)
-        return _fused(input.lazy, linear_cross_entropy, target, {**options, "weight": weight})
+        options |= {"weight": weight, "sample_weight": sample_weight}
+        return _fused(input.lazy, linear_cross_entropy, target, options)
 
     return rule(*args, **kwargs)
 

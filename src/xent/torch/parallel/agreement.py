@@ -65,6 +65,7 @@ DIFFERENCES = {
     "product dtype": Difference("has", "products in", DTypeError, "Use torch.autocast on all ranks or on none"),
     "target": Difference("has", "a target of", ObjectiveError, "Pass the same kind of target on every rank"),
     "class weights": Difference("has", "class weights", ObjectiveError, _OPTIONS, is_presence=True),
+    "sample_weight": Difference("has", "a sample_weight", ShapeError, _ROWS),
     "linear_bias": Difference("has", "linear_bias", ObjectiveError, _OPTIONS, is_presence=True),
     "gradients": Difference(
         "requires gradients of",

@@ -27,6 +27,7 @@ group.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple, TypeVar, Unpack, cast
 
 import torch
@@ -66,6 +67,7 @@ def cross_entropy(
     group: dist.ProcessGroup | None = None,
     denominator: Denominator = None,
     denominator_group: dist.ProcessGroup | None = None,
+    sample_weight: Tensor | None = None,
     **options: Unpack[ParallelOptions],
 ) -> Tensor:
     """`xent.torch.cross_entropy` of logits whose classes are sharded over a group.
@@ -84,6 +86,7 @@ def cross_entropy(
     denominator : see `xent.Objective`; or "global": the weighted count of valid labels, summed over
         `denominator_group`. Each rank's loss is then the share of its rows in the mean over all rows.
     denominator_group : the process group over which rows are split (data or sequence parallel); None: all processes.
+    sample_weight : one weight for each loss, the same on every rank; see `xent.torch.cross_entropy`.
     **options : see `xent.Objective`.
 
     Returns
@@ -118,7 +121,7 @@ def cross_entropy(
     Shoeybi et al. (2019), Megatron-LM: Training Multi-Billion Parameter Language Models Using Model Parallelism
     """
     passed = Options("cross_entropy", dict(options), denominator, denominator_group)
-    arguments = Arguments.of_logits(passed, group, input, target, weight)
+    arguments = replace(Arguments.of_logits(passed, group, input, target, weight), sample_weight=sample_weight)
     if arguments.group is None:
         rows = arguments.rows
         return _whole_cross_entropy(rows.input, rows.target, rows.class_weight, **arguments.whole_options())
@@ -137,6 +140,7 @@ def linear_cross_entropy(
     workspace: int | str = DEFAULT_WORKSPACE,
     denominator: Denominator = None,
     denominator_group: dist.ProcessGroup | None = None,
+    sample_weight: Tensor | None = None,
     **options: Unpack[ParallelOptions],
 ) -> Tensor:
     """`xent.torch.linear_cross_entropy` of a layer whose classes are sharded over a group; the logits are never stored.
@@ -181,6 +185,7 @@ def linear_cross_entropy(
     """
     passed = Options("linear_cross_entropy", dict(options), denominator, denominator_group)
     arguments = Arguments.of_layer(passed, group, input, linear_weight, linear_bias, target, weight, workspace)
+    arguments = replace(arguments, sample_weight=sample_weight)
     if arguments.group is None:
         x, w, b, y, class_weight = arguments.rows
         whole = arguments.whole_options()

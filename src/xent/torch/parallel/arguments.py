@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -24,12 +25,12 @@ from xent.errors import DTypeError, ObjectiveError, ShapeError, XentError, messa
 from xent.linear.driver import Wanted
 from xent.linear.plan import parse_bytes
 from xent.objective import Objective
-from xent.reduction import mean_denominator
 from xent.torch import functional
 from xent.torch import linear as layers
 from xent.torch.parallel.agreement import Ranks, check_group
 from xent.torch.parallel.combine import sizes_of
-from xent.torch.rows import Call, LinearRows
+from xent.torch.reduced import denominator_of
+from xent.torch.rows import Call, LinearRows, sample_weights
 
 Group = dist.ProcessGroup | None
 
@@ -84,6 +85,7 @@ class Arguments:
     workspace: int | str | None
     problem: XentError | None
     """What was wrong with the tensors as they were opened; raised on all ranks when they agree."""
+    sample_weight: Tensor | None = None
 
     @classmethod
     def of_logits(cls, options: Options, group: Group, input: Any, target: Any, weight: Any) -> Arguments:
@@ -120,10 +122,13 @@ class Arguments:
         objective, denominator = self.options.objective(), self.options.denominator
         if self.options.is_global:
             layout = self._layout(objective)
-            labels = None if layout.soft else self.rows.target.long()
-            count = mean_denominator(labels, self.rows.class_weight, layout.rows, objective)
+            target, class_weight = self.rows.target, self.rows.class_weight
+            axis = -1 if self.is_layer else _class_axis(target)
+            target = target.movedim(axis, -1).flatten(0, -2) if layout.soft else target.long().reshape(-1)
+            weights = sample_weights(self.options.call, self.sample_weight, target, layout, objective)
+            count = denominator_of(Call("", objective, FORMULA, sample_weight=weights), target, class_weight)
             denominator = self.options.total_count(count, self.rows.input.device) or None
-        return {**self.options.options, "denominator": denominator}
+        return {**self.options.options, "denominator": denominator, "sample_weight": self.sample_weight}
 
     def agree(self) -> Agreement:
         """Check the arguments of all ranks; what is wrong with one, or differs, is raised on every rank."""
@@ -153,16 +158,15 @@ class Arguments:
         if layout.soft:
             target = target.movedim(axis, -1).reshape(layout.rows, layout.classes)
         # For a layer the last axis of the input has the features.
-        rows = self.rows._replace(
-            input=x.movedim(axis, -1).reshape(layout.rows, x.shape[axis]),
-            target=target if layout.soft else target.reshape(-1).long(),
-        )
+        target = target if layout.soft else target.reshape(-1).long()
+        weights = sample_weights(call, self.sample_weight, target, layout, objective)
+        rows = self.rows._replace(input=x.movedim(axis, -1).reshape(layout.rows, x.shape[axis]), target=target)
         if not self.is_layer:
-            return Prepared(self.options, objective, layout, rows, None, x.dtype, None)
+            return Prepared(self.options, objective, layout, rows, None, x.dtype, None, weights)
         workspace: Any = self.workspace
         room, dtype = parse_bytes(call, workspace, x.device.type), layers.product_dtype(call, x, w, b)
         sizes = sizes_of(rows.layer(Call(call, objective, FORMULA, None, room, dtype)), Wanted(*_wanted(rows)[:3]))
-        return Prepared(self.options, objective, layout, rows, room, dtype, sizes)
+        return Prepared(self.options, objective, layout, rows, room, dtype, sizes, weights)
 
     def _layout(self, objective: Objective) -> Layout:
         """How the logits lie as rows; shapes and dtypes are checked as in xent.torch, but a shard may have no class."""
@@ -192,6 +196,15 @@ class Prepared:
     """Of the logits."""
     sizes: list[int] | None
     """The sizes for which the ranks make their common plan of chunks; None for logits."""
+    sample_weight: Tensor | None
+
+    @property
+    def weights(self) -> str | None:
+        """What stands for the weights of rows where ranks compare theirs."""
+        if self.sample_weight is None:
+            return None
+        numbers = self.sample_weight.detach().double().cpu().numpy()
+        return f"of sum {numbers.sum():g} and checksum {crc32(numbers.tobytes()):x}"
 
 
 @dataclass(frozen=True)
@@ -221,6 +234,7 @@ def _common_facts(prepared: Prepared) -> dict[str, Any]:
         "product dtype": None if workspace is None else str(prepared.dtype),
         "target": "class probabilities" if layout.soft else "class indices",
         "class weights": rows.class_weight is not None,
+        "sample_weight": prepared.weights,
         "linear_bias": rows.bias is not None,
         "workspace": workspace,
     }

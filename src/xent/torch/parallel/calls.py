@@ -7,10 +7,10 @@ from dataclasses import replace
 from torch import Tensor
 
 from xent.backends.protocol import Statistics
-from xent.reduction import mean_denominator
 from xent.torch import autograd, linear_autograd
 from xent.torch.parallel.arguments import Agreement
 from xent.torch.parallel.combine import common_plan, sharded, sharded_linear
+from xent.torch.reduced import denominator_of
 from xent.torch.rows import Call
 
 
@@ -41,12 +41,12 @@ def _call(agreement: Agreement) -> Call:
     options, rows, objective, soft = prepared.options, prepared.rows, prepared.objective, prepared.layout.soft
     backend = sharded(rows.input, shard, ranks, sums_mass=soft or rows.class_weight is not None)
     if options.is_global:
-        labels = None if soft else rows.target
-        count = mean_denominator(labels, rows.class_weight, prepared.layout.rows, objective, backend.count)
+        counting = Call(options.call, objective, backend, sample_weight=prepared.sample_weight)
+        count = denominator_of(counting, rows.target, rows.class_weight)
         # Without anything to count the mean is NaN, as without a denominator.
         objective = replace(objective, denominator=options.total_count(count, ranks.device) or None)
-    if prepared.workspace is None:
-        return Call(options.call, objective, backend, labels_are_checked=True)
-    plan = common_plan(options.call, agreement.sizes, shard.classes, prepared.workspace)
-    linear = sharded_linear(backend, plan)
-    return Call(options.call, objective, backend, linear, prepared.workspace, prepared.dtype, labels_are_checked=True)
+    linear, room = None, prepared.workspace or 0
+    if prepared.workspace is not None:
+        plan = common_plan(options.call, agreement.sizes, shard.classes, prepared.workspace)
+        linear = sharded_linear(backend, plan)
+    return Call(options.call, objective, backend, linear, room, prepared.dtype, True, prepared.sample_weight)

@@ -187,13 +187,15 @@ class ShardedBackend:
             logits, here, statistics, (d_log_prob, d_entropy, d_lse), objective, out=out
         )
 
-    def count(self, labels: Array, weight: Array | None, ignore_index: int) -> float:
+    def count(
+        self, labels: Array, weight: Array | None, ignore_index: int, sample_weight: Array | None = None
+    ) -> float:
         """Return the weighted count of the labels that are not `ignore_index`; each label's weight lies with it."""
         if weight is None:
-            return float(weighted_count(labels, None, ignore_index))
+            return float(weighted_count(labels, None, ignore_index, sample_weight))
         here = (labels >= self.shard.first) & (labels < self.shard.first + self.shard.classes)
         local = self._where(here & (labels != ignore_index), labels - self.shard.first, IGNORED)
-        part = float(weighted_count(local, weight, IGNORED)) if self.shard.classes else 0.0
+        part = float(weighted_count(local, weight, IGNORED, sample_weight)) if self.shard.classes else 0.0
         return self.ranks.total(torch.tensor(part, dtype=torch.float64, device=self.ranks.device)).item()
 
     def total(self, losses: Array) -> Any:
