@@ -19,7 +19,7 @@ test: .venv/installed  ## all tests that take seconds, and the examples in the d
 	$(BIN)/pytest -n 2
 
 test-slow: .venv/installed  ## the tests that take minutes or much memory
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow -n 2
 
 test-lowest: .venv-lowest/installed  ## every public call, with the lowest versions that pyproject.toml admits
 	.venv-lowest/bin/python packaging/smoke.py

@@ -8,6 +8,7 @@ from typing import Any
 
 import mpmath_oracle
 import numpy as np
+import pytest
 
 INF = np.inf
 EPS = float(np.finfo(np.float64).eps)
@@ -201,6 +202,8 @@ KEYWORDS = {
     "scale": {"logit_scale": 0.7},
     "all": {"label_smoothing": 0.1, "z_loss": 0.01, "softcap": 3.0, "logit_scale": 0.7},
 }
+FEW_KEYWORDS = [name if name in ("plain", "all") else pytest.param(name, marks=pytest.mark.slow) for name in KEYWORDS]
+"""Their names, for tests that take long: two of them always run."""
 EVERY_REDUCTION = ["none", "sum", "mean"]
 
 # Numbers of classes around the sizes that kernels like to work in.

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -45,6 +47,7 @@ def test_a_head_over_two_processes_learns():
     assert "the body is the same on all 2 ranks" in printed
 
 
+@pytest.mark.slow
 def test_an_fsdp2_head_is_gathered_once_in_a_step():
     printed = launched("fsdp2.py", "--steps", "16")
     first, *_, last = losses(printed)
@@ -53,6 +56,7 @@ def test_an_fsdp2_head_is_gathered_once_in_a_step():
     assert "all-gathers in a step: 2," in printed
 
 
+@pytest.mark.slow
 def test_the_policy_is_rewarded():
     command = [sys.executable, str(EXAMPLES / "policy_loss.py"), "--steps", "16"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)

@@ -51,7 +51,13 @@ def pytest_in_the_interpreter(*arguments: str) -> str:
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
-    ("file", "at_least"), [("test_value", 120), ("test_gradient", 90), ("test_edges", 110), ("test_known_failures", 40)]
+    ("file", "at_least"),
+    [
+        ("test_value", 120),
+        ("test_edges", 110),
+        pytest.param("test_gradient", 90, marks=pytest.mark.slow),
+        pytest.param("test_known_failures", 40, marks=pytest.mark.slow),
+    ],
 )
 def test_the_shared_tests_pass(file, at_least):
     passed = pytest_in_the_interpreter(f"tests/{file}.py", "-k", SELECTED)

@@ -175,7 +175,14 @@ def test_compiled_modules_see_what_is_set(kind):
     assert_same(compiled(x, LABELS), of_function(loss, x, LABELS, **options))
 
 
-@pytest.mark.parametrize("option", ["label_smoothing", "z_loss", "softcap", "logit_scale", "denominator"])
+@pytest.mark.parametrize(
+    "option",
+    [
+        "label_smoothing",
+        "denominator",
+        *(pytest.param(o, marks=pytest.mark.slow) for o in ("z_loss", "softcap", "logit_scale")),
+    ],
+)
 def test_an_option_that_changes_does_not_break_the_graph(option):
     """A number that changes is a symbol to torch's compiler."""
     torch._dynamo.reset()

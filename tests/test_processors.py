@@ -65,6 +65,7 @@ print("right")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not X86, reason="these instructions are those of x86")
 @pytest.mark.timeout(900)
 def test_float16_needs_no_instructions_of_its_own(tmp_path):

@@ -9,7 +9,6 @@ import pytest
 
 pytest.importorskip("resource", reason="the limit of a process's memory is POSIX's")
 
-POINTS = 40
 
 PROGRAM = """
 import gc, resource, sys
@@ -60,7 +59,7 @@ failed = passed = 0
 for point in range(POINTS):
     gc.collect()
     xent.memory.release()
-    resource.setrlimit(resource.RLIMIT_AS, (used() + point * 2**21, before[1]))
+    resource.setrlimit(resource.RLIMIT_AS, (used() + point * 80 * 2**20 // POINTS, before[1]))
     try:
         found = call()
     except MemoryError:
@@ -83,14 +82,18 @@ print(failed, passed)
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    "call", ["torch", "layer", *(pytest.param(name, marks=pytest.mark.slow) for name in ("numpy", "layer in numpy"))]
+    ("call", "points"),
+    [
+        *((call, 12) for call in ("torch", "layer")),
+        *(pytest.param(call, 40, marks=pytest.mark.slow) for call in ("torch", "layer", "numpy", "layer in numpy")),
+    ],
 )
-def test_starvation_is_a_memory_error_and_the_next_call_is_right(call):
+def test_starvation_is_a_memory_error_and_the_next_call_is_right(call, points):
     """R3."""
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, call, str(POINTS)], capture_output=True, text=True, check=False
+        [sys.executable, "-c", PROGRAM, call, str(points)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     failed, passed = map(int, done.stdout.split())
-    assert failed + passed == POINTS
-    assert failed >= 5, "nothing was short"
+    assert failed + passed == points
+    assert failed >= points // 8, "nothing was short"
