@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import gzip
 import io
 import json
@@ -12,6 +13,7 @@ import struct
 import time
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -23,6 +25,9 @@ from xent.cli import load
 from xent.errors import DataError
 from xent.report import write_replay, write_score, write_why
 from xent.scoring import ScoreState, limits
+from xent.why import Settings, run
+from xent.why import load as load_data
+from xent.why.predictions import replay
 
 SEED = 20261126
 MUTATIONS = 2_000
@@ -258,6 +263,39 @@ def test_what_is_no_record_makes_no_page(record, tmp_path):
             write(record, path)
         assert len(str(caught.value)) < 500
     assert list(tmp_path.iterdir()) == []
+
+
+@functools.cache
+def records() -> dict[str, tuple[Any, str]]:
+    """How each kind of record becomes a page, and the text of one."""
+    rng = np.random.default_rng(0)
+    score = xent.score(rng.dirichlet(np.ones(3), 60), rng.integers(0, 3, 60), by={"place": np.array(["n", "s"] * 30)})
+    experiment = run(load_data("iris"), Settings(seeds=(0,), epochs=2, learning_rates=(0.1, 1.0)))
+    replayed = replay(score).to_dict()
+    parts = {"score": (write_score, score.to_record()), "why": (write_why, experiment.to_dict())}
+    parts["replay"] = (write_replay, replayed)
+    return {kind: (write, json.dumps(record)) for kind, (write, record) in parts.items()}
+
+
+@pytest.mark.parametrize("kind", ["score", "why", "replay"])
+@pytest.mark.parametrize("count", [10, pytest.param(300, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])])
+def test_mutations_of_a_record_are_a_data_error_or_a_page(kind, count, tmp_path):
+    write, text = records()[kind]
+    rng, refused = random.Random(SEED), []
+    for number in range(count):
+        try:
+            record = json.loads(mutated(rng, text))
+        except (ValueError, RecursionError):
+            continue
+        if write is write_why and not isinstance(record, dict):
+            continue
+        path = tmp_path / f"{number}"
+        try:
+            write(record, path)
+        except DataError as error:
+            refused.append((len(str(error)), path.exists()))
+    assert len(refused) > count // 10
+    assert all(length < 500 and not exists for length, exists in refused)
 
 
 # Files of arrays.

@@ -8,15 +8,18 @@ those of `xent why`, score_text.py and score_charts.py those of `xent score`, an
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xent.errors import DataError, message, missing_package
+from xent.errors import DataError, XentError, message, missing_package
 from xent.files import make_folder, write_text, write_together
 from xent.names import shown_name
 
 try:
+    from jinja2 import TemplateError
+
     from xent.report.page import render
 except ModuleNotFoundError as error:
     raise missing_package(error, "xent.report", "cli") from None
@@ -28,6 +31,8 @@ __all__ = ["write_replay", "write_score", "write_why"]
 
 SCHEMA = 1
 """Of all three kinds of records."""
+REMEDY = "Pass the JSON that this version of xent wrote"
+DAMAGE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, TemplateError)
 
 
 def write_why(record: Record | Mapping[str, Any], directory: Path) -> Path:
@@ -45,8 +50,9 @@ def write_why(record: Record | Mapping[str, Any], directory: Path) -> Path:
 
     plain: dict[str, Any] = dict(record) if isinstance(record, Mapping) else record.to_dict()
     _check_head("write_why", plain, "xent why")
-    numbers = json.dumps(plain, allow_nan=False, indent=1)
-    page = render("why.html.jinja", charts(plain), texts(plain))
+    with _damage_named("write_why"):
+        numbers = json.dumps(plain, allow_nan=False, indent=1)
+        page = render("why.html.jinja", charts(plain), texts(plain))
     return _written(directory, "why", numbers, page)
 
 
@@ -62,7 +68,8 @@ def write_score(record: Mapping[str, Any], path: Path) -> Path:
     from xent.report.score_text import SEARCH, texts
 
     _check_head("write_score", record, "xent score")
-    page = render("score.html.jinja", charts(record), texts(record), SEARCH)
+    with _damage_named("write_score"):
+        page = render("score.html.jinja", charts(record), texts(record), SEARCH)
     return write_text(path, page)
 
 
@@ -77,8 +84,9 @@ def write_replay(record: Mapping[str, Any], directory: Path) -> Path:
     from xent.report.replay_page import charts, texts
 
     _check_head("write_replay", record, "xent why --predictions")
-    page = render("replay.html.jinja", charts(record), texts(record))
-    numbers = json.dumps(record, allow_nan=False, indent=1)
+    with _damage_named("write_replay"):
+        page = render("replay.html.jinja", charts(record), texts(record))
+        numbers = json.dumps(record, allow_nan=False, indent=1)
     return _written(directory, "predictions", numbers, page)
 
 
@@ -87,7 +95,19 @@ def _check_head(call: str, record: Mapping[str, Any], kind: str) -> None:
     found = (record.get("record"), record.get("schema")) if isinstance(record, Mapping) else type(record).__name__
     if found != (kind, SCHEMA):
         problem = f"found {shown_name(found)}, expected a record of {kind!r} in schema {SCHEMA}"
-        raise DataError(message(call, "record", problem, "Pass the JSON that this version of xent wrote"))
+        raise DataError(message(call, "record", problem, REMEDY))
+
+
+@contextmanager
+def _damage_named(call: str) -> Iterator[None]:
+    """DataError for whatever a record of another shape does to the making of a page; nothing is written."""
+    try:
+        yield
+    except XentError:
+        raise
+    except DAMAGE as error:
+        problem = f"its parts are not those of a record: {type(error).__name__}, {shown_name(str(error))}"
+        raise DataError(message(call, "record", problem, REMEDY)) from error
 
 
 def _written(directory: Path, name: str, numbers: str, page: str) -> Path:
