@@ -79,6 +79,9 @@ def defined_loss(z: Tensor, masked: Tensor, target: Tensor, given: Mapping[str, 
     impossible = masked & (t == 0)  # 0 * infinity
     terms = (t * (lse.unsqueeze(-1) - z.masked_fill(impossible, 0.0))).masked_fill(impossible, 0.0)
     losses = torch.where(known, terms.sum(-1) + given.get("z_loss", 0.0) * lse**2, 0.0)
+    if "focal_gamma" in given:
+        of_label = (z.gather(-1, labels.unsqueeze(-1)).squeeze(-1) - lse).exp()
+        losses = (1 - of_label) ** given["focal_gamma"] * losses
     if "sample_weight" in given:
         losses = losses * given["sample_weight"]
         label_weight = 1.0 if target.is_floating_point() else weight[labels] * known

@@ -249,6 +249,13 @@ CASES = [
     Case("int16", calls=_ALL, labels=_FEW, label_dtype=torch.int16),
     Case("int32", calls=_ALL, labels=_FEW, label_dtype=torch.int32),
     Case("int32-weight", weight=WEIGHT, labels=_FEW, label_dtype=torch.int32),
+    # a function of the losses of rows
+    Case("focal", {"focal_gamma": 2.0}, labels=_FEW),
+    Case("focal-none", {"focal_gamma": 0.5, "reduction": "none"}, labels=_FEW),
+    Case("focal-everything", {"focal_gamma": 1.5, **_BENT, "denominator": 2.5}, weight=WEIGHT, labels=_FEW, **_WEIGHED),
+    Case("focal-bfloat16", {"focal_gamma": 2.0}, dtype=torch.bfloat16),
+    Case("focal-several-dimensions", {"focal_gamma": 2.0}, labels=[[2, 0, 6], [3, -100, 2]], weight=WEIGHT),
+    Case("learned-weight-focal", {"focal_gamma": 2.0}, weight=WEIGHT, learned=("weight",), labels=_FEW),
     # weights of rows
     Case("sample-weight", labels=_FEW, **_WEIGHED),
     Case("sample-weight-none", {"reduction": "none"}, labels=_FEW, **_WEIGHED),

@@ -82,6 +82,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "everything": {
         "weight": True, "label_smoothing": 0.2, "z_loss": 0.01, "softcap": 9.0, "logit_scale": 0.5, "ignore": [3],
     },
+    "focal": {"focal_gamma": 2.0, "weight": True, "ignore": [1]},
     "sample-weight": {"sample_weight": True, "ignore": [1]},
     "sample-weight-none": {"sample_weight": True, "reduction": "none"},
     "sample-weight-everything": {"sample_weight": True, "weight": True, "label_smoothing": 0.2, "ignore": [3]},
@@ -623,6 +624,7 @@ OTHER_OPTIONS = {
     "z_loss": 0.01,
     "softcap": 30.0,
     "logit_scale": 0.5,
+    "focal_gamma": 2.0,
     "reduction": "sum",
     "denominator": 7.5,
 }

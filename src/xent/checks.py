@@ -104,15 +104,18 @@ def label_error(call: str, row: str, label: int, classes: int) -> LabelError:
 
 def check_target(call: str, target: Array, layout: Layout, objective: Objective) -> None:
     """Check the values of a target: the range of labels, or that probabilities are distributions."""
-    check_ignore_index(call, layout, objective)
+    check_options_of_labels(call, layout, objective)
     if layout.soft:
         check_soft_target(call, target, layout.class_axis)
     else:
         check_labels(call, target, layout.classes, objective.ignore_index)
 
 
-def check_ignore_index(call: str, layout: Layout, objective: Objective) -> None:
-    """Raise ObjectiveError if a class is to be ignored where the target has no labels."""
+def check_options_of_labels(call: str, layout: Layout, objective: Objective) -> None:
+    """Raise ObjectiveError if an option that is about labels is given where the target has none."""
+    if layout.soft and objective.focal_gamma:
+        found = "the focal loss has no meaning with class probabilities"
+        raise ObjectiveError(message(call, "focal_gamma", found, "Pass class indices"))
     if layout.soft and objective.ignore_index >= 0:
         found = f"ignore_index={objective.ignore_index} has no meaning with class probabilities"
         raise ObjectiveError(message(call, "ignore_index", found, "Leave such rows out, or pass class indices"))

@@ -6,6 +6,7 @@ The options change the loss of one row with logits x and target distribution p a
     q     = softmax(z),  lse = log(sum(exp(z)))
     t[j]  = weight[j] * ((1 - label_smoothing) * p[j] + label_smoothing / classes)
     loss  = sum(t[j] * (lse - z[j])) + z_loss * lse**2
+    loss  = weight[y] * (1 - q[y])**focal_gamma * (lse - z[y])  (focal_gamma > 0: for a label y alone)
 
 and the rows are then reduced by `reduction` and `denominator` (reduction.py).
 """
@@ -33,6 +34,7 @@ class ParallelOptions(TypedDict, total=False):
     z_loss: float
     softcap: float | None
     logit_scale: float
+    focal_gamma: float
     reduction: Reduction
 
 
@@ -57,6 +59,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "z_loss": (lambda a: 0.0 <= a < math.inf, "a finite number, 0 or more"),
     "softcap": (lambda c: c is None or 0.0 < c < math.inf, "None or a finite number above 0"),
     "logit_scale": (lambda s: 0.0 < s < math.inf, "a finite number above 0"),
+    "focal_gamma": (lambda g: 0.0 <= g < math.inf, "a finite number, 0 or more"),
     "reduction": (lambda r: r in get_args(Reduction), "'none', 'sum' or 'mean'"),
     "denominator": (lambda d: d is None or 0.0 < d < math.inf, "None or a finite number above 0"),
 }
@@ -81,6 +84,9 @@ class Objective:
         Logits are mapped smoothly into (-softcap, softcap). Minus infinity stays minus infinity.
     logit_scale : float above 0
         Factor of the logits; 1 / temperature.
+    focal_gamma : float, 0 or more
+        The exponent of the focal loss, a factor (1 - q[label])**focal_gamma of the loss: what is right already counts
+        less. Class indices only; not with label_smoothing or z_loss.
     reduction : "none", "sum" or "mean"
         What is returned of the losses of the rows.
     denominator : float above 0, optional
@@ -105,6 +111,7 @@ class Objective:
     z_loss: float = 0.0
     softcap: float | None = None
     logit_scale: float = 1.0
+    focal_gamma: float = 0.0
     reduction: Reduction = "mean"
     denominator: float | None = None
     _: KW_ONLY
@@ -127,6 +134,14 @@ class Objective:
             found = f"a denominator has no meaning with reduction={self.reduction!r}"
             remedy = "Use reduction='mean', or leave the denominator out and divide the result yourself"
             raise ObjectiveError(message(call, "denominator", found, remedy))
+        if self.focal_gamma and (self.label_smoothing or self.z_loss):
+            found = "the focal loss is one of the label's probability alone"
+            raise ObjectiveError(message(call, "focal_gamma", found, "Leave out label_smoothing and z_loss"))
+
+    @property
+    def of_rows(self) -> Objective:
+        """The losses of rows that the rest of the options, focal_gamma and the reduction, is applied to."""
+        return replace(self, reduction="none", denominator=None, focal_gamma=0.0)
 
     @classmethod
     def of(cls, call: str, options: Options | UnweightedOptions) -> Objective:

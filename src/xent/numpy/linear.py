@@ -71,7 +71,7 @@ def linear_cross_entropy(
     """
     tensors = (input, linear_weight, linear_bias, target)
     rows = _linear_rows("linear_cross_entropy", *tensors, workspace, options, sample_weight)
-    return rows.reduced(LINEAR_CPU.forward(rows.layer("linear_cross_entropy"), rows.objective)[0])
+    return rows.reduced(LINEAR_CPU.forward(rows.layer("linear_cross_entropy"), rows.of_rows)[0])
 
 
 def linear_cross_entropy_value_and_grad(
@@ -100,7 +100,12 @@ def linear_cross_entropy_value_and_grad(
     """
     call = "linear_cross_entropy_value_and_grad"
     rows = _linear_rows(call, input, linear_weight, linear_bias, target, workspace, options, sample_weight)
-    losses, _, gradients = LINEAR_CPU.forward_backward(rows.layer(call), rows.gradient_scale, rows.objective, Wanted())
+    layer = rows.layer(call)
+    if rows.objective.focal_gamma:
+        losses, saved = LINEAR_CPU.forward(layer, rows.of_rows)
+        gradients = LINEAR_CPU.backward(layer, saved, rows.gradient_scale(losses), rows.of_rows, Wanted())
+    else:
+        losses, _, gradients = LINEAR_CPU.forward_backward(layer, rows.gradient_scale(), rows.objective, Wanted())
     return rows.reduced(losses), rows.gradients(gradients)
 
 

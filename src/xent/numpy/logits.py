@@ -59,7 +59,7 @@ def cross_entropy(
     Bridle (1990), Probabilistic Interpretation of Feedforward Classification Network Outputs
     """
     rows = _rows("cross_entropy", logits, target, options, sample_weight)
-    losses, _ = CPU.forward(rows.bits, rows.kernel_target, rows.objective)
+    losses, _ = CPU.forward(rows.bits, rows.kernel_target, rows.of_rows)
     return rows.reduced(losses)
 
 
@@ -79,7 +79,12 @@ def cross_entropy_value_and_grad(
     array([-0.5,  0.5])
     """
     rows = _rows("cross_entropy_value_and_grad", logits, target, options, sample_weight)
-    losses, _, gradient = CPU.forward_backward(rows.bits, rows.kernel_target, rows.gradient_scale, rows.objective)
+    arrays = (rows.bits, rows.kernel_target)
+    if rows.objective.focal_gamma:
+        losses, saved = CPU.forward(*arrays, rows.of_rows)
+        gradient = CPU.backward(*arrays, saved, rows.gradient_scale(losses), rows.of_rows)
+    else:
+        losses, _, gradient = CPU.forward_backward(*arrays, rows.gradient_scale(), rows.objective)
     return rows.reduced(losses), gradient.view(rows.logits.dtype).reshape(rows.layout.logits_shape)
 
 
@@ -88,7 +93,7 @@ def squared_error(logits: ArrayLike, target: ArrayLike, **options: Unpack[Option
 
     *Definition*: ``loss = sum((softmax(x) - p)**2)``, p one-hot for a label. Between 0 and 2, without a unit.
 
-    Parameters, returns and errors are those of `cross_entropy`, except that there is no `weight` and no `z_loss`.
+    Parameters, returns and errors are those of `cross_entropy`, without `weight`, `z_loss` and `focal_gamma`.
 
     Notes
     -----
@@ -127,7 +132,7 @@ def squared_error_value_and_grad(
     call = "squared_error_value_and_grad"
     rows = _rows(call, logits, target, _without_weights(call, options))
     losses = reference.squared_error(*rows.wide(), rows.objective)
-    gradient = reference.squared_error_gradient(*rows.wide(), rows.objective) * rows.gradient_scale
+    gradient = reference.squared_error_gradient(*rows.wide(), rows.objective) * rows.gradient_scale()
     return rows.reduced(losses), from_rows(gradient.astype(rows.dtype), rows.layout)
 
 
@@ -166,7 +171,7 @@ def _rows(
 
 def _without_weights(call: str, options: Options) -> Options:
     """The squared error has neither class weights nor a z-loss."""
-    for option in ("weight", "z_loss"):
+    for option in ("weight", "z_loss", "focal_gamma"):
         if option in options:
             remedy = "Leave it out; it is an option of the cross-entropy"
             raise ObjectiveError(message(call, option, "the squared error has no such option", remedy))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from xent.backends.cpu.threads import get_num_threads
 from xent.backends.cpu.tile import computing_dtype
 from xent.backends.definitions import NOTHING_IS_COMPILED, DefinitionsBackend, DefinitionsLinear
 from xent.checks import Layout, as_numpy, check_sample_weight, check_target, class_weight
+from xent.focal import focal_loss, focal_slope
 from xent.linear.backend import LinearBackend
 from xent.objective import Objective
 from xent.reduction import gradient_scale, mean_denominator, reduce
@@ -45,16 +46,33 @@ class Rows:
     """A factor of the loss of each row, in float64."""
 
     @property
-    def gradient_scale(self) -> Any:
-        """d(result) / d(loss of a row): one number, or one for each row."""
-        scale = gradient_scale(self.denominator, self.objective)
-        if self.sample_weight is None:
-            return scale
-        return (scale * self.sample_weight).astype(computing_dtype(self.dtype))
+    def of_rows(self) -> Objective:
+        """The objective that kernels compute; of a focal loss without the class weights."""
+        return replace(self.objective.of_rows, weight=None) if self.objective.focal_gamma else self.objective
+
+    def gradient_scale(self, losses: Array | None = None) -> Any:
+        """d(result) / d(loss of a row): one number, or one for each row. A focal loss needs the losses of `of_rows`."""
+        scale: Any = gradient_scale(self.denominator, self.objective)
+        if losses is not None:
+            slope = focal_slope(losses.astype(np.float64), self.objective.focal_gamma, np)
+            scale = scale * slope * self._label_weights()
+        if self.sample_weight is not None:
+            scale = scale * self.sample_weight
+        return scale.astype(computing_dtype(self.dtype)) if isinstance(scale, np.ndarray) else scale
+
+    def _label_weights(self) -> Any:
+        """The class weight of each label; 1 without."""
+        weight = self.objective.weight
+        if weight is None:
+            return 1.0
+        labels = self.target.reshape(-1)
+        return weight[np.where(labels == self.objective.ignore_index, 0, labels)]
 
     def reduced(self, losses: Array) -> Array:
         """The losses of the rows, their sum or their mean, as the caller gets it; sums are made in float64."""
         dtype = computing_dtype(self.dtype)
+        if self.objective.focal_gamma:
+            losses = focal_loss(losses, self.objective.focal_gamma, np) * self._label_weights()
         if self.sample_weight is not None:
             uncounted = np.isinf(losses) & (self.sample_weight == 0)
             losses = (np.where(uncounted, 0.0, losses) * self.sample_weight).astype(losses.dtype)

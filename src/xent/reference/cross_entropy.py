@@ -5,6 +5,7 @@
     t        = weight * ((1 - label_smoothing) * p + label_smoothing / classes)   weight of each class in the loss
     loss     = sum(t * (lse - z)) + z_loss * lse**2
     dloss/dz = (sum(t) + 2 * z_loss * lse) * q - t
+    focal    = (1 - q[y])**focal_gamma * loss,  times its derivative by -log q[y]: of the loss of a label y
     dz/dx    = logit_scale * (1 - tanh(logit_scale * x / softcap)**2)
 
 The textbook form of the gradient cancels where q is near t, which is where training leads. It is written here as
@@ -36,6 +37,9 @@ def cross_entropy(logits: Float64, target: Target, objective: Objective) -> tupl
     zero = (t == 0) & np.isposinf(minus_log_q)
     terms = t * np.where(zero, 0.0, minus_log_q)
     loss = terms.sum(axis=1) + z_loss_term(lse, objective)
+    if objective.focal_gamma:
+        factor, _ = focal_factor(t, minus_log_q, objective)
+        loss = factor * loss
     return np.where(ignored(target, objective), 0.0, loss), lse
 
 
@@ -48,8 +52,20 @@ def cross_entropy_gradient(logits: Float64, target: Target, objective: Objective
     if objective.z_loss:
         _, lse = negative_log_softmax(z)
         gradient = gradient + z_loss_slope(lse, objective)[:, None] * q
+    if objective.focal_gamma:
+        gradient = focal_factor(t, negative_log_softmax(z)[0], objective)[1][:, None] * gradient
     gradient = gradient * softcapped_logits_derivative(logits, objective)
     return np.where(ignored(target, objective)[:, None], 0.0, gradient)
+
+
+def focal_factor(t: Float64, minus_log_q: Float64, objective: Objective) -> tuple[Float64, Float64]:
+    """Return (1 - q)**focal_gamma for the label, and the derivative of its product with -log q by -log q."""
+    gamma = objective.focal_gamma
+    s = np.where(t > 0, minus_log_q, 0.0).sum(axis=1)
+    q, rest = np.exp(-s), -np.expm1(-s)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        pull = np.where((s > 0) & (q > 0), gamma * rest ** (gamma - 1) * q * s, 0.0)
+    return rest**gamma, rest**gamma + pull
 
 
 def ignored(target: Target, objective: Objective) -> NDArray[np.bool_]:

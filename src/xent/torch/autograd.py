@@ -18,7 +18,6 @@ of a small batch; so it serves only there.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -40,15 +39,20 @@ from xent.torch.rows import Call
 
 def cross_entropy(call: Call, logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
     """The reduced loss of rows (N, C) or (N, C, S), or with reduction "none" the losses (rows,)."""
-    if torch.is_grad_enabled():
-        if reduces_by_torch(call, weight):
-            apart = replace(call.objective, reduction="none", denominator=None)
-            rows = call._replace(objective=apart, sample_weight=None)
-            losses = CrossEntropy.apply(logits, target, weight, rows)  # type: ignore[no-untyped-call]
-            return reduced_by_formula(losses, target, weight, call.objective, call.sample_weight)
-        if logits.requires_grad or target.requires_grad:
-            loss: Tensor = CrossEntropy.apply(logits, target, weight, call)  # type: ignore[no-untyped-call]
-            return loss
+    focal = call.objective.focal_gamma > 0
+    if focal or (torch.is_grad_enabled() and reduces_by_torch(call, weight)):
+        rows = call._replace(objective=call.objective.of_rows, sample_weight=None)
+        losses = _cross_entropy(rows, logits, target, None if focal else weight)
+        return reduced_by_formula(losses, target, weight, call.objective, call.sample_weight)
+    return _cross_entropy(call, logits, target, weight)
+
+
+def _cross_entropy(call: Call, logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+    """The loss of an objective that backends have, whose gradient by the class weights is that of losses of rows."""
+    wanted = (logits.requires_grad, target.requires_grad, weight is not None and weight.requires_grad)
+    if torch.is_grad_enabled() and any(wanted):
+        loss: Tensor = CrossEntropy.apply(logits, target, weight, call)  # type: ignore[no-untyped-call]
+        return loss
     losses, _ = call.backend.forward(logits, target, call.objective.weighted(weight))
     return reduced(call, losses, denominator_of(call, target, weight), target, logits.shape[1], logits.dtype)
 

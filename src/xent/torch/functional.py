@@ -19,7 +19,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from xent.backends.choice import choose
 from xent.backends.formula import FORMULA
 from xent.backends.protocol import Backend, Statistics
-from xent.checks import Layout, check_ignore_index, check_weight_shape, check_weights, layout, require_labels
+from xent.checks import Layout, check_options_of_labels, check_weight_shape, check_weights, layout, require_labels
 from xent.errors import ObjectiveError, message
 from xent.objective import Objective
 from xent.torch import autograd, operators
@@ -48,7 +48,7 @@ from xent.torch.rows import (
 from xent.torch.sharding import is_distributed
 
 DEFAULT = Objective()
-STANDARD = (-100, "mean", 0.0, 0.0, None, 1.0, None)
+STANDARD = (-100, "mean", 0.0, 0.0, None, 1.0, None, 0.0)
 """The options of `DEFAULT` in the order of `objective_of`."""
 
 
@@ -66,6 +66,7 @@ def cross_entropy(
     softcap: float | None = None,
     logit_scale: float | Tensor = 1.0,
     denominator: float | Tensor | None = None,
+    focal_gamma: float = 0.0,
     sample_weight: Tensor | None = None,
     check: bool = False,
     **unknown: Never,
@@ -88,6 +89,8 @@ def cross_entropy(
     ignore_index, reduction, label_smoothing : as in torch; see `xent.Objective`.
     z_loss, softcap, logit_scale, denominator : beyond torch; see `xent.Objective`. logit_scale, a learned temperature,
         and denominator may be tensors of one number, and then get their gradients.
+    focal_gamma : see `xent.Objective`. The losses of rows are made first, so that a gradient takes a second visit to
+        the logits (of a linear layer, a fourth product).
     sample_weight : one weight for each loss, of its shape. A mean divides by the sum of the weights (times those of the
         labels' classes). Its gradient is the row's loss. A loss of weight 0 counts for nothing, also an infinite one.
     **unknown : none; a misspelt option is answered with the names of those that exist.
@@ -129,13 +132,13 @@ def cross_entropy(
         options: dict[str, Any] = {"size_average": size_average, "ignore_index": ignore_index, "reduce": reduce}
         options |= {"reduction": reduction, "label_smoothing": label_smoothing, "z_loss": z_loss, "softcap": softcap}
         options |= {"logit_scale": logit_scale, "denominator": denominator, "check": check}
-        options["sample_weight"] = sample_weight
+        options |= {"focal_gamma": focal_gamma, "sample_weight": sample_weight}
         found: Tensor = handle_torch_function(cross_entropy, tensors, *tensors[:3], **(options | unknown))
         return found
     if size_average is not None or reduce is not None:
         reduction = legacy_reduction(size_average, reduce)
     name = "cross_entropy"
-    given = (ignore_index, reduction, label_smoothing, z_loss, softcap, logit_scale, denominator)
+    given = (ignore_index, reduction, label_smoothing, z_loss, softcap, logit_scale, denominator, focal_gamma)
     has_tensor = isinstance(logit_scale, Tensor) or isinstance(denominator, Tensor)
     # To a compiler with dynamic shapes the numbers of an objective from outside would be symbols.
     is_standard = not (watched or has_tensor or unknown) and given == STANDARD
@@ -146,11 +149,12 @@ def cross_entropy(
     weights = sample_weights(name, sample_weight, rows, how, objective)
     backend = backend_of(input.device) if watched else choose(input.device)
     if backend is FORMULA or watched:
+        of_rows = None if objective.focal_gamma else weight
         if backend is FORMULA:
-            losses, _ = FORMULA.forward(logits, rows, objective.weighted(weight))
+            losses, _ = FORMULA.forward(logits, rows, objective.weighted(of_rows))
         else:
             is_distributed(name, input=input, target=target, weight=weight)
-            losses = operators.cross_entropy_rows(logits, rows, weight, objective)
+            losses = operators.cross_entropy_rows(logits, rows, of_rows, objective)
         loss = reduced_by_formula(losses, rows, weight, objective, weights)
     else:
         call = Call(name, objective, backend, labels_are_checked=check, sample_weight=weights)
@@ -265,6 +269,7 @@ def objective_of(
     softcap: float | None = None,
     logit_scale: float | Tensor = 1.0,
     denominator: float | Tensor | None = None,
+    focal_gamma: float = 0.0,
     **unknown: Any,
 ) -> tuple[Objective, Learned]:
     """The options of a call, and those of them that are tensors torch has to see.
@@ -285,6 +290,7 @@ def objective_of(
         "softcap": softcap,
         "logit_scale": 1.0 if scale is not None else logit_scale,
         "denominator": 1.0 if divisor is not None else denominator,
+        "focal_gamma": focal_gamma,
     }
     objective = Objective.of(name, options | unknown)
     if divisor is not None:
@@ -335,7 +341,7 @@ def layout_of(
     check_floating(call, "input", input)
     soft = is_soft(call, target)
     how = layout(call, "input", tuple(input.shape), tuple(target.shape), floating_target=soft)
-    check_ignore_index(call, how, objective)
+    check_options_of_labels(call, how, objective)
     if weight is not None:
         check_class_weights(call, weight, how, check=check)
     if not how.soft and (check or watched):

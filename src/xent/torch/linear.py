@@ -14,7 +14,7 @@ from torch import Tensor
 
 from xent.backends.choice import choose, choose_linear
 from xent.backends.protocol import Statistics
-from xent.checks import Layout, check_ignore_index, check_linear_shapes, checked_layout, require_labels
+from xent.checks import Layout, check_linear_shapes, check_options_of_labels, checked_layout, require_labels
 from xent.errors import DTypeError, message
 from xent.linear.plan import DEFAULT_WORKSPACE, parse_bytes
 from xent.objective import Objective
@@ -53,6 +53,7 @@ def linear_cross_entropy(
     softcap: float | None = None,
     logit_scale: float | Tensor = 1.0,
     denominator: float | Tensor | None = None,
+    focal_gamma: float = 0.0,
     sample_weight: Tensor | None = None,
     workspace: int | str = DEFAULT_WORKSPACE,
     check: bool = False,
@@ -79,7 +80,7 @@ def linear_cross_entropy(
         `workspace` decides on chunks.
     z_loss, softcap, logit_scale, denominator : beyond torch; see `xent.Objective`. logit_scale, a learned temperature,
         and denominator may be tensors of one number, and then get their gradients.
-    sample_weight : one weight for each loss; see `cross_entropy`.
+    focal_gamma, sample_weight : see `cross_entropy`.
     workspace : bytes, or text such as "128MB": how much memory the call may use beside arguments and gradients. More
         is a little faster, until all rows fit. "auto" is 128 MB, and on a GPU 1 GB.
     check : look at the labels also where that makes the host wait for the device; on the CPU they are always checked.
@@ -129,7 +130,7 @@ def linear_cross_entropy(
     refuse_recording(name)
     check_chunking(name, options)
     given = (ignored_label(ignore_index), reduction, label_smoothing, z_loss, softcap, logit_scale, denominator)
-    objective, learned = objective_of(name, *given, **unknown)
+    objective, learned = objective_of(name, *given, focal_gamma, **unknown)
     input, linear_bias = learned.scaled_layer(input, linear_bias)
     if isinstance(linear_weight, Tensor) and linear_weight.ndim > 2:
         tensors = (input, linear_weight, target, linear_bias, weight, sample_weight)
@@ -140,7 +141,8 @@ def linear_cross_entropy(
     weights = sample_weights(name, sample_weight, rows.target, how, objective)
     call = call._replace(sample_weight=weights)
     if call.linear is None:
-        losses = linear_formula.losses(rows.to(call.dtype), objective)
+        plain = rows._replace(class_weight=None) if objective.focal_gamma else rows
+        losses = linear_formula.losses(plain.to(call.dtype), objective)
         loss = reduced_by_formula(losses, rows.target, weight, objective, weights)
     elif is_watched(*rows, weights):
         others = {"linear_weight": linear_weight, "linear_bias": linear_bias, "target": target, "weight": weight}
@@ -256,7 +258,7 @@ def layout_of(
     soft = is_soft(call, target)
     how = Layout(logits_shape, len(logits_shape) - 1, soft=tuple(target.shape) == logits_shape)
     how = checked_layout(call, "linear_weight", how, tuple(target.shape), floating_target=soft)
-    check_ignore_index(call, how, objective)
+    check_options_of_labels(call, how, objective)
     if weight is not None:
         check_class_weights(call, weight, how, check=check)
     if not how.soft:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,15 +17,19 @@ from xent.torch.rows import Call, LinearRows
 
 def linear_cross_entropy(call: Call, rows: LinearRows) -> Tensor:
     """The reduced loss, or with reduction "none" the losses (rows,)."""
-    if torch.is_grad_enabled():
-        if reduces_by_torch(call, rows.class_weight):
-            objective = replace(call.objective, reduction="none", denominator=None)
-            apart = call._replace(objective=objective, sample_weight=None)
-            losses = LinearCrossEntropy.apply(*rows, apart)  # type: ignore[no-untyped-call]
-            return reduced_by_formula(losses, rows.target, rows.class_weight, call.objective, call.sample_weight)
-        if any(tensor is not None and tensor.requires_grad for tensor in rows[:4]):
-            loss: Tensor = LinearCrossEntropy.apply(*rows, call)  # type: ignore[no-untyped-call]
-            return loss
+    objective, class_weight = call.objective, rows.class_weight
+    if objective.focal_gamma or (torch.is_grad_enabled() and reduces_by_torch(call, class_weight)):
+        apart = call._replace(objective=objective.of_rows, sample_weight=None)
+        losses = _linear_cross_entropy(apart, rows._replace(class_weight=None) if objective.focal_gamma else rows)
+        return reduced_by_formula(losses, rows.target, class_weight, objective, call.sample_weight)
+    return _linear_cross_entropy(call, rows)
+
+
+def _linear_cross_entropy(call: Call, rows: LinearRows) -> Tensor:
+    """The loss of an objective that backends have, whose gradient by the class weights is that of losses of rows."""
+    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in rows):
+        loss: Tensor = LinearCrossEntropy.apply(*rows, call)  # type: ignore[no-untyped-call]
+        return loss
     return linear_loss(call, rows, NOTHING)[0]
 
 

@@ -8,7 +8,6 @@ the operator; which of them are wanted is known when the graph is traced. What i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -35,10 +34,11 @@ def linear_cross_entropy(call: Call, rows: LinearRows, *, by_rows: bool) -> Tens
     objective, class_weight = call.objective, rows.class_weight
     # Whoever exports the call may ask for any gradient later.
     weighs = class_weight is not None and (class_weight.requires_grad or torch.compiler.is_exporting())
-    by_rows = by_rows or is_transformed() or weighs or call.sample_weight is not None
-    if by_rows and (objective.reduction != "none" or call.sample_weight is not None):
-        apart = replace(objective, reduction="none", denominator=None)
-        losses: Tensor = LOSS(*rows, apart.to_text(), call.workspace, call.dtype, [False] * 3)[0]
+    is_more = call.sample_weight is not None or objective.focal_gamma > 0
+    by_rows = by_rows or is_transformed() or weighs or is_more
+    if by_rows and (objective.reduction != "none" or is_more):
+        plain = rows._replace(class_weight=None) if objective.focal_gamma else rows
+        losses: Tensor = LOSS(*plain, objective.of_rows.to_text(), call.workspace, call.dtype, [False] * 3)[0]
         return reduced_by_formula(losses, rows.target, class_weight, objective, call.sample_weight)
     is_early = objective.reduction != "none" and torch.is_grad_enabled() and call.dtype != torch.float16
     wanted = [is_early and tensor is not None and tensor.requires_grad for tensor in rows[:3]]
@@ -50,7 +50,7 @@ def linear_cross_entropy_gradients(
     call: Call, rows: LinearRows, row_scale: Tensor, wanted: Sequence[bool]
 ) -> list[Tensor | None]:
     """The wanted gradients of sum(row_scale * loss), which torch can differentiate and batch."""
-    objective = replace(call.objective, reduction="none", denominator=None)
+    objective = call.objective.of_rows
     empty = row_scale.new_empty(0)
     arguments = (row_scale, *rows, empty, empty, empty, objective.to_text(), call.workspace, call.dtype)
     made = LOSS_BACKWARD(*arguments, list(wanted), [False] * 3)

@@ -57,8 +57,9 @@ def over_positions(
     weights = sample_weights(call, sample_weight, y, how, objective)
     w = linear_weight.reshape(classes, positions, features)
     b = [None] * positions if linear_bias is None else linear_bias.reshape(classes, positions).unbind(1)
-    options = {name: getattr(objective, name) for name in TEXT} | {"reduction": "none", "denominator": None}
-    options |= {"weight": weight, "workspace": workspace, "check": check}
+    plain = objective.of_rows
+    options = {name: getattr(plain, name) for name in TEXT} | {"workspace": workspace, "check": check}
+    options["weight"] = None if objective.focal_gamma else weight
     # unbind puts the gradients together once; the gradient of an index is a whole weight of zeros for each position.
     parts = zip(w.unbind(1), y.unbind(-1), b, strict=True)
     losses = [loss(input, w_d, y_d, linear_bias=b_d, **options) for w_d, y_d, b_d in parts]

@@ -36,7 +36,7 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
         Class weights; a buffer, so that it moves with the module and is saved with it.
     size_average, reduce : torch's older names of a reduction; they override it, with torch's warning.
     ignore_index, reduction, label_smoothing : as in torch.
-    z_loss, softcap, logit_scale, denominator : beyond it; see `xent.Objective`.
+    z_loss, softcap, logit_scale, denominator, focal_gamma : beyond it; see `xent.Objective`.
     check : look at labels and weights also where that makes the host wait for the device.
 
     Each is an attribute that may be set later, `size_average` and `reduce` as `reduction`.
@@ -74,6 +74,7 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
         softcap: float | None = None,
         logit_scale: float = 1.0,
         denominator: float | None = None,
+        focal_gamma: float = 0.0,
         check: bool = False,
         **unknown: Never,
     ) -> None:
@@ -83,6 +84,7 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
         self.softcap = softcap
         self.logit_scale = logit_scale
         self.denominator = denominator
+        self.focal_gamma = focal_gamma
         self.check = check
         given: Any = _options(self) | unknown
         Objective.of("CrossEntropyLoss", given)  # a wrong option is found here, and not in the first step
@@ -113,7 +115,7 @@ class LinearCrossEntropyLoss(TorchLinearCrossEntropyLoss):
     weight : tensor (C,), optional
         Class weights; a buffer, so that it moves with the module and is saved with it.
     reduction, ignore_index, label_smoothing, options : as in torch; see `linear_cross_entropy`.
-    z_loss, softcap, logit_scale, denominator : beyond it; see `xent.Objective`.
+    z_loss, softcap, logit_scale, denominator, focal_gamma : beyond it; see `xent.Objective`.
     workspace, check : see `linear_cross_entropy`.
 
     Each option is an attribute that may be set later. To tie the layer to an embedding:
@@ -157,6 +159,7 @@ class LinearCrossEntropyLoss(TorchLinearCrossEntropyLoss):
         softcap: float | None = None,
         logit_scale: float = 1.0,
         denominator: float | None = None,
+        focal_gamma: float = 0.0,
         workspace: int | str = DEFAULT_WORKSPACE,
         check: bool = False,
         **unknown: Never,
@@ -178,6 +181,7 @@ class LinearCrossEntropyLoss(TorchLinearCrossEntropyLoss):
         self.softcap = softcap
         self.logit_scale = logit_scale
         self.denominator = denominator
+        self.focal_gamma = focal_gamma
         self.workspace = workspace
         self.check = check
         given: Any = _options(self) | {"ignore_index": ignored_label(ignore_index)} | unknown

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xent.backends.formula import FORMULA
+from xent.backends.formula import FORMULA, weights_of
 from xent.checks import check_labels
+from xent.focal import focal_loss
 from xent.objective import Objective
 from xent.reduction import gradient_scale, mean_denominator, reduce
 from xent.torch.rows import Call, weighted
@@ -63,9 +64,18 @@ def reduced(call: Call, losses: Tensor, denominator: Any, target: Tensor, classe
 def reduced_by_formula(
     losses: Tensor, target: Tensor, weight: Tensor | None, objective: Objective, sample_weight: Tensor | None = None
 ) -> Tensor:
-    """What the reduction makes of losses by operations that torch sees through, and does not wait for."""
+    """What the reduction makes of losses by operations that torch sees through, and does not wait for.
+
+    Of a focal loss these are the losses without class weights.
+    """
+    dtype = losses.dtype
+    if objective.focal_gamma:
+        losses = focal_loss(losses.double(), objective.focal_gamma, torch)
+        if weight is not None:
+            labels = torch.where(target == objective.ignore_index, 0, target).clip(0, len(weight) - 1)
+            losses = losses * weights_of(weight.to(losses.dtype), labels).reshape(losses.shape)
     call = Call("", objective, FORMULA, sample_weight=sample_weight)
-    return reduced(call, losses, denominator_of(call, target, weight), target, 0, losses.dtype)
+    return reduced(call, losses, denominator_of(call, target, weight), target, 0, dtype)
 
 
 def of_rows(numbers: Tensor, logits: Tensor) -> Tensor:

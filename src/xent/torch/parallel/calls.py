@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from xent.backends.protocol import Statistics
+from xent.errors import ObjectiveError, message
 from xent.torch import autograd, linear_autograd
 from xent.torch.parallel.arguments import Agreement
 from xent.torch.parallel.combine import common_plan, sharded, sharded_linear
@@ -16,6 +18,8 @@ from xent.torch.rows import Call
 
 def loss(agreement: Agreement) -> Tensor:
     """The reduced loss, or the losses in the shape of the target."""
+    if agreement.prepared.objective.focal_gamma and agreement.prepared.rows.class_weight is not None:
+        agreement = _with_weights_of_rows(agreement)
     call, prepared = _call(agreement), agreement.prepared
     rows = prepared.rows
     if call.linear is None:
@@ -34,6 +38,24 @@ def statistics(agreement: Agreement) -> Statistics:
     else:
         values = linear_autograd.LinearStatistics.apply(*rows[:4], call)  # type: ignore[no-untyped-call]
     return Statistics(*(tensor.reshape(prepared.layout.loss_shape) for tensor in values))
+
+
+def _with_weights_of_rows(agreement: Agreement) -> Agreement:
+    """Class weights as weights of rows, as a focal loss takes them: each lies on the rank that has the class."""
+    prepared, shard, objective = agreement.prepared, agreement.shard, agreement.prepared.objective
+    class_weight, labels = prepared.rows.class_weight, prepared.rows.target
+    assert class_weight is not None
+    if class_weight.requires_grad:
+        found = "the weights of a focal loss get no gradient here"
+        raise ObjectiveError(message(prepared.options.call, "weight", found, "Pass weight.detach()"))
+    here = (labels >= shard.first) & (labels < shard.first + shard.classes) & (labels != objective.ignore_index)
+    weights = torch.zeros(len(labels), dtype=torch.float64, device=agreement.ranks.device)
+    weights[here] = class_weight.double()[labels[here] - shard.first]
+    weights = agreement.ranks.total(weights)
+    if prepared.sample_weight is not None:
+        weights = weights * prepared.sample_weight
+    rows = prepared.rows._replace(class_weight=None)
+    return replace(agreement, prepared=replace(prepared, rows=rows, sample_weight=weights))
 
 
 def _call(agreement: Agreement) -> Call:
