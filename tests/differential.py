@@ -157,6 +157,8 @@ def _by_name(
     else:
         gradients = layer.gradients(result.by_logits)
     gradients |= result.gradients
+    if layer is not None and layer.scaled and "logit_scale" in gradients:
+        gradients["logit_scale"] = layer.rounded_scale(gradients, problem.logit_scale)
     if "target" in gradients:
         gradients["target"] = Bounded(*(_unrows(given, a) for a in gradients["target"]))
     leaves = drawn.leaves(given)
@@ -164,7 +166,11 @@ def _by_name(
     if given.mode == "forward_ad":
         return named | {"tangent": _tangent(given, taken, leaves)}
     copies = np.array([1, 2]) if given.mode == "is_grads_batched" else None
+    losses = result.values["loss"].value if "loss" in result.values else np.zeros(())
     for name, leaf in leaves.items():
+        if name == "logit_scale" and layer is not None and np.isinf(losses).any():
+            # The derivative of an infinite loss by a scale is nothing that the definitions promise.
+            taken[name] = taken[name]._replace(value=np.full_like(taken[name].value, np.inf))
         value, bound = taken[name].value, reference.rounded(taken[name], modes.dtype_name(leaf))
         if copies is not None:
             value, bound = (np.stack([k * a for k in copies]) for a in (value, bound))
@@ -214,7 +220,7 @@ def _differences(name: str, values: Array, one: Expected) -> list[str]:
     if values.shape != wanted.shape:
         return [f"{name}: shape {values.shape}, expected {wanted.shape}"]
     # An infinite derivative by the share of a masked class is nothing that the definitions promise.
-    compared = ~np.isinf(wanted) if name in ("d target", "d weight") else np.ones(wanted.shape, bool)
+    compared = ~np.isinf(wanted) if name in ("d target", "d weight", "d logit_scale") else np.ones(wanted.shape, bool)
     # Nor has a dtype a number for what is beyond its greatest.
     with np.errstate(invalid="ignore"):
         compared &= ~(np.abs(wanted) + one.bound > GREATEST[one.dtype]) | np.isinf(wanted)

@@ -374,6 +374,15 @@ class Linear(NamedTuple):
                 found[name] = found[name]._replace(error=found[name].error + eps(self.dtype) / 2 * size)
         return found
 
+    def rounded_scale(self, gradients: dict[str, Bounded], scale: float) -> Bounded:
+        """The gradient of the scale as a sum over input and bias, whose gradients are rounded before."""
+        parts = [(gradients["input"], self.input)]
+        if self.bias is not None:
+            parts.append((gradients["linear_bias"], np.where(np.isfinite(self.bias), self.bias, 0)))
+        found, unit = gradients["logit_scale"], eps(self.dtype) / 2
+        error = sum(((part.error + unit * np.abs(part.value)) * np.abs(of)).sum() for part, of in parts)
+        return found._replace(error=found.error + error / abs(scale))
+
 
 def rounded(result: Bounded, dtype: str) -> Any:
     """The bound with the rounding to the dtype in which the result is returned."""

@@ -30,7 +30,13 @@ class Known(NamedTuple):
     complaint: str
 
 
-KNOWN: dict[str, Known] = {}
+KNOWN = {
+    "a probability below float32's least normal number is 0 before an upstream gradient multiplies it": Known(
+        19906,
+        lambda c: c.statistics and c.softcap is not None and c.dtype != "float64",
+        r"d (input|linear_weight|linear_bias).* found np.float64\(-?0\.0\), expected -?\d\.\d+e-3[5-9]",
+    ),
+}
 """Failures that are not mended yet. An entry whose seed passes has to be taken out."""
 
 

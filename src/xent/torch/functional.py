@@ -85,7 +85,7 @@ def cross_entropy(
     weight : tensor (C,), optional: what one row of each class counts for, 0 or more. It may require a gradient.
     size_average, reduce : torch's names for `reduction` before version 1.0, deprecated there too.
     check : look at labels and weights also where that makes the host wait for the device; on the CPU they are always
-        checked.
+        checked. In a batch of `torch.func` that is compiled nothing can be raised: there such a row is NaN.
     ignore_index, reduction, label_smoothing : as in torch; see `xent.Objective`.
     z_loss, softcap, logit_scale, denominator : beyond torch; see `xent.Objective`. logit_scale, a learned temperature,
         and denominator may be tensors of one number, and then get their gradients.
@@ -249,7 +249,8 @@ class Learned(NamedTuple):
         if self.scale is None:
             return input, linear_bias
         bias = None if linear_bias is None else times(linear_bias, self.scale).to(linear_bias.dtype)
-        return (input * self.scale).to(input.dtype), bias
+        wide = input.to(torch.float64 if input.dtype == torch.float64 else torch.float32)
+        return (wide * self.scale.to(wide.dtype)).to(input.dtype), bias
 
     def divided(self, loss: Tensor) -> Tensor:
         """The loss over the denominator."""

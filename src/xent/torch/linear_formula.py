@@ -99,8 +99,13 @@ def _of_layer(rows: LinearRows, dlogits: Tensor, wanted: Sequence[bool]) -> tupl
 
 
 def _places(rows: LinearRows) -> list[slice]:
-    """The rows in parts; one, which is empty, of no rows."""
-    count = len(rows.input)
+    """The rows in parts; one, which is empty, of no rows.
+
+    A compiler to which their number is a symbol cannot count parts: there the logits are held.
+    """
+    count = rows.input.shape[0]
+    if isinstance(count, torch.SymInt):
+        return [slice(None)]
     return [slice(first, min(first + CHUNK_ROWS, count)) for first in range(0, max(count, 1), CHUNK_ROWS)]
 
 

@@ -83,7 +83,7 @@ def _row_scale(upstream: Tensor, rows: LinearRows, objective: Objective) -> Tens
     call = Call("linear_cross_entropy", objective, FORMULA)
     scale = scale_of(denominator_of(call, rows.target, rows.class_weight), objective)
     total: Tensor = upstream * scale
-    return total.expand(len(rows.input))
+    return total.expand(rows.input.shape[0])
 
 
 def _filled(tensors: Sequence[Tensor | None], like: Tensor) -> Three:

@@ -20,7 +20,7 @@ from xent.torch.rows import Call, weighted
 def denominator_of(call: Call, target: Tensor, weight: Tensor | None) -> Any:
     """What a mean divides by; on a device where it has to be counted there."""
     of_rows = None if call.sample_weight is None else call.sample_weight.double()
-    labels, rows = (None, len(target) * target.shape[2:].numel()) if target.is_floating_point() else (target, 0)
+    labels, rows = (None, target.shape[0] * target.shape[2:].numel()) if target.is_floating_point() else (target, 0)
     found = mean_denominator(labels, weight, rows or target.numel(), call.objective, call.backend.count, of_rows)
     return found.item() if isinstance(found, Tensor) and call.backend.reads_values else found
 
@@ -29,6 +29,8 @@ def scale_of(denominator: Any, objective: Objective) -> Any:
     """`gradient_scale`, with fewer launches for a denominator on a device: each takes longer than what it does."""
     if objective.reduction == "mean" and isinstance(denominator, Tensor):
         return denominator.reciprocal().nan_to_num(math.nan, 0.0, 0.0)
+    if objective.reduction == "mean" and isinstance(denominator, torch.SymInt):  # the number of rows, to a compiler
+        return 1.0 / torch.sym_max(denominator, 1)
     return gradient_scale(denominator, objective)
 
 
