@@ -30,7 +30,7 @@ def scale_of(denominator: Any, objective: Objective) -> Any:
     if objective.reduction == "mean" and isinstance(denominator, Tensor):
         return denominator.reciprocal().nan_to_num(math.nan, 0.0, 0.0)
     if objective.reduction == "mean" and isinstance(denominator, torch.SymInt):  # the number of rows, to a compiler
-        return 1.0 / torch.sym_max(denominator, 1)
+        return 1.0 / torch.sym_max(denominator, 1)  # type: ignore[no-untyped-call]
     return gradient_scale(denominator, objective)
 
 
