@@ -1,4 +1,4 @@
-"""Processors that are not here: those with fewer instructions than this one has.
+"""Processors that are not here: those with fewer instructions than this one has, and arm64.
 
 Kernels are compiled for the processor that Numba finds, or is told of. With fewer instructions they are slower, and
 right; none may need an instruction, or a function of a compiler's library, that is not there.
@@ -6,12 +6,15 @@ right; none may need an instruction, or a function of a compiler's library, that
 
 from __future__ import annotations
 
+import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from arm64 import signatures
 from llvmlite import binding
 
 HERE = Path(__file__).parent
@@ -72,6 +75,22 @@ def test_float16_needs_no_instructions_of_its_own(tmp_path):
     """R2: without F16C the process was aborted, `__extendhfsf2` not found."""
     done = run(PROCESSORS["without f16c"], tmp_path, "-c", FLOAT16)
     assert (done.returncode, done.stdout) == (0, "right\n"), done.stderr[-2000:]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_every_kernel_compiles_for_arm64(tmp_path):
+    """To machine code of that processor, for every dtype, and without functions of a compiler's library."""
+    wanted = signatures()
+    with (tmp_path / "signatures").open("wb") as file:
+        pickle.dump(wanted, file)
+    done = run({}, tmp_path, str(HERE / "arm64.py"), str(tmp_path / "signatures"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = json.loads(done.stdout.splitlines()[-1])
+    assert {name: len(codes) for name, codes in lines.items()} == {name: len(given) for name, given in wanted.items()}
+    for name in ("forward", "backward", "forward_backward", "statistics"):
+        assert len(lines[f"kernels.{name}"]) >= 3
+        assert min(lines[f"kernels.{name}"]) > 1_000
 
 
 @pytest.mark.slow
