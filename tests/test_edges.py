@@ -150,8 +150,8 @@ def test_16_bit_logits_have_a_float32_loss_and_a_16_bit_gradient(front):
 def test_16_bit_sums_are_made_in_more(front):
     """4,096 losses of log 2 add up to 2,839.1; a float16 sum stops growing where a step is below its rounding.
 
-    Each loss is off by a rounding or two. In a sum of equal numbers roundings are alike until the sum doubles: few where
-    it is made in many lanes; three were seen with the instructions of 2003.
+    Each loss is off by a rounding or two. In a sum of equal numbers roundings are alike until the sum doubles: few
+    where it is made in many lanes; three were seen with the instructions of 2003.
     """
     for dtype in front.dtypes:
         value, _ = front.call(np.zeros((4096, 2), dtype), np.zeros(4096, dtype=int), reduction="sum")
