@@ -282,6 +282,7 @@ def test_table_without_a_record_says_how_to_make_it():
     assert "benchmarks/run.py logits" in record_tables.fill("<!-- table: bars -->\n<!-- end -->\n", {})
 
 
+@pytest.mark.slow
 def test_scaling_is_measured_tabled_and_drawn():
     settings = timing.Settings(rounds=2, least_rounds=1, minimum_s=1e-4)
     record = scaling.run_scaling(elements=(10**4, 10**5), settings=settings, threads=1)

@@ -38,6 +38,7 @@ def losses(printed: str) -> list[float]:
     return [float(loss) for loss in re.findall(r"loss ([\d.]+)", printed)]
 
 
+@pytest.mark.slow
 def test_a_head_over_two_processes_learns():
     printed = launched("tensor_parallel_head.py", "--steps", "16")
     first, *_, last = losses(printed)

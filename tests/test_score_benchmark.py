@@ -14,6 +14,7 @@ def record():
     return score_speed.run_scoring(scale=0.001, command="a test")
 
 
+@pytest.mark.slow
 def test_a_record_has_all_cases_and_survives_json(record):
     assert [(c["kind"], c["rows"], c["classes"]) for c in record["cases"]] == [
         ("parquet", 4000, 10),

@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 
 import xent
+from xent.errors import DataError
 from xent.report import write_score
 from xent.report.score_charts import charts
 from xent.report.score_text import texts
@@ -145,7 +146,7 @@ def test_warnings_stand_at_the_top(tmp_path):
 
 
 def test_nothing_is_left_of_a_report_that_fails(tmp_path, record):
-    with pytest.raises(KeyError):
+    with pytest.raises(DataError, match="its parts are not those of a record: KeyError"):
         write_score({**record, "reliability": [{}]}, tmp_path / "score.html")
     assert list(tmp_path.iterdir()) == []
 

@@ -13,7 +13,11 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 @pytest.mark.parametrize(
-    ("name", "library"), [("huggingface_trainer", "transformers"), ("lightning_training", "lightning")]
+    ("name", "library"),
+    [
+        ("huggingface_trainer", "transformers"),
+        pytest.param("lightning_training", "lightning", marks=pytest.mark.slow),
+    ],
 )
 def test_the_example_runs_and_its_curves_are_one(name, library):
     pytest.importorskip(library)

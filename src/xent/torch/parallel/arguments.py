@@ -124,7 +124,10 @@ class Arguments:
             layout = self._layout(objective)
             target, class_weight = self.rows.target, self.rows.class_weight
             axis = -1 if self.is_layer else _class_axis(target)
-            target = target.movedim(axis, -1).flatten(0, -2) if layout.soft else target.long().reshape(-1)
+            if layout.soft:
+                target = target.movedim(axis, -1).reshape(layout.rows, target.shape[axis])
+            else:
+                target = target.long().reshape(-1)
             weights = sample_weights(self.options.call, self.sample_weight, target, layout, objective)
             count = denominator_of(Call("", objective, FORMULA, sample_weight=weights), target, class_weight)
             denominator = self.options.total_count(count, self.rows.input.device) or None
