@@ -81,6 +81,20 @@ def test_a_certain_row_and_an_impossible_label_have_gradients_that_are_numbers(g
     assert logits.grad[2].isfinite().all()
 
 
+def test_an_impossible_label_whose_class_weighs_nothing_adds_nothing():
+    logits, labels, weight = np.array([[-np.inf, 0.0], [0.5, 0.0]]), np.array([0, 1]), np.array([0.0, 2.0])
+    options = {"focal_gamma": 2.0, "reduction": "sum"}
+    wanted = 2 * xent.numpy.cross_entropy(logits[1], labels[1], **options)
+    losses, _ = xent.reference.cross_entropy(logits, labels, Objective(weight=weight, **options))
+    assert abs(losses.sum() - wanted) <= 1e-15
+    assert abs(xent.numpy.cross_entropy(logits, labels, weight=weight, **options) - wanted) <= 1e-15
+    x = torch.tensor(logits, requires_grad=True)
+    loss = xent.torch.cross_entropy(x, torch.tensor(labels), torch.tensor(weight), **options)
+    loss.backward()
+    assert abs(loss.item() - wanted) <= 1e-15
+    assert (x.grad[0] == 0).all()
+
+
 def test_an_exponent_of_0_is_the_plain_loss():
     logits, labels = torch.randn(5, 4), torch.tensor([0, 3, 2, 1, 1])
     plain = xent.torch.cross_entropy(logits, labels)

@@ -135,7 +135,7 @@ class FormulaBackend:
     ) -> Tensor:
         """Return the weighted count of the labels that are not `ignore_index`."""
         wide = None if weight is None else weight.double()
-        found: Tensor = weighted_count(labels, wide, ignore_index, sample_weight, _of_valid)
+        found: Tensor = weighted_count(labels, wide, ignore_index, sample_weight, weights_of_valid)
         return found.double()
 
     def total(self, losses: Tensor) -> Tensor:
@@ -253,7 +253,7 @@ def _target_products(
     share = (
         torch.ones_like(unknown)
         if objective.weight is None
-        else weights_of(objective.weight.to(q.dtype), place.squeeze(1))
+        else _of_labels(objective.weight.to(q.dtype), place.squeeze(1))
     )
     mass = torch.where(known, share, unknown).unsqueeze(1)
     return mass, mass * v.gather(1, place), None
@@ -318,14 +318,14 @@ def class_weights(objective: Objective, z: Tensor) -> Tensor:
     return weight
 
 
-def weights_of(weight: Tensor, labels: Tensor) -> Tensor:
+def _of_labels(weight: Tensor, labels: Tensor) -> Tensor:
     """weight[labels], whose derivative `torch.func` can batch."""
     return weight.gather(0, labels.reshape(-1)).reshape(labels.shape)
 
 
-def _of_valid(weight: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
+def weights_of_valid(weight: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
     """The weights of the valid labels, 0 for others: also where the derivative above is infinite."""
-    return torch.where(valid, weights_of(weight, labels), 0.0)
+    return torch.where(valid, _of_labels(weight, labels), 0.0)
 
 
 def ignored_rows(target: Tensor, objective: Objective) -> Tensor | None:

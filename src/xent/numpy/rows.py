@@ -47,32 +47,23 @@ class Rows:
 
     @property
     def of_rows(self) -> Objective:
-        """The objective that kernels compute; of a focal loss without the class weights."""
-        return replace(self.objective.of_rows, weight=None) if self.objective.focal_gamma else self.objective
+        """The objective that kernels compute."""
+        return self.objective.of_rows if self.objective.focal_gamma else self.objective
 
     def gradient_scale(self, losses: Array | None = None) -> Any:
         """d(result) / d(loss of a row): one number, or one for each row. A focal loss needs the losses of `of_rows`."""
         scale: Any = gradient_scale(self.denominator, self.objective)
         if losses is not None:
-            slope = focal_slope(losses.astype(np.float64), self.objective.focal_gamma, np)
-            scale = scale * slope * self._label_weights()
+            scale = scale * focal_slope(losses.astype(np.float64), self.objective.focal_gamma, np)
         if self.sample_weight is not None:
             scale = scale * self.sample_weight
         return scale.astype(computing_dtype(self.dtype)) if isinstance(scale, np.ndarray) else scale
-
-    def _label_weights(self) -> Any:
-        """The class weight of each label; 1 without."""
-        weight = self.objective.weight
-        if weight is None:
-            return 1.0
-        labels = self.target.reshape(-1)
-        return weight[np.where(labels == self.objective.ignore_index, 0, labels)]
 
     def reduced(self, losses: Array) -> Array:
         """The losses of the rows, their sum or their mean, as the caller gets it; sums are made in float64."""
         dtype = computing_dtype(self.dtype)
         if self.objective.focal_gamma:
-            losses = focal_loss(losses, self.objective.focal_gamma, np) * self._label_weights()
+            losses = focal_loss(losses, self.objective.focal_gamma, np)
         if self.sample_weight is not None:
             uncounted = np.isinf(losses) & (self.sample_weight == 0)
             losses = (np.where(uncounted, 0.0, losses) * self.sample_weight).astype(losses.dtype)
@@ -109,9 +100,14 @@ def checked(
         weights = _sample_weights(call, sample_weight, how)
         if not how.soft:
             weights = np.where(rows == objective.ignore_index, 0.0, weights)
+    if objective.focal_gamma and weight is not None:  # class weights are weights of rows, so that kernels need not know
+        known = rows != objective.ignore_index
+        weights = weight[rows * known] * known * (1.0 if weights is None else weights)
+        weight = None
     labels = None if how.soft else rows
     denominator = float(mean_denominator(labels, weight, how.rows, objective, CPU.count, weights))
-    return rows, objective.weighted(weight), how, dtype, denominator, weights
+    objective = objective if weight is objective.weight else replace(objective, weight=weight)
+    return rows, objective, how, dtype, denominator, weights
 
 
 def _sample_weights(call: str, sample_weight: ArrayLike, how: Layout) -> Array:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from xent.focal import focal_loss, focal_slope
 from xent.objective import Objective
 from xent.terms import exp_below_maximum
 
@@ -38,8 +39,7 @@ def cross_entropy(logits: Float64, target: Target, objective: Objective) -> tupl
     terms = t * np.where(zero, 0.0, minus_log_q)
     loss = terms.sum(axis=1) + z_loss_term(lse, objective)
     if objective.focal_gamma:
-        factor, _ = focal_factor(t, minus_log_q, objective)
-        loss = factor * loss
+        loss = t.sum(axis=1) * focal_loss(of_label(t, minus_log_q), objective.focal_gamma, np)
     return np.where(ignored(target, objective), 0.0, loss), lse
 
 
@@ -53,19 +53,16 @@ def cross_entropy_gradient(logits: Float64, target: Target, objective: Objective
         _, lse = negative_log_softmax(z)
         gradient = gradient + z_loss_slope(lse, objective)[:, None] * q
     if objective.focal_gamma:
-        gradient = focal_factor(t, negative_log_softmax(z)[0], objective)[1][:, None] * gradient
+        slope = focal_slope(of_label(t, negative_log_softmax(z)[0]), objective.focal_gamma, np)
+        gradient = slope[:, None] * gradient
     gradient = gradient * softcapped_logits_derivative(logits, objective)
     return np.where(ignored(target, objective)[:, None], 0.0, gradient)
 
 
-def focal_factor(t: Float64, minus_log_q: Float64, objective: Objective) -> tuple[Float64, Float64]:
-    """Return (1 - q)**focal_gamma for the label, and the derivative of its product with -log q by -log q."""
-    gamma = objective.focal_gamma
-    s = np.where(t > 0, minus_log_q, 0.0).sum(axis=1)
-    q, rest = np.exp(-s), -np.expm1(-s)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        pull = np.where((s > 0) & (q > 0), gamma * rest ** (gamma - 1) * q * s, 0.0)
-    return rest**gamma, rest**gamma + pull
+def of_label(t: Float64, minus_log_q: Float64) -> Float64:
+    """Return -log q of each row's label, which alone has a part in t; 0 where it weighs nothing."""
+    surprise: Float64 = np.where(t > 0, minus_log_q, 0.0).sum(axis=1)
+    return surprise
 
 
 def ignored(target: Target, objective: Objective) -> NDArray[np.bool_]:

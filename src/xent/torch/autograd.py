@@ -39,10 +39,9 @@ from xent.torch.rows import Call
 
 def cross_entropy(call: Call, logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
     """The reduced loss of rows (N, C) or (N, C, S), or with reduction "none" the losses (rows,)."""
-    focal = call.objective.focal_gamma > 0
-    if focal or (torch.is_grad_enabled() and reduces_by_torch(call, weight)):
+    if reduces_by_torch(call, weight):
         rows = call._replace(objective=call.objective.of_rows, sample_weight=None)
-        losses = _cross_entropy(rows, logits, target, None if focal else weight)
+        losses = _cross_entropy(rows, logits, target, weight)
         return reduced_by_formula(losses, target, weight, call.objective, call.sample_weight)
     return _cross_entropy(call, logits, target, weight)
 
@@ -58,7 +57,11 @@ def _cross_entropy(call: Call, logits: Tensor, target: Tensor, weight: Tensor | 
 
 
 def reduces_by_torch(call: Call, weight: Tensor | None) -> bool:
-    """Whether torch has to see what becomes of the losses of rows: for the gradients of weights."""
+    """Whether torch has to see what becomes of the losses of rows: what is made of them, and gradients of weights."""
+    if call.objective.focal_gamma:
+        return True
+    if not torch.is_grad_enabled():
+        return False
     of_rows = call.sample_weight
     if of_rows is not None and (of_rows.requires_grad or call.objective.reduction == "none"):
         return True

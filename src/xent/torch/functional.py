@@ -146,19 +146,18 @@ def cross_entropy(
     how = layout_of(name, input, target, weight, objective, check=check, watched=watched)
     logits = learned.scaled(as_rows(input))
     rows = as_rows(target) if how.soft else labels_as_rows(target, how)
-    weights = sample_weights(name, sample_weight, rows, how, objective)
+    weights, class_weight = sample_weights(name, sample_weight, weight, rows, how, objective)
     backend = backend_of(input.device) if watched else choose(input.device)
     if backend is FORMULA or watched:
-        of_rows = None if objective.focal_gamma else weight
         if backend is FORMULA:
-            losses, _ = FORMULA.forward(logits, rows, objective.weighted(of_rows))
+            losses, _ = FORMULA.forward(logits, rows, objective.weighted(class_weight))
         else:
             is_distributed(name, input=input, target=target, weight=weight)
-            losses = operators.cross_entropy_rows(logits, rows, of_rows, objective)
-        loss = reduced_by_formula(losses, rows, weight, objective, weights)
+            losses = operators.cross_entropy_rows(logits, rows, class_weight, objective)
+        loss = reduced_by_formula(losses, rows, class_weight, objective, weights)
     else:
         call = Call(name, objective, backend, labels_are_checked=check, sample_weight=weights)
-        loss = autograd.cross_entropy(call, logits, rows, weight)
+        loss = autograd.cross_entropy(call, logits, rows, class_weight)
     return from_rows(loss, how) if objective.reduction == "none" else learned.divided(loss)
 
 

@@ -138,12 +138,11 @@ def linear_cross_entropy(
         return learned.divided(loss)
     how = layout_of(name, input, linear_weight, linear_bias, target, weight, objective, check=check)
     call, rows = _call(name, objective, how, input, linear_weight, linear_bias, target, weight, workspace, check)
-    weights = sample_weights(name, sample_weight, rows.target, how, objective)
-    call = call._replace(sample_weight=weights)
+    weights, class_weight = sample_weights(name, sample_weight, weight, rows.target, how, objective)
+    call, rows = call._replace(sample_weight=weights), rows._replace(class_weight=class_weight)
     if call.linear is None:
-        plain = rows._replace(class_weight=None) if objective.focal_gamma else rows
-        losses = linear_formula.losses(plain.to(call.dtype), objective)
-        loss = reduced_by_formula(losses, rows.target, weight, objective, weights)
+        losses = linear_formula.losses(rows.to(call.dtype), objective)
+        loss = reduced_by_formula(losses, rows.target, class_weight, objective, weights)
     elif is_watched(*rows, weights):
         others = {"linear_weight": linear_weight, "linear_bias": linear_bias, "target": target, "weight": weight}
         loss = linear_operators.linear_cross_entropy(call, rows, by_rows=is_distributed(name, input=input, **others))

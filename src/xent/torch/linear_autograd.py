@@ -18,9 +18,8 @@ from xent.torch.rows import Call, LinearRows
 def linear_cross_entropy(call: Call, rows: LinearRows) -> Tensor:
     """The reduced loss, or with reduction "none" the losses (rows,)."""
     objective, class_weight = call.objective, rows.class_weight
-    if objective.focal_gamma or (torch.is_grad_enabled() and reduces_by_torch(call, class_weight)):
-        apart = call._replace(objective=objective.of_rows, sample_weight=None)
-        losses = _linear_cross_entropy(apart, rows._replace(class_weight=None) if objective.focal_gamma else rows)
+    if reduces_by_torch(call, class_weight):
+        losses = _linear_cross_entropy(call._replace(objective=objective.of_rows, sample_weight=None), rows)
         return reduced_by_formula(losses, rows.target, class_weight, objective, call.sample_weight)
     return _linear_cross_entropy(call, rows)
 

@@ -37,8 +37,7 @@ def linear_cross_entropy(call: Call, rows: LinearRows, *, by_rows: bool) -> Tens
     is_more = call.sample_weight is not None or objective.focal_gamma > 0
     by_rows = by_rows or is_transformed() or weighs or is_more
     if by_rows and (objective.reduction != "none" or is_more):
-        plain = rows._replace(class_weight=None) if objective.focal_gamma else rows
-        losses: Tensor = LOSS(*plain, objective.of_rows.to_text(), call.workspace, call.dtype, [False] * 3)[0]
+        losses: Tensor = LOSS(*rows, objective.of_rows.to_text(), call.workspace, call.dtype, [False] * 3)[0]
         return reduced_by_formula(losses, rows.target, class_weight, objective, call.sample_weight)
     is_early = objective.reduction != "none" and torch.is_grad_enabled() and call.dtype != torch.float16
     wanted = [is_early and tensor is not None and tensor.requires_grad for tensor in rows[:3]]

@@ -54,17 +54,17 @@ def over_positions(
         y = int64(target.reshape(len(input), positions))
         if may_look_at(y):  # by a position's own check the error would name the row alone
             check_labels(call, y.reshape(target.shape), classes, objective.ignore_index)
-    weights = sample_weights(call, sample_weight, y, how, objective)
+    weights, class_weight = sample_weights(call, sample_weight, weight, y, how, objective)
     w = linear_weight.reshape(classes, positions, features)
     b = [None] * positions if linear_bias is None else linear_bias.reshape(classes, positions).unbind(1)
     plain = objective.of_rows
     options = {name: getattr(plain, name) for name in TEXT} | {"workspace": workspace, "check": check}
-    options["weight"] = None if objective.focal_gamma else weight
+    options["weight"] = class_weight
     # unbind puts the gradients together once; the gradient of an index is a whole weight of zeros for each position.
     parts = zip(w.unbind(1), y.unbind(-1), b, strict=True)
     losses = [loss(input, w_d, y_d, linear_bias=b_d, **options) for w_d, y_d, b_d in parts]
     together = torch.stack(losses, dim=1) if losses else _nothing(input, w, linear_bias, weight, target)
-    found = reduced_by_formula(together, y, weight, objective, weights)
+    found = reduced_by_formula(together, y, class_weight, objective, weights)
     return found.reshape(len(input), *sizes) if objective.reduction == "none" else found
 
 

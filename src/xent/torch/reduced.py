@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xent.backends.formula import FORMULA, weights_of
+from xent.backends.formula import FORMULA
 from xent.checks import check_labels
 from xent.focal import focal_loss
 from xent.objective import Objective
@@ -20,8 +20,9 @@ from xent.torch.rows import Call, weighted
 def denominator_of(call: Call, target: Tensor, weight: Tensor | None) -> Any:
     """What a mean divides by; on a device where it has to be counted there."""
     of_rows = None if call.sample_weight is None else call.sample_weight.double()
-    labels, rows = (None, target.shape[0] * target.shape[2:].numel()) if target.is_floating_point() else (target, 0)
-    found = mean_denominator(labels, weight, rows or target.numel(), call.objective, call.backend.count, of_rows)
+    labels = None if target.is_floating_point() else target
+    rows = target.shape[0] * target.shape[2:].numel() if labels is None else target.numel()
+    found = mean_denominator(labels, weight, rows, call.objective, call.backend.count, of_rows)
     return found.item() if isinstance(found, Tensor) and call.backend.reads_values else found
 
 
@@ -66,16 +67,10 @@ def reduced(call: Call, losses: Tensor, denominator: Any, target: Tensor, classe
 def reduced_by_formula(
     losses: Tensor, target: Tensor, weight: Tensor | None, objective: Objective, sample_weight: Tensor | None = None
 ) -> Tensor:
-    """What the reduction makes of losses by operations that torch sees through, and does not wait for.
-
-    Of a focal loss these are the losses without class weights.
-    """
+    """What the reduction makes of losses by operations that torch sees through, and does not wait for."""
     dtype = losses.dtype
     if objective.focal_gamma:
         losses = focal_loss(losses.double(), objective.focal_gamma, torch)
-        if weight is not None:
-            labels = torch.where(target == objective.ignore_index, 0, target).clip(0, len(weight) - 1)
-            losses = losses * weights_of(weight.to(losses.dtype), labels).reshape(losses.shape)
     call = Call("", objective, FORMULA, sample_weight=sample_weight)
     return reduced(call, losses, denominator_of(call, target, weight), target, 0, dtype)
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from xent.backends.formula import weights_of_valid
 from xent.backends.protocol import Backend
 from xent.checks import Layout, check_labels, check_sample_weight
 from xent.errors import ArgumentError, DTypeError, message
@@ -131,11 +132,26 @@ def labels_as_rows(labels: Tensor, layout: Layout) -> Tensor:
 
 
 def sample_weights(
-    call: str, given: Tensor | None, target: Tensor, layout: Layout, objective: Objective
-) -> Tensor | None:
-    """Check weights of rows; return them as rows, (N,) or (N, S), and 0 for ignored ones. `target` lies as rows."""
-    if given is None:
-        return None
+    call: str,
+    given: Tensor | None,
+    class_weight: Tensor | None,
+    target: Tensor,
+    layout: Layout,
+    objective: Objective,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Check weights of rows; return them as rows, (N,) or (N, S), with 0 for ignored ones, and the class weights.
+
+    A focal loss takes class weights as weights of rows, so that kernels need not. `target` lies as rows.
+    """
+    rows = None if given is None else _checked_weights(call, given, target, layout, objective)
+    if not objective.focal_gamma or class_weight is None:
+        return rows, class_weight
+    known = target != objective.ignore_index
+    of_labels = weights_of_valid(class_weight.double(), (target * known).clip(0, len(class_weight) - 1), known)
+    return of_labels if rows is None else of_labels * rows, None
+
+
+def _checked_weights(call: str, given: Tensor, target: Tensor, layout: Layout, objective: Objective) -> Tensor:
     check_tensors(call, place=target.device, sample_weight=given)
     check_floating(call, "sample_weight", given)
     check_sample_weight(call, tuple(given.shape), layout)

@@ -122,13 +122,8 @@ class Arguments:
         objective, denominator = self.options.objective(), self.options.denominator
         if self.options.is_global:
             layout = self._layout(objective)
-            target, class_weight = self.rows.target, self.rows.class_weight
-            axis = -1 if self.is_layer else _class_axis(target)
-            if layout.soft:
-                target = target.movedim(axis, -1).reshape(layout.rows, target.shape[axis])
-            else:
-                target = target.long().reshape(-1)
-            weights = sample_weights(self.options.call, self.sample_weight, target, layout, objective)
+            target, given = self._target_as_rows(layout), (self.options.call, self.sample_weight)
+            weights, class_weight = sample_weights(*given, self.rows.class_weight, target, layout, objective)
             count = denominator_of(Call("", objective, FORMULA, sample_weight=weights), target, class_weight)
             denominator = self.options.total_count(count, self.rows.input.device) or None
         return {**self.options.options, "denominator": denominator, "sample_weight": self.sample_weight}
@@ -156,13 +151,12 @@ class Arguments:
         layout = self._layout(objective)
         if call.endswith("statistics"):
             require_labels(call, layout, "cross_entropy")
-        x, w, b, target, _ = self.rows
-        axis = x.ndim - 1 if self.is_layer else layout.class_axis
-        if layout.soft:
-            target = target.movedim(axis, -1).reshape(layout.rows, layout.classes)
+        x, w, b, _, _ = self.rows
         # For a layer the last axis of the input has the features.
-        target = target if layout.soft else target.reshape(-1).long()
-        weights = sample_weights(call, self.sample_weight, target, layout, objective)
+        axis = x.ndim - 1 if self.is_layer else layout.class_axis
+        target = self._target_as_rows(layout)
+        # Class weights lie where their classes lie, whatever becomes of them.
+        weights, _ = sample_weights(call, self.sample_weight, None, target, layout, objective)
         rows = self.rows._replace(input=x.movedim(axis, -1).reshape(layout.rows, x.shape[axis]), target=target)
         if not self.is_layer:
             return Prepared(self.options, objective, layout, rows, None, x.dtype, None, weights)
@@ -170,6 +164,14 @@ class Arguments:
         room, dtype = parse_bytes(call, workspace, x.device.type), layers.product_dtype(call, x, w, b)
         sizes = sizes_of(rows.layer(Call(call, objective, FORMULA, None, room, dtype)), Wanted(*_wanted(rows)[:3]))
         return Prepared(self.options, objective, layout, rows, room, dtype, sizes, weights)
+
+    def _target_as_rows(self, layout: Layout) -> Tensor:
+        """Labels (rows,), or class probabilities (rows, classes)."""
+        target: Tensor = self.rows.target
+        if not layout.soft:
+            return target.reshape(-1).long()
+        axis = target.ndim - 1 if self.is_layer else layout.class_axis
+        return target.movedim(axis, -1).reshape(layout.rows, layout.classes)
 
     def _layout(self, objective: Objective) -> Layout:
         """How the logits lie as rows; shapes and dtypes are checked as in xent.torch, but a shard may have no class."""

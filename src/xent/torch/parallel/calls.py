@@ -18,8 +18,9 @@ from xent.torch.rows import Call
 
 def loss(agreement: Agreement) -> Tensor:
     """The reduced loss, or the losses in the shape of the target."""
-    if agreement.prepared.objective.focal_gamma and agreement.prepared.rows.class_weight is not None:
-        agreement = _with_weights_of_rows(agreement)
+    class_weight = agreement.prepared.rows.class_weight
+    if agreement.prepared.objective.focal_gamma and class_weight is not None:
+        agreement = _with_weights_of_rows(agreement, class_weight)
     call, prepared = _call(agreement), agreement.prepared
     rows = prepared.rows
     if call.linear is None:
@@ -40,11 +41,10 @@ def statistics(agreement: Agreement) -> Statistics:
     return Statistics(*(tensor.reshape(prepared.layout.loss_shape) for tensor in values))
 
 
-def _with_weights_of_rows(agreement: Agreement) -> Agreement:
+def _with_weights_of_rows(agreement: Agreement, class_weight: Tensor) -> Agreement:
     """Class weights as weights of rows, as a focal loss takes them: each lies on the rank that has the class."""
     prepared, shard, objective = agreement.prepared, agreement.shard, agreement.prepared.objective
-    class_weight, labels = prepared.rows.class_weight, prepared.rows.target
-    assert class_weight is not None
+    labels = prepared.rows.target
     if class_weight.requires_grad:
         found = "the weights of a focal loss get no gradient here"
         raise ObjectiveError(message(prepared.options.call, "weight", found, "Pass weight.detach()"))
