@@ -26,7 +26,7 @@ from xent.errors import ArgumentError, message
 DEFAULT_WORKSPACE = "auto"
 AUTOMATIC = {"cpu": "128MB", "gpu": "1GB"}
 """The default. On a GPU the sums for a 16-bit weight, which lie beside the workspace, are read and written with every
-chunk: on an H200 16384 x 128256 x 4096 take 1.34 times their three products with 128 MB, 1.04 times with 1 GB."""
+chunk, beside products that take a few milliseconds: few chunks pay there (benchmarks/results/cuda/linear.json)."""
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 ALIGNMENT = 64

@@ -253,7 +253,7 @@ DONE: tl.constexpr = tl.constexpr("evict_first")
 def load(strided, inputs, g, j, mask, EVICT: tl.constexpr, WIDE: tl.constexpr):
     """The numbers of positions g and classes j; -inf outside the mask.
 
-    The caches are told what will be read again: on an H200 a gradient takes up to a tenth less time for that.
+    The caches are told what will be read again, which made gradients faster on an H200.
     """
     places = row_offset(strided, inputs, g)[:, None] + j.to(tl.int64)[None, :] * strided.along
     return tl.load(strided.pointer + places, mask=mask, other=float("-inf"), eviction_policy=EVICT).to(WIDE)
