@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from xent import reference
 from xent.backends.protocol import Statistics
+from xent.linear.contrast import Contrast
 from xent.linear.driver import Gradients, Layer, Wanted
 from xent.objective import Objective
 from xent.reduction import weighted_count
@@ -148,6 +149,21 @@ class DefinitionsLinear:
     def statistics(self, layer: Layer, objective: Objective) -> Statistics:
         """Return the statistics of each row."""
         return self.rows.statistics(_logits(layer), layer.target, objective)
+
+    def contrast(self, layer: Layer, logit_scale: float, *, symmetric: bool) -> Contrast:
+        """Return losses and log-sum-exps of a contrastive loss of input and weight."""
+        z, options = _logits(layer), Objective(reduction="none", logit_scale=logit_scale)
+        of_rows = reference.cross_entropy(z, layer.target, options)
+        return Contrast(*of_rows, *(reference.cross_entropy(z.T, layer.target, options) if symmetric else of_rows))
+
+    def contrast_with_gradients(
+        self, layer: Layer, logit_scale: float, scale: float, wanted: Wanted
+    ) -> tuple[Contrast, Gradients]:
+        """Return the same, and the gradients of scale * sum(loss)."""
+        a, b = layer.input.astype(np.float64), layer.weight.astype(np.float64)
+        da, db = reference.contrastive_gradients(a, b, logit_scale, 2 * scale)
+        of_weight = db.astype(layer.weight_gradient)
+        return self.contrast(layer, logit_scale, symmetric=True), Gradients(_like(da, layer.input), of_weight, None)
 
 
 def _logits(layer: Layer) -> Array:

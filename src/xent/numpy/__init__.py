@@ -14,6 +14,7 @@ do sparse matrices and masked arrays with masked entries, whose mask has no one 
 """
 
 from xent.backends.protocol import Statistics
+from xent.numpy.contrastive import PairGradients, contrastive_loss, contrastive_loss_value_and_grad
 from xent.numpy.linear import linear_cross_entropy, linear_cross_entropy_value_and_grad, linear_statistics
 from xent.numpy.logits import (
     cross_entropy,
@@ -25,7 +26,10 @@ from xent.reference import Gradients
 
 __all__ = [
     "Gradients",
+    "PairGradients",
     "Statistics",
+    "contrastive_loss",
+    "contrastive_loss_value_and_grad",
     "cross_entropy",
     "cross_entropy_value_and_grad",
     "linear_cross_entropy",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Unpack
 
@@ -205,18 +206,19 @@ def _linear_rows(
     y = as_target(call, target, logits_shape)
     how = Layout(logits_shape, class_axis=len(logits_shape) - 1, soft=y.shape == logits_shape)
     checked_layout(call, "linear_weight", how, y.shape, floating_target=y.dtype.kind not in "iu")
-    dtypes = (_floating(x.dtype), _floating(w.dtype), _floating((w if b is None else b).dtype))
-    dtype = np.result_type(*dtypes) if all(_is_narrow(d) for d in dtypes) else np.dtype(np.float64)
+    dtypes = (floating(x.dtype), floating(w.dtype), floating((w if b is None else b).dtype))
+    dtype = common_dtype(dtypes)
     common = checked(call, y, how, objective, dtype, as_rows, sample_weight)
     x, w = (side_by_side(array.astype(dtype, copy=False)) for array in (x.reshape(how.rows, x.shape[-1]), w))
     b = None if b is None else np.ascontiguousarray(b, dtype)
     return _LinearRows(*common, x, w, b, parse_bytes(call, workspace), shape, dtypes)
 
 
-def _floating(dtype: np.dtype[Any]) -> np.dtype[Any]:
+def floating(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """The dtype of an argument's gradient."""
     return dtype if dtype.kind in "fV" else np.dtype(np.float64)
 
 
-def _is_narrow(dtype: np.dtype[Any]) -> bool:
-    return dtype.itemsize <= 4
+def common_dtype(dtypes: Sequence[np.dtype[Any]]) -> np.dtype[Any]:
+    """The dtype in which arguments of these dtypes are multiplied."""
+    return np.result_type(*dtypes) if all(dtype.itemsize <= 4 for dtype in dtypes) else np.dtype(np.float64)

@@ -4,6 +4,7 @@ They take rows of logits that have been checked (checks.py) and return one loss 
 (reduction.py). docs/definitions.md has the equations, docs/accuracy.md the errors.
 """
 
+from xent.reference.contrastive import contrastive_gradients, contrastive_loss
 from xent.reference.cross_entropy import (
     cross_entropy,
     cross_entropy_gradient,
@@ -20,6 +21,8 @@ from xent.reference.squared_error import squared_error, squared_error_gradient
 
 __all__ = [
     "Gradients",
+    "contrastive_gradients",
+    "contrastive_loss",
     "cross_entropy",
     "cross_entropy_gradient",
     "linear_cross_entropy",

@@ -6,6 +6,7 @@
     operators.py               the same as operators, for compilers and tensor subclasses
     linear_positions.py        the loss of a linear layer in torch's K dimensions: one position after another
     linear_formula.py          the loss of a linear layer as a formula that torch sees through
+    contrastive.py             the loss of pairs of embeddings; contrastive_operators.py
     rows.py                    tensors of any shape as rows
     deferred/, parallel/       models that never make their logits; classes sharded over processes
 
@@ -16,16 +17,19 @@ from xent.errors import missing_package
 
 try:
     from xent.backends.protocol import Statistics
+    from xent.torch.contrastive import contrastive_loss
     from xent.torch.functional import cross_entropy, statistics
     from xent.torch.linear import linear_cross_entropy, linear_statistics
-    from xent.torch.modules import CrossEntropyLoss, LinearCrossEntropyLoss
+    from xent.torch.modules import ContrastiveLoss, CrossEntropyLoss, LinearCrossEntropyLoss
 except ModuleNotFoundError as error:
     raise missing_package(error, "xent.torch", "torch") from None
 
 __all__ = [
+    "ContrastiveLoss",
     "CrossEntropyLoss",
     "LinearCrossEntropyLoss",
     "Statistics",
+    "contrastive_loss",
     "cross_entropy",
     "linear_cross_entropy",
     "linear_statistics",

@@ -266,17 +266,22 @@ def layout_of(
 
 
 def product_dtype(call: str, input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> torch.dtype:
+    """The dtype of the products of a layer."""
+    return common_dtype(call, input=input, linear_weight=linear_weight, linear_bias=linear_bias)
+
+
+def common_dtype(call: str, **named: Tensor | None) -> torch.dtype:
     """The dtype of the products: that of the arguments, or of autocast, which leaves float64 alone."""
-    named = {"input": input, "linear_weight": linear_weight, "linear_bias": linear_bias}
     dtypes = {}
     for argument, tensor in named.items():
         if tensor is not None:
             check_floating(call, argument, tensor)
             dtypes[argument] = tensor.dtype
-    if (autocast := autocast_dtype(input.device, dtypes.values())) is not None:
+    name, first = next((name, tensor) for name, tensor in named.items() if tensor is not None)
+    if (autocast := autocast_dtype(first.device, dtypes.values())) is not None:
         return autocast
     for argument, dtype in dtypes.items():
-        if dtype != input.dtype:
-            found = f"found dtype {dtype} for an input of dtype {input.dtype}"
+        if dtype != first.dtype:
+            found = f"found dtype {dtype}, while {name} has {first.dtype}"
             raise DTypeError(message(call, argument, found, "Convert one of them, or call under torch.autocast"))
-    return input.dtype
+    return first.dtype

@@ -1,7 +1,7 @@
 """The losses as modules, for models that are written as lists of modules.
 
-Both are subclasses of torch's modules of the same name. Every option is an attribute under its own name and nowhere
-else: setting it later is the same as passing it, and `forward` checks what it finds there.
+Those that torch has are subclasses of its modules of the same name. Every option is an attribute under its own name and
+nowhere else: setting it later is the same as passing it, and `forward` checks what it finds there.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from xent.checks import check_weight_shape
 from xent.errors import ArgumentError, DTypeError, XentError, message
 from xent.linear.plan import DEFAULT_WORKSPACE, parse_bytes
 from xent.objective import TEXT, Objective
+from xent.torch.contrastive import contrastive_loss
 from xent.torch.functional import cross_entropy
 from xent.torch.linear import linear_cross_entropy
 from xent.torch.linear_positions import check_chunking, ignored_label
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
     from torch.nn import LinearCrossEntropyLoss as TorchLinearCrossEntropyLoss
 else:
     # The oldest torch that we support has no such module.
@@ -227,6 +229,54 @@ class LinearCrossEntropyLoss(TorchLinearCrossEntropyLoss):
     def __prepare_scriptable__(self) -> NoReturn:
         """Called by torch.jit.script, also for a model that contains this module."""
         raise _not_scriptable("LinearCrossEntropyLoss")
+
+
+class ContrastiveLoss(nn.Module):
+    """`xent.torch.contrastive_loss` as a module.
+
+    Parameters
+    ----------
+    symmetric, reduction, group, workspace : see `contrastive_loss`. Each is an attribute that may be set later.
+
+    Raises
+    ------
+    ObjectiveError, ArgumentError
+        An argument is out of its range: here, or in the next call if it was set later.
+
+    Examples
+    --------
+    >>> loss = ContrastiveLoss(reduction="sum")
+    >>> loss
+    ContrastiveLoss(symmetric=True, reduction='sum')
+    >>> round(loss(torch.eye(3), torch.eye(3), logit_scale=10.0).item(), 6)
+    0.000272
+    """
+
+    def __init__(
+        self,
+        symmetric: bool = True,
+        reduction: str = "mean",
+        group: ProcessGroup | None = None,
+        workspace: int | str = DEFAULT_WORKSPACE,
+    ) -> None:
+        super().__init__()
+        options: Any = {"reduction": reduction}
+        Objective.of("ContrastiveLoss", options)
+        parse_bytes("ContrastiveLoss", workspace)
+        self.symmetric, self.reduction, self.group, self.workspace = symmetric, reduction, group, workspace
+
+    def forward(self, a: Tensor, b: Tensor, logit_scale: float | Tensor = 1.0) -> Tensor:
+        """Return the loss of pairs of embeddings; the scale may be a tensor, and gets its gradient."""
+        options: dict[str, Any] = {"symmetric": self.symmetric, "reduction": self.reduction, "group": self.group}
+        return contrastive_loss(a, b, logit_scale=logit_scale, workspace=self.workspace, **options)
+
+    def extra_repr(self) -> str:
+        """The options."""
+        return f"symmetric={self.symmetric}, reduction={self.reduction!r}"
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """Called by torch.jit.script, also for a model that contains this module."""
+        raise _not_scriptable("ContrastiveLoss")
 
 
 def _options(module: nn.Module) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from xent import memory
 from xent.backends.cpu import kernels
+from xent.backends.cpu.contrast import contrast_gradient
 from xent.backends.cpu.formats import as_kernel_array, bits, flat
 from xent.backends.cpu.statistics_gradient import statistics_gradient
 from xent.backends.cpu.threads import get_num_threads, over_rows
@@ -137,6 +138,10 @@ class CpuBackend:
             rows, labels.reshape(-1), statistics, upstream, objective, out=gradient, threads=self.threads
         )
         return gradient if len(shape) == 2 else np.moveaxis(gradient.reshape(shape[0], shape[2], shape[1]), 2, 1)
+
+    def contrast_gradient(self, logits: Array, first: int | None, rows: Any, columns: Any, logit_scale: float) -> None:
+        """Replace the similarities of a contrastive loss by their gradient."""
+        contrast_gradient(logits, first, rows, columns, logit_scale, threads=self.threads)
 
     def count(
         self, labels: Array, weight: Array | None, ignore_index: int, sample_weight: Array | None = None

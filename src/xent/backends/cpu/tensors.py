@@ -19,6 +19,7 @@ from xent.backends.cpu.linear_steps import CpuSteps
 from xent.backends.cpu.products import library_of_torch, side_by_side
 from xent.backends.protocol import Backend, Statistics
 from xent.linear.backend import LinearBackend
+from xent.linear.contrast import Contrast, Side
 from xent.linear.driver import Gradients, Layer, Wanted
 from xent.linear.plan import Plan
 from xent.objective import Objective
@@ -165,6 +166,29 @@ class TensorLinearBackend:
         numbers = tuple(as_array(tensor) for tensor in upstream)
         gradients = self.arrays.statistics_gradient(layer_arrays(layer), known, numbers, objective, wanted)
         return gradient_tensors(gradients)
+
+    def contrast(self, layer: Layer, logit_scale: float, *, symmetric: bool, own: bool = True) -> Contrast:
+        """Return losses and log-sum-exps of a contrastive loss."""
+        found = self.arrays.contrast(layer_arrays(layer), logit_scale, symmetric=symmetric, own=own)
+        return Contrast(*map(torch.from_numpy, found))
+
+    def contrast_with_gradients(
+        self, layer: Layer, logit_scale: float, scale: float, wanted: Wanted
+    ) -> tuple[Contrast, Gradients]:
+        """Return the same and the wanted gradients."""
+        arrays = layer_arrays(layer)
+        found, gradients = self.arrays.contrast_with_gradients(arrays, logit_scale, scale, wanted)
+        return Contrast(*map(torch.from_numpy, found)), gradient_tensors(gradients)
+
+    def contrast_gradients(
+        self, layer: Layer, logit_scale: float, rows: Side, columns: Side | None, wanted: Wanted, *, own: bool = True
+    ) -> Gradients:
+        """Return the wanted gradients."""
+        of_rows, of_columns = Side(*(tensor.numpy() for tensor in rows)), None
+        if columns is not None:
+            of_columns = Side(*(tensor.numpy() for tensor in columns))
+        found = self.arrays.contrast_gradients(layer_arrays(layer), logit_scale, of_rows, of_columns, wanted, own=own)
+        return gradient_tensors(found)
 
 
 def steps(layer: Layer, wanted: Wanted, plan: Plan | None = None) -> CpuSteps:

@@ -36,6 +36,7 @@ from xent.backends.gpu import kernels, shapes
 from xent.backends.gpu.shapes import Tile
 from xent.backends.gpu.tile import ABSENT, Inputs, Strided, flattened
 from xent.backends.protocol import Statistics
+from xent.backends.tensor_contrast import contrast_gradient
 from xent.objective import Objective
 from xent.reduction import weighted_count
 
@@ -105,6 +106,10 @@ class GpuBackend:
         results = (scale, finished, loss, lse, strided(out))
         call.run(kernels.forward_backward, results, in_place=in_place, PER_ROW=scale.numel() > 1)
         return loss, lse, out
+
+    def contrast_gradient(self, logits: Tensor, first: int | None, rows: Any, columns: Any, logit_scale: float) -> None:
+        """Replace the similarities of a contrastive loss by their gradient."""
+        contrast_gradient(logits, first, rows, columns, logit_scale)
 
     def statistics(self, logits: Tensor, labels: Tensor, objective: Objective) -> Statistics:
         """Return log-probability and rank of the label, entropy, log-sum-exp and argmax of each row, in one visit."""
