@@ -45,11 +45,23 @@ def defined(tensors: Mapping[str, Tensor], options: Mapping[str, Any], call: str
         z = given["softcap"] * torch.tanh(z / given["softcap"])
     z = z.masked_fill(masked, -INF)
     target = given["target"]
+    if "probs" in given:
+        target = listed(target, given["probs"], given["tail"], z.shape[-1], is_last=call.startswith("linear"))
     if call in STATISTICS:
         return defined_statistics(x, z, masked, target.long(), given.get("ignore_index", -100))
     if target.is_floating_point() and target.ndim > 2 and not call.startswith("linear"):
         target = target.movedim(1, -1)
     return defined_loss(z, masked, target, given)
+
+
+def listed(ids: Tensor, p: Tensor, tail: str, classes: int, *, is_last: bool) -> Tensor:
+    """Class probabilities of a target that lists some, with the classes where the logits have them."""
+    axis = -1 if is_last or ids.ndim == 1 else 1
+    ids, p = ids.movedim(axis, -1), p.movedim(axis, -1).double()
+    total = p.sum(-1, keepdim=True)
+    rest = (1 - total) / (classes - ids.shape[-1]) if tail == "uniform" else torch.zeros_like(total)
+    whole = rest.expand(*ids.shape[:-1], classes).scatter(-1, ids, p / total if tail == "renormalise" else p)
+    return whole.movedim(-1, axis)
 
 
 def defined_statistics(x: Tensor, z: Tensor, masked: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
@@ -102,7 +114,8 @@ def expected(of: Problem) -> Answer:
     wide = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in given.items()}
 
     def function(*variables: Tensor) -> Tensor:
-        found = defined({**wide, **dict(zip(of.variables, variables, strict=True))}, of.case.options, of.call)
+        options = {**of.case.options, "tail": of.case.tail}
+        found = defined({**wide, **dict(zip(of.variables, variables, strict=True))}, options, of.call)
         return found[:3] if of.is_statistics and of.case.nan_row is not None else found
 
     variables = tuple(wide[name].clone().requires_grad_() for name in of.variables)

@@ -37,6 +37,7 @@ class Case:
     label_dtype: torch.dtype = torch.int64
     classes: int = 7
     is_soft: bool = False
+    tail: str = ""  # of a target that lists classes; "" for others
     weight: Any = None
     sample_weight: Any = None  # one for each label
     tensor_options: dict[str, float] = field(default_factory=dict)  # 0-dimensional: logit_scale, log_scale, denominator
@@ -81,6 +82,10 @@ class Problem:
         arguments = {**self.case.options, **tensors, **more}
         if "log_scale" in arguments:  # as models learn a temperature
             arguments["logit_scale"] = arguments.pop("log_scale").exp()
+        if self.case.tail:
+            arguments["target"] = xent.torch.SparseTarget(
+                arguments["target"], arguments.pop("probs"), tail=self.case.tail
+            )
         if self.module is not None:
             return self.module(tensors["input"], tensors["target"])
         found = getattr(front, self.call)(**arguments)
@@ -171,18 +176,25 @@ def tensors_of(case: Case, call: str) -> dict[str, Tensor]:
         target = (shares / shares.sum(-1, keepdim=True)).to(case.dtype)
     else:
         target = labels.to(case.label_dtype)
+    listed = {}
+    if case.tail:
+        target = (labels.unsqueeze(-1) + torch.tensor([0, 2, 5])) % case.classes
+        shares = torch.rand(*target.shape, generator=generator, dtype=torch.float64)
+        listed["probs"] = (0.75 * shares / shares.sum(-1, keepdim=True)).to(case.dtype)
     if not call.startswith("linear"):
         logits = layer(tensors)
         tensors = {"input": logits.to(case.dtype)}
         if labels.ndim > 1:  # classes are the second axis
             tensors["input"] = tensors["input"].movedim(-1, 1).contiguous()
-            target = target.movedim(-1, 1).contiguous() if case.is_soft else target
+            has_classes = case.is_soft or case.tail
+            target = target.movedim(-1, 1).contiguous() if has_classes else target
+            listed = {name: tensor.movedim(-1, 1).contiguous() for name, tensor in listed.items()}
     options = {name: torch.tensor(number) for name, number in case.tensor_options.items()}
     if case.weight is not None:
         options["weight"] = torch.tensor(case.weight)
     if case.sample_weight is not None:
         options["sample_weight"] = torch.tensor(case.sample_weight)
-    return {**tensors, "target": target, **options}
+    return {**tensors, "target": target, **listed, **options}
 
 
 def layer(tensors: Mapping[str, Tensor]) -> Tensor:
@@ -231,6 +243,16 @@ CASES = [
     Case("soft-learned", learned=("target",), **_SOFT),
     Case("soft-learned-everything", EVERYTHING, weight=WEIGHT, learned=("target",), **_SOFT),
     Case("soft-several-dimensions", labels=[[2, 0, 6], [3, 1, 2]], **_SOFT),
+    # targets that list classes
+    Case("listed", tail="drop"),
+    Case("listed-renormalised", {"reduction": "none"}, tail="renormalise"),
+    Case("listed-uniform", {"reduction": "sum"}, tail="uniform"),
+    Case("listed-everything", EVERYTHING, weight=WEIGHT, tail="uniform", **_WEIGHED),
+    Case("listed-bfloat16", _BENT, weight=WEIGHT, dtype=torch.bfloat16, tail="drop"),
+    Case("listed-several-dimensions", labels=[[2, 0, 6], [3, 1, 2]], tail="renormalise"),
+    Case("listed-learned", learned=("probs",), tail="drop"),
+    Case("listed-learned-float64", dtype=torch.float64, learned=("probs",), tail="renormalise"),
+    Case("listed-learned-everything", EVERYTHING, weight=WEIGHT, learned=("probs",), tail="uniform"),
     # edges
     Case("one-class", {"reduction": "none"}, labels=[0, 0], classes=1),
     Case("confident", {"reduction": "none"}, **_SURE),

@@ -142,5 +142,5 @@ def _axes(of: Problem) -> dict[str, dict[str, int]]:
         classes["target"] = of.tensors["target"].ndim - 1 if of.is_linear else 1
     if "weight" in of.tensors:
         classes["weight"] = 0
-    rows = {name: 0 for name in ("input", "target", "sample_weight") if name in of.tensors}
+    rows = {name: 0 for name in ("input", "target", "probs", "sample_weight") if name in of.tensors}
     return {"rows": rows, "classes": classes, "nothing": {}}

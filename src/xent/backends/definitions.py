@@ -14,11 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xent import reference
+from xent.arrays import rounded
 from xent.backends.protocol import Statistics
 from xent.linear.contrast import Contrast
 from xent.linear.driver import Gradients, Layer, Wanted
 from xent.objective import Objective
 from xent.reduction import weighted_count
+from xent.sparse import dense, is_sparse
 
 Array = NDArray[Any]
 
@@ -46,7 +48,7 @@ class DefinitionsBackend:
     def forward(self, logits: Array, target: Array, objective: Objective) -> tuple[Array, Array]:
         """Return the losses and log-sum-exps of the rows."""
         with np.errstate(all="ignore"):
-            losses, lse = reference.cross_entropy(_rows(logits), _target(target), objective)
+            losses, lse = reference.cross_entropy(_rows(logits), _target(target, logits.shape[1]), objective)
         return losses.astype(self.compute_dtype(_dtype(logits))), lse
 
     def backward(
@@ -61,7 +63,7 @@ class DefinitionsBackend:
     ) -> Array:
         """Return the gradient of sum(row_scale * loss)."""
         with np.errstate(all="ignore"):
-            rows = reference.cross_entropy_gradient(_rows(logits), _target(target), objective)
+            rows = reference.cross_entropy_gradient(_rows(logits), _target(target, logits.shape[1]), objective)
             gradient = _like(rows * np.reshape(row_scale, (-1, 1)), logits)
         if out is None:
             return gradient
@@ -183,7 +185,10 @@ def _rows(logits: Array) -> Array:
     return rows.astype(np.float64)
 
 
-def _target(target: Array) -> Array:
+def _target(target: Array, classes: int) -> Array:
+    if is_sparse(target):
+        whole: Array = dense(target, classes, np.float64)
+        return whole
     return _rows(target) if target.dtype.kind == "f" else target
 
 
@@ -192,8 +197,4 @@ def _like(rows: Array, logits: Array) -> Array:
     if logits.ndim == 3:
         outer, classes, inner = logits.shape
         rows = np.moveaxis(rows.reshape(outer, inner, classes), 2, 1)
-    if logits.dtype != np.uint16:
-        return rows.astype(logits.dtype)
-    bits = np.ascontiguousarray(rows, dtype=np.float32).view(np.uint32)
-    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)  # to nearest even
-    return np.where(np.isnan(rows), np.uint16(0x7FC0), rounded)
+    return rounded(rows, logits.dtype)

@@ -23,10 +23,12 @@ from xent.numpy.logits import (
     squared_error_value_and_grad,
 )
 from xent.reference import Gradients
+from xent.sparse import SparseTarget
 
 __all__ = [
     "Gradients",
     "PairGradients",
+    "SparseTarget",
     "Statistics",
     "contrastive_loss",
     "contrastive_loss_value_and_grad",

@@ -17,6 +17,7 @@ from xent.errors import missing_package
 
 try:
     from xent.backends.protocol import Statistics
+    from xent.sparse import SparseTarget
     from xent.torch.contrastive import contrastive_loss
     from xent.torch.functional import cross_entropy, statistics
     from xent.torch.linear import linear_cross_entropy, linear_statistics
@@ -28,6 +29,7 @@ __all__ = [
     "ContrastiveLoss",
     "CrossEntropyLoss",
     "LinearCrossEntropyLoss",
+    "SparseTarget",
     "Statistics",
     "contrastive_loss",
     "cross_entropy",

@@ -163,7 +163,7 @@ def _gradients_of_logits(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...
     dtarget = dweight = None
     lse = None if seen else saved if backend.has_second_derivatives else saved[0]
     if ctx.needs_input_grad[1]:
-        dtarget = target_gradient(logits, row_scale, objective, target.dtype, lse)
+        dtarget = target_gradient(logits, target, row_scale, objective, lse)
     if ctx.needs_input_grad[2]:
         dweight = weight_gradient(logits, target, row_scale, objective, lse).to(weight.dtype)
     return dlogits, dtarget, dweight, None

@@ -23,6 +23,7 @@ from xent.linear.contrast import Contrast, Side
 from xent.linear.driver import Gradients, Layer, Wanted
 from xent.linear.plan import Plan
 from xent.objective import Objective
+from xent.sparse import is_sparse
 
 Array = NDArray[Any]
 
@@ -218,9 +219,12 @@ def as_tensor(array: Array, dtype: torch.dtype) -> Tensor:
 
 
 def target_array(target: Tensor, logits: Array) -> Array:
-    """Labels as int64, class probabilities in the dtype that the logits are computed in."""
+    """Labels as int64, class probabilities in the dtype that the logits are computed in, rows of a few as they are."""
     if not target.is_floating_point():
         return labels_array(target)
+    if is_sparse(target):
+        rows: Array = target.detach().numpy()
+        return rows
     array: Array = target.detach().to(_computing(logits)).numpy()
     return array
 
