@@ -21,7 +21,7 @@ from typing import Any, Literal, TypedDict, get_args
 
 from xent.errors import ObjectiveError, message
 
-__all__ = ["Objective", "Options", "ParallelOptions", "UnweightedOptions"]
+__all__ = ["BinaryOptions", "Objective", "Options", "ParallelOptions", "UnweightedOptions"]
 
 Reduction = Literal["none", "sum", "mean"]
 
@@ -48,6 +48,18 @@ class Options(UnweightedOptions, total=False):
     """The same with class weights, which the torch front takes as an argument of their own."""
 
     weight: Any
+
+
+class BinaryOptions(TypedDict, total=False):
+    """The keyword arguments of the binary loss that `Objective` documents."""
+
+    ignore_index: int
+    label_smoothing: float
+    softcap: float | None
+    logit_scale: float
+    focal_gamma: float
+    reduction: Reduction
+    denominator: float | None
 
 
 OPTIONS = tuple(Options.__annotations__)

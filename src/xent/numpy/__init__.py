@@ -14,6 +14,10 @@ do sparse matrices and masked arrays with masked entries, whose mask has no one 
 """
 
 from xent.backends.protocol import Statistics
+from xent.numpy.binary import (
+    binary_cross_entropy_with_logits,
+    binary_cross_entropy_with_logits_value_and_grad,
+)
 from xent.numpy.linear import linear_cross_entropy, linear_cross_entropy_value_and_grad, linear_statistics
 from xent.numpy.logits import (
     cross_entropy,
@@ -26,6 +30,8 @@ from xent.reference import Gradients
 __all__ = [
     "Gradients",
     "Statistics",
+    "binary_cross_entropy_with_logits",
+    "binary_cross_entropy_with_logits_value_and_grad",
     "cross_entropy",
     "cross_entropy_value_and_grad",
     "linear_cross_entropy",
