@@ -155,6 +155,11 @@ class Objective:
         """The losses of rows that the rest of the options, focal_gamma and the reduction, is applied to."""
         return replace(self, reduction="none", denominator=None, focal_gamma=0.0)
 
+    @property
+    def of_elements(self) -> Objective:
+        """The losses of elements that the reduction is applied to."""
+        return replace(self, reduction="none", denominator=None)
+
     @classmethod
     def of(cls, call: str, options: Options | UnweightedOptions) -> Objective:
         """Build the objective of a call from its keyword arguments; an unknown one is named with those that exist."""
