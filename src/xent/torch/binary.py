@@ -136,7 +136,8 @@ def binary_cross_entropy_with_logits(
     if backend is FORMULA_BINARY:
         loss = reduced_by_formula(losses_of(elements), elements)
     elif watched:
-        is_distributed(NAME, input=input, target=target, pos_weight=pos_weight)
+        weights = {"weight": weight, "pos_weight": pos_weight, "sample_weight": sample_weight}
+        is_distributed(NAME, weight_may_learn=True, input=input, target=target, **weights)
         losses = binary_losses(elements.logits, elements.target, pos_weight, objective.of_elements)
         loss = reduced_by_formula(losses, elements)
     else:
