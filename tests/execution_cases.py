@@ -270,7 +270,7 @@ BINARY_CASES = [
     Case("soft-learned", _BINARY_EVERYTHING, is_soft=True, learned=("target",), **_MULTI, **_EVERY_WEIGHT),
     Case("focal", {"focal_gamma": 2.0}, labels=_FEW, pos_weight=_POS, **_MULTI),
     Case("focal-everything", {"focal_gamma": 0.5, **_BENT, "reduction": "none"}, labels=_FEW, **_MULTI, **_EVERY_WEIGHT),
-    Case("learned-weights", labels=_FEW, learned=("weight", "pos_weight", "sample_weight"), **_MULTI, **_EVERY_WEIGHT),
+    Case("weights-learned", labels=_FEW, learned=("weight", "pos_weight", "sample_weight"), **_MULTI, **_EVERY_WEIGHT),
     Case("learned-pos-weight-focal", {"focal_gamma": 2.0}, learned=("pos_weight",), pos_weight=_POS, **_MULTI),
     Case("tensor-denominator", tensor_options={"denominator": 2.5}, labels=_FEW, **_MULTI),
     Case("learned-scale", {"softcap": 4.0}, labels=_FEW, pos_weight=_POS, **_MULTI, **_SCALE),
