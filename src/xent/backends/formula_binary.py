@@ -184,9 +184,12 @@ def ignored(target: Tensor, objective: Objective) -> Tensor:
     """Which elements are ignored: those whose target is exactly `ignore_index`."""
     if not target.is_floating_point():
         return target.long() == objective.ignore_index
-    wide = target.detach().to(compute_dtype(target.dtype))
-    value = float(ignored_value(objective.ignore_index, np.float64 if wide.dtype == torch.float64 else np.float32))
-    return wide == value
+    return target.detach().to(compute_dtype(target.dtype)) == ignored_number(objective, target.dtype)
+
+
+def ignored_number(objective: Objective, dtype: torch.dtype) -> float:
+    """`ignore_index` as a target of a floating dtype would have it; NaN if none has."""
+    return float(ignored_value(objective.ignore_index, np.float64 if dtype == torch.float64 else np.float32))
 
 
 def softcapped(x: Tensor, objective: Objective) -> Tensor:
