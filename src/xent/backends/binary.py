@@ -9,10 +9,13 @@ element NaN, and so does a NaN. Infinite logits are certain: minus infinity is a
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from xent.objective import Objective
+from xent.reduction import gradient_scale
 
 Array = Any
 """A NumPy array or a torch tensor."""
@@ -40,6 +43,8 @@ class Visited(NamedTuple):
     losses: Any
     total: Any
     """The sum of the losses in float64: a number, or a tensor of one where reading it would wait."""
+    ignored: int
+    """How many elements are ignored; -1 where that was not counted."""
     gradient: Any
 
 
@@ -72,6 +77,62 @@ class BinaryBackend(Protocol):
 
     def count(self, elements: Elements) -> Any:
         """Return the number of elements that count, or the sum of their sample weights: a number, or a tensor of one."""
+
+
+class _Ignoring:
+    """Whether elements like these had ignored ones among them the last time; what is expected costs no second visit."""
+
+    KINDS = 64
+
+    def __init__(self) -> None:
+        self.kinds: set[Any] = set()
+
+    def kind(self, elements: Elements) -> Any:
+        """What stands for elements like these."""
+        return elements.logits.shape[1:], elements.logits.dtype, elements.objective.ignore_index
+
+    def came(self, kind: Any, ignored: bool) -> None:
+        """Remember."""
+        if not ignored:
+            self.kinds.discard(kind)
+        elif kind not in self.kinds:
+            if len(self.kinds) >= self.KINDS:
+                self.kinds.clear()
+            self.kinds.add(kind)
+
+
+_IGNORING = _Ignoring()
+
+
+def reduced_visit(
+    backend: BinaryBackend, elements: Elements, visit: Callable[[Any, Any], Visited], *, gradient: bool
+) -> tuple[Visited, Any]:
+    """Visit the elements for their reduction; return what was found and what a mean divides by.
+
+    `visit` takes the scale of the gradient (None without one) and the memory for it (None: new memory). The number of
+    elements that count is known after the visit, and the gradient of a mean needs it before. So none is expected to be
+    ignored, unless some were the last time, and where that is wrong the gradient is made again. The bits are the same.
+    """
+    objective = elements.objective
+    denominator: Any = objective.denominator or 1.0
+    kind, guessed = None, False
+    if objective.reduction == "mean" and objective.denominator is None:
+        kind = _IGNORING.kind(elements) if backend.reads_values else None
+        guessed = kind is not None and elements.sample_weight is None and kind not in _IGNORING.kinds
+        denominator = float(size_of(elements.logits)) if guessed else backend.count(elements)
+    found = visit(gradient_scale(denominator, objective) if gradient else None, None)
+    if kind is not None:
+        _IGNORING.came(kind, found.ignored > 0)
+    if guessed and found.ignored:
+        denominator = float(size_of(elements.logits) - found.ignored)
+        if gradient:
+            found = visit(gradient_scale(denominator, objective), found.gradient)
+    return found, denominator
+
+
+def size_of(logits: Any) -> int:
+    """The number of elements."""
+    return math.prod(logits.shape)
 
 
 def ignored_value(ignore_index: int, cast: Any) -> Any:

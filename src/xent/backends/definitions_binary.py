@@ -43,7 +43,8 @@ class DefinitionsBinary:
                     out[...] = gradient
                     gradient = out
         dtype = np.float64 if dtype_of(elements.logits) == np.float64 else np.float32
-        return Visited(found.astype(dtype) if losses else None, float(found.sum()), gradient)
+        ignored = int(reference.ignored_targets(given[1], elements.objective).sum())
+        return Visited(found.astype(dtype) if losses else None, float(found.sum()), ignored, gradient)
 
     def count(self, elements: Elements) -> float:
         """Return the number of elements that count, or the sum of their sample weights."""

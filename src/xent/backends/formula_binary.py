@@ -43,7 +43,7 @@ class FormulaBinary:
         if scale is not None:
             gradient = gradient_of(elements, scale)
             gradient = gradient if out is None else out.copy_(gradient)
-        return Visited(found if losses else None, found.sum(dtype=torch.float64), gradient)
+        return Visited(found if losses else None, found.sum(dtype=torch.float64), -1, gradient)
 
     def count(self, elements: Elements) -> Tensor:
         """Return the number of elements that count, or the sum of their sample weights, in float64."""

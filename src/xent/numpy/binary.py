@@ -8,14 +8,14 @@ from typing import Any, Unpack
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from xent.backends.binary import Elements
+from xent.backends.binary import Elements, Visited, reduced_visit
 from xent.backends.cpu.binary import CpuBinary
 from xent.backends.definitions import NOTHING_IS_COMPILED
 from xent.backends.definitions_binary import DefinitionsBinary
 from xent.checks import as_numpy, binary_options, check_binary_shapes, check_binary_target, check_weights
 from xent.numpy.rows import as_bits
 from xent.objective import BinaryOptions, Objective
-from xent.reduction import gradient_scale, reduce
+from xent.reduction import reduce
 from xent.reference import ignored_targets
 
 Array = NDArray[Any]
@@ -76,9 +76,7 @@ def binary_cross_entropy_with_logits(
     Cox (1958), The Regression Analysis of Binary Sequences
     """
     call = "binary_cross_entropy_with_logits"
-    elements = _elements(call, logits, target, weight, pos_weight, sample_weight, options)
-    visited = CPU_BINARY.visit(elements.arrays, losses=elements.objective.reduction == "none")
-    return elements.reduced(visited)
+    return _elements(call, logits, target, weight, pos_weight, sample_weight, options).visited(gradient=False)[0]
 
 
 def binary_cross_entropy_with_logits_value_and_grad(
@@ -104,10 +102,7 @@ def binary_cross_entropy_with_logits_value_and_grad(
     array([-0.5,  0.5])
     """
     call = "binary_cross_entropy_with_logits_value_and_grad"
-    elements = _elements(call, logits, target, weight, pos_weight, sample_weight, options)
-    scale = gradient_scale(elements.denominator, elements.objective)
-    visited = CPU_BINARY.visit(elements.arrays, scale, losses=elements.objective.reduction == "none")
-    return elements.reduced(visited), visited.gradient.view(elements.dtype)
+    return _elements(call, logits, target, weight, pos_weight, sample_weight, options).visited(gradient=True)
 
 
 @dataclass(frozen=True)
@@ -118,23 +113,24 @@ class _Checked:
     target: Array
     arrays: Elements
     dtype: np.dtype[Any]
-    denominator: float
 
-    @property
-    def objective(self) -> Objective:
-        objective: Objective = self.arrays.objective
-        return objective
+    def visited(self, *, gradient: bool) -> tuple[Array, Any]:
+        """The losses, their sum or their mean, and the gradient; an error if a target is why there is a NaN."""
+        arrays, objective = self.arrays, self.arrays.objective
 
-    def reduced(self, visited: Any) -> Array:
-        """The losses, their sum or their mean, as the caller gets it; an error if a target is why there is a NaN."""
-        if visited.total != visited.total:
+        def visit(scale: float | None, out: Array | None) -> Visited:
+            visited: Visited = CPU_BINARY.visit(arrays, scale, losses=objective.reduction == "none", out=out)
+            return visited
+
+        found, denominator = reduced_visit(CPU_BINARY, arrays, visit, gradient=gradient)
+        if found.total != found.total:
             y = self.target.astype(np.float32) if self.target.dtype.kind == "V" else self.target
-            check_binary_target(self.call, y, ignored_targets(y, self.objective), self.objective)
-        if self.objective.reduction == "none":
-            losses: Array = visited.losses
-            return losses
+            check_binary_target(self.call, y, ignored_targets(y, objective), objective)
+        made = found.gradient.view(self.dtype) if gradient else None
+        if objective.reduction == "none":
+            return found.losses, made
         dtype = np.float64 if self.dtype == np.float64 else np.float32
-        return np.asarray(reduce(visited.total, self.denominator, self.objective), dtype=dtype)[()]
+        return np.asarray(reduce(found.total, denominator, objective), dtype=dtype)[()], made
 
 
 def _elements(
@@ -163,9 +159,7 @@ def _elements(
     if of_rows is not None and x.ndim > 1:
         weights["sample_weight"] = of_rows[..., np.newaxis]
     arrays = Elements(as_bits(x), as_bits(y), objective, **weights)
-    counts = objective.reduction == "mean" and objective.denominator is None
-    denominator = CPU_BINARY.count(arrays) if counts else objective.denominator or 1.0
-    return _Checked(call, y, arrays, x.dtype, denominator)
+    return _Checked(call, y, arrays, x.dtype)
 
 
 def _target(call: str, target: ArrayLike) -> Array:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xent.backends.binary import BinaryBackend, Elements, Visited
+from xent.backends.binary import BinaryBackend, Elements, Visited, reduced_visit
 from xent.backends.formula import FORMULA, compute_dtype
 from xent.backends.formula_binary import FORMULA_BINARY, ignored, pos_weight_gradient, target_gradient, weighted
 from xent.checks import check_binary_target
@@ -76,16 +76,10 @@ def _differentiated(call: BinaryCall, elements: Elements) -> Tensor:
 
 
 def _without_gradient(call: BinaryCall, elements: Elements) -> Tensor:
-    visited = call.backend.visit(elements, losses=elements.objective.reduction == "none")
-    return _reduced(call, visited, _denominator(call, elements), elements)
+    def visit(scale: None, out: None) -> Visited:
+        return call.backend.visit(elements, losses=elements.objective.reduction == "none")
 
-
-def _denominator(call: BinaryCall, elements: Elements) -> Any:
-    """What a mean divides by; on a device where it has to be counted there."""
-    objective = elements.objective
-    if objective.reduction != "mean":
-        return 1.0
-    return call.backend.count(elements) if objective.denominator is None else objective.denominator
+    return _reduced(call, *reduced_visit(call.backend, elements, visit, gradient=False), elements)
 
 
 def _reduced(call: BinaryCall, visited: Visited, denominator: Any, elements: Elements) -> Tensor:
@@ -114,16 +108,20 @@ class BinaryCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         elements = replace(rest, logits=logits, target=target, pos_weight=pos_weight)
         objective, backend = elements.objective, call.backend
-        denominator = _denominator(call, elements)
-        ctx.call, ctx.rest, ctx.scale, ctx.ready = call, rest, scale_of(denominator, objective), None
-        if objective.reduction == "none" or not backend.one_visit:
-            visited = backend.visit(elements, losses=objective.reduction == "none")
-        else:
+        ctx.call, ctx.rest, ctx.ready = call, rest, None
+        ready = objective.reduction != "none" and backend.one_visit
+        if ready:
             is_large = backend.reads_values and logits.numel() >= EXPECTED.LEAST
             ctx.kind = ("binary", logits.shape[-1:], logits.dtype) if is_large else None
             ctx.made_for = EXPECTED.factor(ctx.kind)
-            visited = _with_gradient(ctx, elements, ctx.made_for)
-            ctx.ready = visited.gradient
+
+        def visit(scale: Any, out: Tensor | None) -> Visited:
+            if not ready:
+                return backend.visit(elements, losses=objective.reduction == "none")
+            return _with_gradient(backend, elements, scale, ctx.made_for, out)
+
+        visited, denominator = reduced_visit(backend, elements, visit, gradient=ready)
+        ctx.scale, ctx.ready = scale_of(denominator, objective), visited.gradient
         ctx.save_for_backward(logits, target, pos_weight)
         return _reduced(call, visited, denominator, elements)
 
@@ -152,15 +150,13 @@ class BinaryCrossEntropy(torch.autograd.Function):
         return dlogits, dtarget, dpos, None, None
 
 
-def _with_gradient(ctx: Any, elements: Elements, factor: float, out: Tensor | None = None) -> Visited:
+def _with_gradient(
+    backend: BinaryBackend, elements: Elements, scale: Any, factor: float, out: Tensor | None
+) -> Visited:
     """The visit whose gradient is for an upstream gradient, as if that had multiplied the one for 1."""
-    visit = ctx.call.backend.visit
-    found: Visited
     if factor == 1.0 or elements.logits.dtype not in MULTIPLIED:
-        found = visit(elements, ctx.scale if factor == 1.0 else factor * ctx.scale, out=out)
-    else:
-        found = visit(elements, ctx.scale, out=out, after=factor)
-    return found
+        return backend.visit(elements, scale if factor == 1.0 else factor * scale, out=out)
+    return backend.visit(elements, scale, out=out, after=factor)
 
 
 def _made_anew(ctx: Any, ready: Tensor | None, upstream: Tensor, elements: Elements) -> Tensor:
@@ -170,7 +166,7 @@ def _made_anew(ctx: Any, ready: Tensor | None, upstream: Tensor, elements: Eleme
     if upstream.ndim or not backend.one_visit:
         gradient = backend.visit(elements, upstream if upstream.ndim else upstream.double() * ctx.scale).gradient
     elif backend.reads_values:
-        gradient = _with_gradient(ctx, elements, upstream.item(), out=ready).gradient
+        gradient = _with_gradient(backend, elements, ctx.scale, upstream.item(), ready).gradient
     else:  # the device finds out itself whether the one that is ready is the right one
         more = {} if ready is None else {"finished": upstream}
         gradient = backend.visit(elements, upstream.double() * ctx.scale, out=ready, **more).gradient

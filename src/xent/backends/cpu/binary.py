@@ -60,18 +60,20 @@ class CpuBinary:
             out = np.empty(0, logits.dtype)
         elif out is None:
             out = memory.empty(shape, logits.dtype)
-        sums = np.empty(-(-x.size // BLOCK))
+        blocks = -(-x.size // BLOCK)
+        sums, ignored = np.empty(blocks), np.empty(blocks, np.int64)
         arguments = (
             *(x, y, _ignored_by(elements.objective, y.dtype)),
             *_broadcast(elements.weight, shape, dtype),
             *_broadcast(elements.pos_weight, shape, dtype),
             *_broadcast(elements.sample_weight, shape, dtype),
             flattened(elements.objective, after),
-            *(_scales(scale, dtype), each, sums, bits(out.reshape(-1))),
+            *(_scales(scale, dtype), each, sums, ignored, bits(out.reshape(-1))),
         )
         self._run(binary_kernels.visit, arguments, x.size)
         total = float(kernels.total(sums))
-        return Visited(each.reshape(shape) if losses else None, total, None if scale is None else out)
+        found = each.reshape(shape) if losses else None
+        return Visited(found, total, int(ignored.sum()), None if scale is None else out)
 
     def count(self, elements: Elements) -> float:
         """Return the number of elements that count, or the sum of their sample weights."""

@@ -119,20 +119,22 @@ def fill(out: Any, weights: Any, start: int) -> None:
 
 
 @device
-def read_targets(target: Any, ignore: Any, y: Any, terms: Any) -> None:
-    """y = the smoothed targets, NaN outside [0, 1], IGNORED where they are `ignore`.
+def read_targets(target: Any, ignore: Any, y: Any, terms: Any) -> int:
+    """y = the smoothed targets, NaN outside [0, 1], IGNORED where they are `ignore`; returns how many are.
 
     With a focal factor a target is 0 or 1, and NaN in between.
     """
     on, off = y.dtype.type(terms.on), y.dtype.type(terms.off)
-    none, nan = y.dtype.type(IGNORED), y.dtype.type(np.nan)
+    none, nan, ignored = y.dtype.type(IGNORED), y.dtype.type(np.nan), np.int32(0)
     for i in range(len(y)):
         t = decode(target[i])
         inside = on * y.dtype.type(t) + off if (t >= 0) & (t <= 1) else nan
         y[i] = none if t == ignore else inside
+        ignored += np.int32(t == ignore)
     if terms.gamma != 0.0:
         for i in range(len(y)):
             y[i] = nan if (y[i] > 0) & (y[i] < 1) else y[i]
+    return np.int64(ignored)
 
 
 @device
@@ -189,12 +191,15 @@ def scaled_by(slopes: Any, y: Any, scale: Any) -> None:
 @device
 def block(
     logits: Any, target: Any, ignore: Any, weight: Any, pos_weight: Any, sample_weight: Any, terms: Any, room: Any, g: int
-) -> float:
-    """The elements from g on: losses in room.positive, dloss/dx but for a factor in room.z; returns the losses' sum."""
+) -> Any:
+    """The elements from g on: losses in room.positive, dloss/dx but for a factor in room.z.
+
+    Returns the sum of the losses, and how many elements are ignored.
+    """
     size = len(logits)
     z, derivative, y = room.z[:size], room.derivative[:size], room.y[:size]
     positive, factor, more = room.positive[:size], room.factor[:size], room.more[:size]
-    read_targets(target, ignore, y, terms)
+    ignored = read_targets(target, ignore, y, terms)
     load(logits, y, z)
     if terms.scale != 1.0 or terms.softcap != 0.0:
         transform(z, derivative, terms)
@@ -210,22 +215,23 @@ def block(
     total = weigh(positive, z, y, factor)
     if terms.softcap != 0.0:
         multiply(z, derivative)
-    return np.float64(total)
+    return np.float64(total), ignored
 
 
 @device
-def plain_block(logits: Any, target: Any, ignore: Any, zero: Any, scale: Any, after: Any, out: Any) -> float:
-    """The loss without options in one loop: returns the sum of the losses.
+def plain_block(logits: Any, target: Any, ignore: Any, zero: Any, scale: Any, after: Any, out: Any) -> Any:
+    """The loss without options in one loop: returns the sum of the losses, and how many elements are ignored.
 
     `out` takes the gradients, times `scale` and then `after`; without any it is empty.
     """
-    total, one, nan = zero, type(zero)(1), type(zero)(np.nan)
+    total, ignored, one, nan = zero, np.int32(0), type(zero)(1), type(zero)(np.nan)
     if len(out):
         for i in range(len(out)):
             x, t = decode(logits[i]), decode(target[i])
             y = type(zero)(t) if (t >= 0) & (t <= 1) else nan
             loss, slope = binary_loss_and_slope(x, y, one - y)
             total = add_in_any_order(total, zero if t == ignore else loss)
+            ignored += np.int32(t == ignore)
             out[i] = encode(after * (scale * (zero if t == ignore else slope)), out)
     else:
         for i in range(len(logits)):
@@ -233,7 +239,8 @@ def plain_block(logits: Any, target: Any, ignore: Any, zero: Any, scale: Any, af
             y = type(zero)(t) if (t >= 0) & (t <= 1) else nan
             loss, _ = binary_loss_and_slope(x, y, one - y)
             total = add_in_any_order(total, zero if t == ignore else loss)
-    return np.float64(total)
+            ignored += np.int32(t == ignore)
+    return np.float64(total), np.int64(ignored)
 
 
 @row_kernel
@@ -254,11 +261,12 @@ def visit(
     scale: Any,
     losses: Any,
     sums: Any,
+    ignored: Any,
     out: Any,
     first: int,
     last: int,
 ) -> None:
-    """For each block the sum of the losses; the losses and the gradients for which there is room.
+    """For each block the sum of the losses and how many elements are ignored; losses and gradients if there is room.
 
     `scale` multiplies the gradients: one number, or one for each element.
     """
@@ -278,9 +286,9 @@ def visit(
         x, y, gradient = logits[start:stop], target[start:stop], out[start:stop]
         ready = staging[: stop - start] if len(staging) else gradient
         if plain:
-            sums[b] = plain_block(x, y, ignore, zero, factor, after, ready)
+            sums[b], ignored[b] = plain_block(x, y, ignore, zero, factor, after, ready)
         else:
-            sums[b] = block(x, y, ignore, weights, pos_weights, sample_weights, terms, room, start)
+            sums[b], ignored[b] = block(x, y, ignore, weights, pos_weights, sample_weights, terms, room, start)
             if len(losses):
                 copy(losses[start:stop], room.positive)
             if len(out):

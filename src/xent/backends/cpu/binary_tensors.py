@@ -43,6 +43,7 @@ class TensorBinary:
         return Visited(
             None if found.losses is None else torch.from_numpy(found.losses),
             found.total,
+            found.ignored,
             None if found.gradient is None else as_tensor(found.gradient, logits.dtype),
         )
 

@@ -73,7 +73,7 @@ class GpuBinary:
                     num_warps=4,
                     enable_fp_fusion=True,
                 )
-        return Visited(each, sums.sum(), None if scale is None else out)
+        return Visited(each, sums.sum(), -1, None if scale is None else out)
 
     def count(self, elements: Elements) -> Tensor:
         """Return the number of elements that count, or the sum of their sample weights, on the device."""
