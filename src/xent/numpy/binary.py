@@ -168,7 +168,6 @@ def _target(call: str, target: ArrayLike) -> Array:
     if array.dtype == np.bool_:
         return array.view(np.uint8)
     array = as_numpy(call, "target", target)
-    if array.dtype.kind in "iu" and array.dtype != np.uint8:
-        # What is beyond int64 is out of range, too.
-        return np.minimum(array, np.iinfo(np.int64).max).astype(np.int64)
-    return array
+    if array.dtype == np.uint64:  # what is beyond int64 is out of range, too
+        array = np.minimum(array, np.uint64(np.iinfo(np.int64).max))
+    return array.astype(np.int64) if array.dtype.kind in "iu" and array.dtype != np.uint8 else array

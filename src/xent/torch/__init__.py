@@ -20,11 +20,12 @@ try:
     from xent.torch.binary import binary_cross_entropy_with_logits
     from xent.torch.functional import cross_entropy, statistics
     from xent.torch.linear import linear_cross_entropy, linear_statistics
-    from xent.torch.modules import CrossEntropyLoss, LinearCrossEntropyLoss
+    from xent.torch.modules import BCEWithLogitsLoss, CrossEntropyLoss, LinearCrossEntropyLoss
 except ModuleNotFoundError as error:
     raise missing_package(error, "xent.torch", "torch") from None
 
 __all__ = [
+    "BCEWithLogitsLoss",
     "CrossEntropyLoss",
     "LinearCrossEntropyLoss",
     "Statistics",
