@@ -22,8 +22,8 @@ from xent.bench.peers import (
 )
 from xent.bench.run import Progress
 from xent.bench.run import run as measure
-from xent.bench.show import ratio_of
 from xent.bench.shapes import BOTH
+from xent.bench.show import ratio_of
 from xent.bench.timing import Settings, Spread
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The binary cross-entropy in 60-digit arithmetic, what an ordinary computation may be off by, and the grid of cases."""
+"""The binary cross-entropy with 60 digits, what an ordinary computation may be off by, and the grid of cases."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from comparison import assert_within, eps
 
 LOGITS = [-1000.0, -95.0, -30.0, -5.0, -0.3125, 0.0, 2.0**-27, 0.3125, 1.75, 5.0, 30.0, 95.0, 1000.0, -np.inf, np.inf]
 HARD, SOFT = [0.0, 1.0], [0.0, 2.0**-12, 0.25, 0.5, 1 - 2.0**-12, 1.0]
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -63,7 +64,10 @@ class Exact:
 def exact(grid: Grid, dtype: str, ulps: float) -> Exact:
     """Of all elements, for float32 or float64; bounds are so many roundings of that dtype."""
     logits, targets = grid.arrays(dtype)
-    found = [_element(float(x), float(y), grid, dtype == "float64") for x, y in zip(logits.ravel(), targets.ravel(), strict=True)]
+    found = [
+        _element(float(x), float(y), grid, dtype == "float64")
+        for x, y in zip(logits.ravel(), targets.ravel(), strict=True)
+    ]
     loss, gradient, loss_terms, gradient_terms = np.array(found).T.reshape(4, *logits.shape)
     tiny = float(np.finfo(dtype).tiny) * 4 * (grid.weight * max(grid.pos_weight, 1.0))
     unit = ulps * eps(dtype)

@@ -15,10 +15,10 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from xent.backends.binary import Elements
+from xent.backends.binary_protocol import Elements
 from xent.backends.gpu import binary_kernels, kernels
 from xent.backends.gpu.backend import GpuBackend
-from xent.backends.gpu.binary import GpuBinary
+from xent.backends.gpu.binary_backend import GpuBinary
 from xent.backends.protocol import Statistics
 from xent.objective import Objective
 

@@ -210,7 +210,9 @@ def binary_target(labels: Tensor, case: Case, soft: Tensor) -> Tensor:
     target = soft if case.is_soft else hot.to(case.label_dtype)
     if case.label_dtype is torch.bool:
         return target
-    return target.masked_fill((labels.unsqueeze(-1) == -100) & (classes % 2 == 0), case.options.get("ignore_index", -100))
+    return target.masked_fill(
+        (labels.unsqueeze(-1) == -100) & (classes % 2 == 0), case.options.get("ignore_index", -100)
+    )
 
 
 def layer(tensors: Mapping[str, Tensor]) -> Tensor:
@@ -248,9 +250,16 @@ BINARY_CASES = [
     Case("ignored", labels=_FEW, **_MULTI),
     Case("weights", labels=_FEW, weight=WEIGHT, pos_weight=_POS, **_MULTI),
     Case("weights-none", {"reduction": "none"}, **_MULTI, **_EVERY_WEIGHT),
-    Case("weights-of-elements", weight=[WEIGHT, _POS] * 2 + [WEIGHT], pos_weight=[[0.5], [2.0], [1.0], [0.0], [3.0]], **_MULTI),
+    Case(
+        "weights-of-elements",
+        weight=[WEIGHT, _POS] * 2 + [WEIGHT],
+        pos_weight=[[0.5], [2.0], [1.0], [0.0], [3.0]],
+        **_MULTI,
+    ),
     Case("everything", _BINARY_EVERYTHING, labels=_FEW, **_MULTI, **_EVERY_WEIGHT),
-    Case("float64", _BINARY_EVERYTHING, dtype=torch.float64, **(_MULTI | {"label_dtype": torch.float64}), **_EVERY_WEIGHT),
+    Case(
+        "float64", _BINARY_EVERYTHING, dtype=torch.float64, **(_MULTI | {"label_dtype": torch.float64}), **_EVERY_WEIGHT
+    ),
     Case("bfloat16", dtype=torch.bfloat16, **(_MULTI | {"label_dtype": torch.bfloat16}), pos_weight=_POS),
     Case("float16", dtype=torch.float16, labels=_FEW, **_MULTI),
     Case("bool", **(_MULTI | {"label_dtype": torch.bool})),
@@ -269,7 +278,9 @@ BINARY_CASES = [
     Case("soft", is_soft=True, **_MULTI),
     Case("soft-learned", _BINARY_EVERYTHING, is_soft=True, learned=("target",), **_MULTI, **_EVERY_WEIGHT),
     Case("focal", {"focal_gamma": 2.0}, labels=_FEW, pos_weight=_POS, **_MULTI),
-    Case("focal-everything", {"focal_gamma": 0.5, **_BENT, "reduction": "none"}, labels=_FEW, **_MULTI, **_EVERY_WEIGHT),
+    Case(
+        "focal-everything", {"focal_gamma": 0.5, **_BENT, "reduction": "none"}, labels=_FEW, **_MULTI, **_EVERY_WEIGHT
+    ),
     Case("weights-learned", labels=_FEW, learned=("weight", "pos_weight", "sample_weight"), **_MULTI, **_EVERY_WEIGHT),
     Case("learned-pos-weight-focal", {"focal_gamma": 2.0}, learned=("pos_weight",), pos_weight=_POS, **_MULTI),
     Case("tensor-denominator", tensor_options={"denominator": 2.5}, labels=_FEW, **_MULTI),

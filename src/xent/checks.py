@@ -132,13 +132,19 @@ def check_binary_shapes(call: str, argument: str, shape: tuple[int, ...], **othe
             continue
         if name == "target" and found_shape != shape:
             found = f"found shape {found_shape}, while {argument} has shape {shape}"
-            raise ShapeError(message(call, name, found, "Pass one target for each logit; class indices go to cross_entropy"))
+            raise ShapeError(
+                message(call, name, found, "Pass one target for each logit; class indices go to cross_entropy")
+            )
         if name == "sample_weight" and found_shape != rows:
             found = f"found shape {found_shape}, expected {rows}"
-            raise ShapeError(message(call, name, found, "Pass one weight for each row; weights of elements are `weight`"))
+            raise ShapeError(
+                message(call, name, found, "Pass one weight for each row; weights of elements are `weight`")
+            )
         if name in ("weight", "pos_weight") and not _broadcasts(found_shape, shape):
             found = f"found shape {found_shape}, which does not broadcast to {shape}"
-            raise ShapeError(message(call, name, found, "Pass one number for each label, as the last axis, or for each logit"))
+            raise ShapeError(
+                message(call, name, found, "Pass one number for each label, as the last axis, or for each logit")
+            )
 
 
 def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:

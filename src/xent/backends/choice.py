@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from xent.backends.binary import BinaryBackend
+from xent.backends.binary_protocol import BinaryBackend
 from xent.backends.cpu import binary_tensors, tensors
 from xent.backends.definitions import NOTHING_IS_COMPILED
 from xent.backends.formula import FORMULA
@@ -60,7 +60,7 @@ def _elsewhere(device: torch.device) -> tuple[Backend, Any, Any]:
             _found[device] = FORMULA, None, FORMULA_BINARY
         else:
             from xent.backends.gpu.backend import GpuBackend  # loads Triton
-            from xent.backends.gpu.binary import GpuBinary
+            from xent.backends.gpu.binary_backend import GpuBinary
 
             backend = GpuBackend()
             _found[device] = backend, LinearBackend(backend, TensorSteps), GpuBinary()

@@ -156,6 +156,7 @@ def _logits(layer: Layer) -> Array:
 
 
 def dtype_of(logits: Array) -> Any:
+    """The dtype of logits, of which bfloat16 comes as bits."""
     return np.float32 if logits.dtype == np.uint16 else logits.dtype
 
 

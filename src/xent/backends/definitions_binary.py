@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xent import reference
-from xent.backends.binary import Elements, Visited
+from xent.backends.binary_protocol import Elements, Visited
 from xent.backends.definitions import dtype_of, like_logits
 
 Array = NDArray[Any]
@@ -17,7 +17,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class DefinitionsBinary:
-    """The definitions of `xent.reference` (`xent.backends.binary.BinaryBackend`)."""
+    """The definitions of `xent.reference` (`xent.backends.binary_protocol.BinaryBackend`)."""
 
     reads_values = True
     one_visit = True

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xent.backends.binary import Elements, Visited, ignored_value, smoothing_of
+from xent.backends.binary_protocol import Elements, Visited, ignored_value, smoothing_of
 from xent.backends.formula import compute_dtype
 from xent.focal import focal_loss
 from xent.objective import Objective
@@ -23,7 +23,7 @@ from xent.objective import Objective
 
 @dataclass(frozen=True)
 class FormulaBinary:
-    """The formulas of this file (`xent.backends.binary.BinaryBackend`)."""
+    """The formulas of this file (`xent.backends.binary_protocol.BinaryBackend`)."""
 
     reads_values = False
     one_visit = False
@@ -52,7 +52,8 @@ class FormulaBinary:
             return known.sum(dtype=torch.float64)
         if elements.sample_weight.ndim == known.ndim and known.ndim > 1:
             known = known.sum(dim=-1, keepdim=True)
-        return (known.double() * elements.sample_weight.double()).sum()
+        count: Tensor = (known.double() * elements.sample_weight.double()).sum()
+        return count
 
 
 FORMULA_BINARY = FormulaBinary()
@@ -126,7 +127,7 @@ def gradient_derivatives(
 
 
 def target_gradient(elements: Elements, scale: Tensor) -> Tensor:
-    """The gradient of sum(scale * loss) by the target: (1 - label_smoothing) * (pos_weight * softplus(-z) - softplus(z))."""
+    """The gradient of sum(scale * loss) by the target: a share of pos_weight * softplus(-z) - softplus(z)."""
     parts = parts_of(elements)
     up = weighted(_softplus(-parts.z), elements.pos_weight)
     gradient = weighted(up - _softplus(parts.z), scale * smoothing_of(elements.objective)[0])
@@ -159,7 +160,8 @@ class Parts(NamedTuple):
     @property
     def is_one(self) -> Tensor:
         """Which labels are 1."""
-        return self.y == 1
+        is_one: Tensor = self.y == 1
+        return is_one
 
 
 def parts_of(elements: Elements) -> Parts:

@@ -8,8 +8,8 @@ from typing import Any, Unpack
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from xent.backends.binary import Elements, Visited, reduced_visit
-from xent.backends.cpu.binary import CpuBinary
+from xent.backends.binary_protocol import Elements, Visited, reduced_visit
+from xent.backends.cpu.binary_backend import CpuBinary
 from xent.backends.definitions import NOTHING_IS_COMPILED
 from xent.backends.definitions_binary import DefinitionsBinary
 from xent.checks import as_numpy, binary_options, check_binary_shapes, check_binary_target, check_weights

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from xent.backends.binary import Elements
+from xent.backends.binary_protocol import Elements
 from xent.backends.choice import choose_binary
 from xent.backends.formula_binary import FORMULA_BINARY, ignored, losses_of
 from xent.checks import binary_options, check_binary_shapes, check_binary_target, check_weights
@@ -137,7 +137,7 @@ def binary_cross_entropy_with_logits(
         loss = reduced_by_formula(losses_of(elements), elements)
     elif watched:
         weights = {"weight": weight, "pos_weight": pos_weight, "sample_weight": sample_weight}
-        is_distributed(NAME, weight_may_learn=True, input=input, target=target, **weights)
+        is_distributed(NAME, True, input=input, target=target, **weights)
         losses = binary_losses(elements.logits, elements.target, pos_weight, objective.of_elements)
         loss = reduced_by_formula(losses, elements)
     else:
@@ -160,7 +160,8 @@ def _elements(
     if watched:
         refuse_recording(NAME)
     weights = {"weight": weight, "pos_weight": pos_weight, "sample_weight": sample_weight}
-    check_tensors(NAME, input=input, target=target, **weights)
+    arguments: dict[str, Any] = {"input": input, "target": target, **weights}
+    check_tensors(NAME, **arguments)
     check_floating(NAME, "input", input)
     shapes = {name: None if tensor is None else tuple(tensor.shape) for name, tensor in weights.items()}
     check_binary_shapes(NAME, "input", tuple(input.shape), target=tuple(target.shape), **shapes)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xent.backends.binary import BinaryBackend, Elements, Visited, reduced_visit
+from xent.backends.binary_protocol import BinaryBackend, Elements, Visited, reduced_visit
 from xent.backends.formula import FORMULA, compute_dtype
 from xent.backends.formula_binary import FORMULA_BINARY, ignored, pos_weight_gradient, target_gradient, weighted
 from xent.checks import check_binary_target

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xent.backends.binary import Elements
+from xent.backends.binary_protocol import Elements
 from xent.backends.choice import choose_binary
 from xent.backends.formula import compute_dtype
 from xent.backends.formula_binary import gradient_derivatives, pos_weight_gradient, target_gradient
@@ -53,9 +53,7 @@ def _elements(
     return Elements(logits, target, Objective.from_text(objective), pos_weight=pos_weight)
 
 
-def _loss(
-    logits: Tensor, target: Tensor, pos_rows: Tensor | None, pos_labels: Tensor | None, objective: str
-) -> Tensor:
+def _loss(logits: Tensor, target: Tensor, pos_rows: Tensor | None, pos_labels: Tensor | None, objective: str) -> Tensor:
     elements = _elements(logits, target, pos_rows, pos_labels, objective)
     losses: Tensor = choose_binary(logits.device).visit(elements, losses=True).losses
     return losses
@@ -74,7 +72,7 @@ def _save_loss(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _differentiate_loss(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
     logits, target, pos_rows, pos_labels = ctx.saved_tensors
-    elements = _elements(*ctx.saved_tensors, ctx.objective)
+    elements = _elements(logits, target, pos_rows, pos_labels, ctx.objective)
     wanted, dlogits, dtarget = ctx.needs_input_grad, None, None
     if wanted[0]:
         dlogits = LOSS_BACKWARD(logits, target, pos_rows, pos_labels, upstream, ctx.objective)

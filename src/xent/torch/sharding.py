@@ -19,7 +19,7 @@ from xent.torch import binary_operators, linear_operators, operators
 from xent.torch.dispatch import Operator
 
 
-def is_distributed(call: str, *, weight_may_learn: bool = False, **tensors: Tensor | None) -> bool:
+def is_distributed(call: str, weight_may_learn: bool = False, /, **tensors: Tensor | None) -> bool:
     """Whether the tensors are DTensors; ArgumentError if only some are.
 
     Weights of classes get no gradient there; those of elements, which torch multiplies with, do.

@@ -81,7 +81,7 @@ def scratch_for(logits: Any) -> Any:
 
 @device
 def terms_of(options: Any) -> Any:
-    """The numbers of `binary.flattened`."""
+    """The numbers of `binary_backend.flattened`."""
     scale, softcap, on, off, gamma, after = options[0], options[1], options[2], options[3], options[4], options[5]
     plain = scale == 1.0 and softcap == 0.0 and on == 1.0 and gamma == 0.0
     return BinaryTerms(plain, scale, softcap, on, off, gamma, after)
@@ -190,7 +190,15 @@ def scaled_by(slopes: Any, y: Any, scale: Any) -> None:
 
 @device
 def block(
-    logits: Any, target: Any, ignore: Any, weight: Any, pos_weight: Any, sample_weight: Any, terms: Any, room: Any, g: int
+    logits: Any,
+    target: Any,
+    ignore: Any,
+    weight: Any,
+    pos_weight: Any,
+    sample_weight: Any,
+    terms: Any,
+    room: Any,
+    g: int,
 ) -> Any:
     """The elements from g on: losses in room.positive, dloss/dx but for a factor in room.z.
 
@@ -320,7 +328,7 @@ def count(
     first: int,
     last: int,
 ) -> None:
-    """For each block the sum of the sample weights (float64) of the elements that count; without weights their number."""
+    """For each block the sum of the sample weights of the elements that count; without weights their number."""
     weights = Broadcast(sample_weight, sample_weight_sizes, sample_weight_strides)
     room = scratch_for_count(sample_weight)
     for b in range(first, last):

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xent.backends.binary import Elements, Visited
-from xent.backends.cpu.binary import CpuBinary
+from xent.backends.binary_protocol import Elements, Visited
+from xent.backends.cpu.binary_backend import CpuBinary
 from xent.backends.cpu.tensors import as_array, as_tensor
 
 
 class TensorBinary:
-    """The kernels of arrays for tensors (`xent.backends.binary.BinaryBackend`)."""
+    """The kernels of arrays for tensors (`xent.backends.binary_protocol.BinaryBackend`)."""
 
     reads_values = True
     one_visit = True
@@ -35,7 +35,9 @@ class TensorBinary:
         arrays, logits = _arrays(elements), elements.logits
         if isinstance(scale, Tensor):
             wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
-            each: Any = scale.detach().to(wide).expand(logits.shape).contiguous().numpy() if scale.ndim else scale.item()
+            each: Any = (
+                scale.detach().to(wide).expand(logits.shape).contiguous().numpy() if scale.ndim else scale.item()
+            )
         else:
             each = scale
         room = None if out is None else as_array(out)
@@ -59,7 +61,8 @@ def _arrays(elements: Elements) -> Elements:
     """The arrays of a call; weights in float64 or float32."""
     weights = (elements.weight, elements.pos_weight, elements.sample_weight)
     weight, pos_weight, sample_weight = (
-        None if tensor is None else as_array(tensor if tensor.element_size() > 2 else tensor.float()) for tensor in weights
+        None if tensor is None else as_array(tensor if tensor.element_size() > 2 else tensor.float())
+        for tensor in weights
     )
     return replace(
         elements,

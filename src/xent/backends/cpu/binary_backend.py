@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xent import memory
-from xent.backends.binary import Elements, Visited, ignored_value, smoothing_of
+from xent.backends.binary_protocol import Elements, Visited, ignored_value, smoothing_of
 from xent.backends.cpu import binary_kernels, kernels
 from xent.backends.cpu.binary_kernels import BLOCK
 from xent.backends.cpu.formats import as_kernel_array, bits
@@ -35,7 +35,7 @@ Weights = tuple[Array, Array, Array]
 
 @dataclass(frozen=True)
 class CpuBinary:
-    """The kernels of binary_kernels.py on NumPy arrays (`xent.backends.binary.BinaryBackend`)."""
+    """The kernels of binary_kernels.py on NumPy arrays (`xent.backends.binary_protocol.BinaryBackend`)."""
 
     threads: Callable[[], int] = get_num_threads
     """How many threads a call may use."""
@@ -51,7 +51,7 @@ class CpuBinary:
         out: Array | None = None,
         after: float = 1.0,
     ) -> Visited:
-        """Return the losses if they are asked for, their sum, and the gradient of sum(scale * loss) if there is a scale."""
+        """Return the losses if they are asked for, their sum, and with a scale the gradient."""
         logits = elements.logits
         dtype, shape = computing_dtype(logits.dtype), logits.shape
         x, y = _side_by_side(logits), _side_by_side(elements.target)

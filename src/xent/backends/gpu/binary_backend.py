@@ -1,7 +1,7 @@
 """The binary cross-entropy on the GPU: losses and gradients of elements, without validation or reduction.
 
-The equations are in binary_kernels.py, the contract in xent/backends/binary.py. Logits and targets that are not
-contiguous are copied; weights are read with strides, of three axes at most, and expanded if they need more. Nothing
+The equations are in binary_kernels.py, the contract in xent/backends/binary_protocol.py. Logits and targets that are
+not contiguous are copied; weights are read with strides, of three axes at most, and expanded if they need more. Nothing
 here makes the host wait for the device.
 """
 
@@ -13,7 +13,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from xent.backends.binary import Elements, Visited, smoothing_of
+from xent.backends.binary_protocol import Elements, Visited, smoothing_of
 from xent.backends.formula_binary import FORMULA_BINARY, ignored_number
 from xent.backends.gpu import binary_kernels
 from xent.backends.gpu.backend import current
@@ -26,7 +26,7 @@ ABSENT = Broadcast(None, 1, 1, 0, 0, 0)
 
 
 class GpuBinary:
-    """The kernel of binary_kernels.py (`xent.backends.binary.BinaryBackend`)."""
+    """The kernel of binary_kernels.py (`xent.backends.binary_protocol.BinaryBackend`)."""
 
     reads_values = False
     one_visit = True

@@ -68,7 +68,7 @@ class BinaryBackend(Protocol):
         out: Array | None = None,
         **more: Any,
     ) -> Visited:
-        """Return the losses if they are asked for, their sum, and the gradient of sum(scale * loss) if there is a scale.
+        """Return the losses if they are asked for, their sum, and with a scale the gradient of sum(scale * loss).
 
         `scale` is one number or an array like the logits. `more` has what kinds of devices know of: on the CPU `after`,
         a factor of the gradient after it was rounded (not for 16 bits); on others `finished`, a tensor of one number,
@@ -76,7 +76,7 @@ class BinaryBackend(Protocol):
         """
 
     def count(self, elements: Elements) -> Any:
-        """Return the number of elements that count, or the sum of their sample weights: a number, or a tensor of one."""
+        """Return the number of elements that count, or the sum of their sample weights; a number, or a tensor."""
 
 
 class _Ignoring:
