@@ -23,7 +23,11 @@ BARS = {"sparse target, k = 64": 1.05, "sample_weight": 1.02, "focal_gamma": Non
 
 
 def run_options(
-    *, quick: bool = False, threads: int = 2, command: str = "", progress: Progress = lambda description, done, total: None
+    *,
+    quick: bool = False,
+    threads: int = 2,
+    command: str = "",
+    progress: Progress = lambda description, done, total: None,
 ) -> dict[str, Any]:
     """Measure and return the record."""
     machine.require_torch()

@@ -49,7 +49,7 @@ class DefinitionsBackend:
         """Return the losses and log-sum-exps of the rows."""
         with np.errstate(all="ignore"):
             losses, lse = reference.cross_entropy(_rows(logits), _target(target, logits.shape[1]), objective)
-        return losses.astype(self.compute_dtype(_dtype(logits))), lse
+        return losses.astype(self.compute_dtype(dtype_of(logits))), lse
 
     def backward(
         self,
@@ -64,7 +64,7 @@ class DefinitionsBackend:
         """Return the gradient of sum(row_scale * loss)."""
         with np.errstate(all="ignore"):
             rows = reference.cross_entropy_gradient(_rows(logits), _target(target, logits.shape[1]), objective)
-            gradient = _like(rows * np.reshape(row_scale, (-1, 1)), logits)
+            gradient = like_logits(rows * np.reshape(row_scale, (-1, 1)), logits)
         if out is None:
             return gradient
         out[...] = gradient
@@ -94,7 +94,7 @@ class DefinitionsBackend:
         unknown = np.where(labels == objective.ignore_index, 0.0, np.nan)
         log_prob = np.where(known, -minus_log_q[rows, place], unknown)
         rank = np.where(known, (x > x[rows, place][:, None]).sum(axis=1), -1)
-        dtype = self.compute_dtype(_dtype(logits))
+        dtype = self.compute_dtype(dtype_of(logits))
         return Statistics(log_prob.astype(dtype), entropy.astype(dtype), lse, x.argmax(axis=1), rank)
 
     def statistics_gradient(
@@ -165,7 +165,9 @@ class DefinitionsLinear:
         a, b = layer.input.astype(np.float64), layer.weight.astype(np.float64)
         da, db = reference.contrastive_gradients(a, b, logit_scale, 2 * scale)
         of_weight = db.astype(layer.weight_gradient)
-        return self.contrast(layer, logit_scale, symmetric=True), Gradients(_like(da, layer.input), of_weight, None)
+        return self.contrast(layer, logit_scale, symmetric=True), Gradients(
+            like_logits(da, layer.input), of_weight, None
+        )
 
 
 def _logits(layer: Layer) -> Array:
@@ -173,7 +175,8 @@ def _logits(layer: Layer) -> Array:
     return reference.linear_logits(layer.input.astype(np.float64), layer.weight.astype(np.float64), bias)
 
 
-def _dtype(logits: Array) -> Any:
+def dtype_of(logits: Array) -> Any:
+    """The dtype of logits, of which bfloat16 comes as bits."""
     return np.float32 if logits.dtype == np.uint16 else logits.dtype
 
 
@@ -192,7 +195,7 @@ def _target(target: Array, classes: int) -> Array:
     return _rows(target) if target.dtype.kind == "f" else target
 
 
-def _like(rows: Array, logits: Array) -> Array:
+def like_logits(rows: Array, logits: Array) -> Array:
     """Gradients of rows in the shape and dtype of the logits."""
     if logits.ndim == 3:
         outer, classes, inner = logits.shape

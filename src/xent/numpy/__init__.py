@@ -14,6 +14,10 @@ do sparse matrices and masked arrays with masked entries, whose mask has no one 
 """
 
 from xent.backends.protocol import Statistics
+from xent.numpy.binary import (
+    binary_cross_entropy_with_logits,
+    binary_cross_entropy_with_logits_value_and_grad,
+)
 from xent.numpy.contrastive import PairGradients, contrastive_loss, contrastive_loss_value_and_grad
 from xent.numpy.linear import linear_cross_entropy, linear_cross_entropy_value_and_grad, linear_statistics
 from xent.numpy.logits import (
@@ -30,6 +34,8 @@ __all__ = [
     "PairGradients",
     "SparseTarget",
     "Statistics",
+    "binary_cross_entropy_with_logits",
+    "binary_cross_entropy_with_logits_value_and_grad",
     "contrastive_loss",
     "contrastive_loss_value_and_grad",
     "cross_entropy",

@@ -28,7 +28,7 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 """Of logits, class probabilities and layers."""
 
 
-OPTIONAL = ("weight", "linear_bias")
+OPTIONAL = ("weight", "linear_bias", "pos_weight", "sample_weight")
 
 
 def check_tensors(call: str, *, place: torch.device | None = None, **arguments: Any) -> None:
@@ -186,9 +186,9 @@ def weighted(losses: Tensor, sample_weight: Tensor | None) -> Tensor:
 
 
 def times(logits: Tensor, scale: Tensor) -> Tensor:
-    """Logits times a scale that is a tensor, in float32 for 16 bits; masked classes have no part in its gradient."""
+    """Logits times a scale that is a tensor, in float32 for 16 bits; infinite ones have no part in its gradient."""
     wide = logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
-    masked, scale = logits == -torch.inf, scale.to(wide.dtype)
+    masked, scale = logits.isinf(), scale.to(wide.dtype)
     return wide.masked_fill(masked, 0.0) * scale + wide.masked_fill(~masked, 0.0) * scale.detach()
 
 
