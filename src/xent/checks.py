@@ -135,6 +135,23 @@ def check_sample_weight(call: str, shape: tuple[int, ...], layout: Layout) -> No
         raise ShapeError(message(call, "sample_weight", found, "Pass one weight for each loss"))
 
 
+def check_teacher_shape(call: str, layout: Layout, shape: tuple[int, ...]) -> None:
+    """Raise ShapeError unless the teacher's logits have the shape of the student's, with a class at least."""
+    if layout.classes == 0:
+        found = f"found shape {layout.logits_shape} with no classes along axis {layout.class_axis}"
+        raise ShapeError(message(call, "input", found, "Pass at least one class"))
+    if shape != layout.logits_shape:
+        found = f"found shape {shape} for logits of shape {layout.logits_shape}"
+        raise ShapeError(message(call, "target", found, "Pass the teacher's logits, one for each of the student's"))
+
+
+def check_labels_shape(call: str, shape: tuple[int, ...], layout: Layout) -> None:
+    """Raise ShapeError unless there is one label for each row."""
+    if shape != layout.loss_shape:
+        found = f"found shape {shape}, expected {layout.loss_shape}"
+        raise ShapeError(message(call, "labels", found, "Pass one label for each row"))
+
+
 def check_weight_shape(call: str, shape: tuple[int, ...], classes: int) -> None:
     """Raise ShapeError unless there is one weight for each class."""
     if shape != (classes,):

@@ -15,8 +15,10 @@ from typing import Any
 
 import torch
 
-from xent.backends.cpu import tensors
+from xent.backends.cpu import divergence_tensors, tensors
 from xent.backends.definitions import NOTHING_IS_COMPILED
+from xent.backends.divergence_formula import DIVERGENCE_FORMULA
+from xent.backends.divergence_protocol import DivergenceBackend
 from xent.backends.formula import FORMULA
 from xent.backends.protocol import Backend
 from xent.backends.tensor_steps import TensorSteps
@@ -41,6 +43,14 @@ def choose_linear(device: torch.device) -> Any:
     if device.type == "cpu" and not _interpreted:
         return None if NOTHING_IS_COMPILED else tensors.LINEAR_CPU
     return _elsewhere(device)[1]
+
+
+def choose_divergence(device: torch.device) -> DivergenceBackend:
+    """Return the backend for divergences of logits on this device."""
+    backend = choose(device)
+    if backend is tensors.CPU:
+        return divergence_tensors.DIVERGENCE_CPU
+    return DIVERGENCE_FORMULA
 
 
 def _elsewhere(device: torch.device) -> tuple[Backend, Any]:

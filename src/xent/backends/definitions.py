@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from xent import reference
 from xent.backends.protocol import Statistics
+from xent.divergence import Divergence
 from xent.linear.driver import Gradients, Layer, Wanted
 from xent.objective import Objective
 from xent.reduction import weighted_count
@@ -148,6 +149,35 @@ class DefinitionsLinear:
     def statistics(self, layer: Layer, objective: Objective) -> Statistics:
         """Return the statistics of each row."""
         return self.rows.statistics(_logits(layer), layer.target, objective)
+
+
+class DefinitionsDivergence:
+    """The divergences by the definitions (`xent.backends.divergence_protocol.DivergenceBackend`)."""
+
+    def forward(self, student: Array, teacher: Array, labels: Array | None, options: Divergence) -> Array:
+        """Return the loss of each row."""
+        losses = reference.divergence(_rows(student), _rows(teacher), labels, options)
+        return losses.astype(np.float64 if student.dtype == np.float64 else np.float32)
+
+    def forward_backward(
+        self,
+        student: Array,
+        teacher: Array,
+        labels: Array | None,
+        row_scale: Array | float,
+        options: Divergence,
+        *,
+        out: Array | None = None,
+        after: float = 1.0,
+    ) -> tuple[Array, Array]:
+        """Return losses, and the gradient of sum(row_scale * loss) by the student's logits, times `after`."""
+        losses = self.forward(student, teacher, labels, options)
+        rows = reference.divergence_gradient(_rows(student), _rows(teacher), labels, options)
+        gradient = _like(rows * np.reshape(row_scale, (-1, 1)), student) * student.dtype.type(after)
+        if out is None:
+            return losses, gradient
+        out[...] = gradient
+        return losses, out
 
 
 def _logits(layer: Layer) -> Array:

@@ -14,6 +14,12 @@ do sparse matrices and masked arrays with masked entries, whose mask has no one 
 """
 
 from xent.backends.protocol import Statistics
+from xent.numpy.divergences import (
+    js_divergence,
+    js_divergence_value_and_grad,
+    kl_divergence,
+    kl_divergence_value_and_grad,
+)
 from xent.numpy.linear import linear_cross_entropy, linear_cross_entropy_value_and_grad, linear_statistics
 from xent.numpy.logits import (
     cross_entropy,
@@ -28,6 +34,10 @@ __all__ = [
     "Statistics",
     "cross_entropy",
     "cross_entropy_value_and_grad",
+    "js_divergence",
+    "js_divergence_value_and_grad",
+    "kl_divergence",
+    "kl_divergence_value_and_grad",
     "linear_cross_entropy",
     "linear_cross_entropy_value_and_grad",
     "linear_statistics",

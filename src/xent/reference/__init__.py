@@ -10,6 +10,7 @@ from xent.reference.cross_entropy import (
     negative_log_softmax,
     softcapped_logits,
 )
+from xent.reference.divergence import divergence, divergence_gradient
 from xent.reference.linear_cross_entropy import (
     Gradients,
     linear_cross_entropy,
@@ -22,6 +23,8 @@ __all__ = [
     "Gradients",
     "cross_entropy",
     "cross_entropy_gradient",
+    "divergence",
+    "divergence_gradient",
     "linear_cross_entropy",
     "linear_cross_entropy_gradients",
     "linear_logits",

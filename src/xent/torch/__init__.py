@@ -1,6 +1,7 @@
 """The losses for torch: drop-ins for those of `torch.nn.functional` and the modules of `torch.nn`.
 
     functional.py, linear.py   the public calls: checks, and the choice of what computes
+    divergences.py             the divergences of student and teacher; divergence_*.py as below
     modules.py                 the modules
     autograd.py                one autograd `Function` for each loss and its statistics, over any backend
     operators.py               the same as operators, for compilers and tensor subclasses
@@ -16,6 +17,7 @@ from xent.errors import missing_package
 
 try:
     from xent.backends.protocol import Statistics
+    from xent.torch.divergences import js_divergence, kl_divergence
     from xent.torch.functional import cross_entropy, statistics
     from xent.torch.linear import linear_cross_entropy, linear_statistics
     from xent.torch.modules import CrossEntropyLoss, LinearCrossEntropyLoss
@@ -27,6 +29,8 @@ __all__ = [
     "LinearCrossEntropyLoss",
     "Statistics",
     "cross_entropy",
+    "js_divergence",
+    "kl_divergence",
     "linear_cross_entropy",
     "linear_statistics",
     "statistics",
