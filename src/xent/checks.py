@@ -89,6 +89,27 @@ def check_linear_shapes(
         raise ShapeError(message(call, "linear_bias", found, "Pass one number for each class"))
 
 
+def check_teacher_layer(call: str, shapes: dict[str, tuple[int, ...] | None]) -> None:
+    """Raise ShapeError unless the teacher's layer has rows and classes of the student's, whose layer has been checked.
+
+    `shapes` are those of the arguments by name.
+    """
+    rows, weight, bias = shapes["target_input"], shapes["target_weight"], shapes["target_bias"]
+    student, classes = shapes["input"], shapes["linear_weight"]
+    if not rows or not weight or len(weight) != 2 or rows[-1] != weight[1]:
+        found = f"found shape {weight} for a target_input of shape {rows}"
+        raise ShapeError(message(call, "target_weight", found, "Pass (..., features) and (classes, features)"))
+    if student and rows[:-1] != student[:-1]:
+        found = f"found shape {rows} for an input of shape {student}"
+        raise ShapeError(message(call, "target_input", found, "Only the last sizes, the widths, may differ"))
+    if classes and (weight[0] != classes[0] or not weight[0]):
+        found = f"found {weight[0]} classes, while the student has {classes[0]}"
+        raise ShapeError(message(call, "target_weight", found, "Both need the same classes, at least one"))
+    if bias is not None and bias != weight[:1]:
+        found = f"found shape {bias}, expected {weight[:1]}"
+        raise ShapeError(message(call, "target_bias", found, "Pass one number for each class"))
+
+
 def check_labels(call: str, labels: Array, classes: int, ignore_index: int) -> None:
     """Raise LabelError if a label is neither a class index nor `ignore_index`."""
     wrong = ((labels < 0) | (labels >= classes)) & (labels != ignore_index)

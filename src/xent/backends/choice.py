@@ -21,8 +21,9 @@ from xent.backends.divergence_formula import DIVERGENCE_FORMULA
 from xent.backends.divergence_protocol import DivergenceBackend
 from xent.backends.formula import FORMULA
 from xent.backends.protocol import Backend
-from xent.backends.tensor_steps import TensorSteps
+from xent.backends.tensor_steps import TensorSteps, pair_steps
 from xent.linear.backend import LinearBackend
+from xent.linear.divergence import LinearDivergence
 
 TRITON_DEVICES = ("cuda", "xpu")
 LEAST_CAPABILITY = (8, 0)
@@ -51,6 +52,14 @@ def choose_divergence(device: torch.device) -> DivergenceBackend:
     if backend is tensors.CPU:
         return divergence_tensors.DIVERGENCE_CPU
     return DIVERGENCE_FORMULA
+
+
+def choose_linear_divergence(device: torch.device) -> Any:
+    """Return the backend for divergences of two layers on this device, or None where formulas hold the logits."""
+    backend = choose_linear(device)
+    if backend is None or backend is tensors.LINEAR_CPU:
+        return None if backend is None else divergence_tensors.LINEAR_DIVERGENCE_CPU
+    return LinearDivergence(choose_divergence(device), pair_steps)
 
 
 def _elsewhere(device: torch.device) -> tuple[Backend, Any]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from xent import reference
 from xent.backends.protocol import Statistics
 from xent.divergence import Divergence
+from xent.linear.divergence import Pair
 from xent.linear.driver import Gradients, Layer, Wanted
 from xent.objective import Objective
 from xent.reduction import weighted_count
@@ -134,17 +135,7 @@ class DefinitionsLinear:
     ) -> tuple[Array, Array, Gradients]:
         """Return losses, log-sum-exps, and the wanted gradients of sum(row_scale * loss)."""
         losses, saved, dlogits = self.rows.forward_backward(_logits(layer), layer.target, row_scale, objective)
-        x, w = layer.input.astype(np.float64), layer.weight.astype(np.float64)
-        dtype = layer.input.dtype
-        return (
-            losses,
-            saved,
-            Gradients(
-                (dlogits @ w).astype(dtype) if wanted.input else None,
-                (dlogits.T @ x).astype(layer.weight_gradient) if wanted.weight else None,
-                dlogits.sum(axis=0).astype(dtype) if wanted.bias and layer.bias is not None else None,
-            ),
-        )
+        return losses, saved, _of_layer(layer, dlogits, wanted)
 
     def statistics(self, layer: Layer, objective: Objective) -> Statistics:
         """Return the statistics of each row."""
@@ -178,6 +169,34 @@ class DefinitionsDivergence:
             return losses, gradient
         out[...] = gradient
         return losses, out
+
+
+class DefinitionsLinearDivergence:
+    """The divergences of two layers by the definitions, which hold the logits."""
+
+    def forward(self, pair: Pair, options: Divergence) -> tuple[Array, None]:
+        """Return the losses of the rows."""
+        rows = DefinitionsDivergence()
+        losses = rows.forward(_logits(pair.student), _logits(pair.teacher), pair.labels, options)
+        return losses.astype(np.float64 if pair.student.input.dtype == np.float64 else np.float32), None
+
+    def forward_backward(
+        self, pair: Pair, row_scale: Any, options: Divergence, wanted: Wanted
+    ) -> tuple[Array, None, Gradients]:
+        """Return the losses, and the wanted gradients of sum(row_scale * loss) by the student's layer."""
+        arrays = (_logits(pair.student), _logits(pair.teacher), pair.labels)
+        dlogits = DefinitionsDivergence().forward_backward(*arrays, row_scale, options)[1]
+        return self.forward(pair, options)[0], None, _of_layer(pair.student, dlogits, wanted)
+
+
+def _of_layer(layer: Layer, dlogits: Array, wanted: Wanted) -> Gradients:
+    """The wanted gradients of a layer, from that by its logits."""
+    x, w, dtype = layer.input.astype(np.float64), layer.weight.astype(np.float64), layer.input.dtype
+    return Gradients(
+        (dlogits @ w).astype(dtype) if wanted.input else None,
+        (dlogits.T @ x).astype(layer.weight_gradient) if wanted.weight else None,
+        dlogits.sum(axis=0).astype(dtype) if wanted.bias and layer.bias is not None else None,
+    )
 
 
 def _logits(layer: Layer) -> Array:

@@ -21,6 +21,12 @@ from xent.numpy.divergences import (
     kl_divergence_value_and_grad,
 )
 from xent.numpy.linear import linear_cross_entropy, linear_cross_entropy_value_and_grad, linear_statistics
+from xent.numpy.linear_divergences import (
+    linear_js_divergence,
+    linear_js_divergence_value_and_grad,
+    linear_kl_divergence,
+    linear_kl_divergence_value_and_grad,
+)
 from xent.numpy.logits import (
     cross_entropy,
     cross_entropy_value_and_grad,
@@ -40,6 +46,10 @@ __all__ = [
     "kl_divergence_value_and_grad",
     "linear_cross_entropy",
     "linear_cross_entropy_value_and_grad",
+    "linear_js_divergence",
+    "linear_js_divergence_value_and_grad",
+    "linear_kl_divergence",
+    "linear_kl_divergence_value_and_grad",
     "linear_statistics",
     "squared_error",
     "squared_error_value_and_grad",

@@ -11,13 +11,20 @@ from numpy.typing import ArrayLike, NDArray
 
 from xent.backends.cpu.backend import CpuBackend
 from xent.backends.cpu.divergence_kernel import CpuDivergence
-from xent.backends.cpu.linear_steps import CpuSteps
+from xent.backends.cpu.linear_steps import CpuSteps, pair_steps
 from xent.backends.cpu.threads import get_num_threads
 from xent.backends.cpu.tile import computing_dtype
-from xent.backends.definitions import NOTHING_IS_COMPILED, DefinitionsBackend, DefinitionsDivergence, DefinitionsLinear
+from xent.backends.definitions import (
+    NOTHING_IS_COMPILED,
+    DefinitionsBackend,
+    DefinitionsDivergence,
+    DefinitionsLinear,
+    DefinitionsLinearDivergence,
+)
 from xent.checks import Layout, as_numpy, check_sample_weight, check_target, class_weight
 from xent.focal import focal_loss, focal_slope
 from xent.linear.backend import LinearBackend
+from xent.linear.divergence import LinearDivergence
 from xent.objective import Objective
 from xent.reduction import gradient_scale, mean_denominator, reduce
 
@@ -26,9 +33,13 @@ Array = NDArray[Any]
 CPU: Any = CpuBackend()
 DIVERGENCE_CPU: Any = CpuDivergence()
 LINEAR_CPU: Any = LinearBackend(CPU, lambda layer, wanted: CpuSteps(layer, wanted, "numpy", get_num_threads()))
+LINEAR_DIVERGENCE_CPU: Any = LinearDivergence(
+    DIVERGENCE_CPU, lambda pair, wanted: pair_steps(pair, wanted, "numpy", get_num_threads())
+)
 if NOTHING_IS_COMPILED:
     CPU = DefinitionsBackend()
     DIVERGENCE_CPU = DefinitionsDivergence()
+    LINEAR_DIVERGENCE_CPU = DefinitionsLinearDivergence()
     LINEAR_CPU = DefinitionsLinear(CPU)
 
 

@@ -20,6 +20,7 @@ try:
     from xent.torch.divergences import js_divergence, kl_divergence
     from xent.torch.functional import cross_entropy, statistics
     from xent.torch.linear import linear_cross_entropy, linear_statistics
+    from xent.torch.linear_divergences import linear_js_divergence, linear_kl_divergence
     from xent.torch.modules import CrossEntropyLoss, LinearCrossEntropyLoss
 except ModuleNotFoundError as error:
     raise missing_package(error, "xent.torch", "torch") from None
@@ -32,6 +33,8 @@ __all__ = [
     "js_divergence",
     "kl_divergence",
     "linear_cross_entropy",
+    "linear_js_divergence",
+    "linear_kl_divergence",
     "linear_statistics",
     "statistics",
 ]

@@ -226,7 +226,7 @@ def _call(
     check: bool,
 ) -> tuple[Call, LinearRows]:
     """What computes, and the tensors as rows."""
-    dtype = product_dtype(name, input, linear_weight, linear_bias)
+    dtype = product_dtype(name, input, linear_weight=linear_weight, linear_bias=linear_bias)
     linear: Any = None if has_to_be_formula() else choose_linear(input.device)
     room = parse_bytes(name, workspace, input.device.type)
     call = Call(name, objective, choose(input.device), linear, room, dtype, labels_are_checked=check)
@@ -265,9 +265,9 @@ def layout_of(
     return how
 
 
-def product_dtype(call: str, input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> torch.dtype:
+def product_dtype(call: str, input: Tensor, **others: Tensor | None) -> torch.dtype:
     """The dtype of the products: that of the arguments, or of autocast, which leaves float64 alone."""
-    named = {"input": input, "linear_weight": linear_weight, "linear_bias": linear_bias}
+    named = {"input": input, **others}
     dtypes = {}
     for argument, tensor in named.items():
         if tensor is not None:

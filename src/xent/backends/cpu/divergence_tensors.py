@@ -8,8 +8,12 @@ import torch
 from torch import Tensor
 
 from xent.backends.cpu.divergence_kernel import CpuDivergence
-from xent.backends.cpu.tensors import as_array, as_tensor, labels_array, scale_array
+from xent.backends.cpu.linear_steps import pair_steps
+from xent.backends.cpu.products import library_of_torch
+from xent.backends.cpu.tensors import as_array, as_tensor, gradient_tensors, labels_array, layer_arrays, scale_array
 from xent.divergence import Divergence
+from xent.linear.divergence import LinearDivergence, Pair, PairSteps
+from xent.linear.driver import Gradients, Wanted
 
 
 class TensorDivergence:
@@ -45,7 +49,45 @@ class TensorDivergence:
         return torch.from_numpy(losses), gradient
 
 
-DIVERGENCE_CPU = TensorDivergence(CpuDivergence(threads=torch.get_num_threads))
+class TensorLinearDivergence:
+    """The divergences of two layers of arrays for tensors (`xent.linear.divergence.LinearDivergence`)."""
+
+    def __init__(self, arrays: LinearDivergence) -> None:
+        self.arrays = arrays
+
+    def forward(self, pair: Pair, options: Divergence) -> tuple[Tensor, None]:
+        """Return the losses of the rows."""
+        return torch.from_numpy(self.arrays.forward(_pair_arrays(pair), options)[0]), None
+
+    def forward_backward(
+        self, pair: Pair, row_scale: Tensor | float, options: Divergence, wanted: Wanted
+    ) -> tuple[Tensor, None, Gradients]:
+        """Return the losses and the wanted gradients."""
+        arrays = _pair_arrays(pair)
+        scale = scale_array(row_scale, arrays.student.input)
+        losses, _, gradients = self.arrays.forward_backward(arrays, scale, options, wanted)
+        return torch.from_numpy(losses), None, gradient_tensors(gradients)
+
+    def backward(
+        self, pair: Pair, saved: None, row_scale: Tensor | float, options: Divergence, wanted: Wanted
+    ) -> Gradients:
+        """Return the wanted gradients."""
+        return self.forward_backward(pair, row_scale, options, wanted)[2]
+
+
+def _pair_arrays(pair: Pair) -> Pair:
+    labels = None if pair.labels is None else labels_array(pair.labels)
+    return Pair(layer_arrays(pair.student), layer_arrays(pair.teacher), labels)
+
+
+def _steps(pair: Pair, wanted: Wanted) -> PairSteps:
+    """The products of both layers, by torch and with its threads."""
+    return pair_steps(pair, wanted, library_of_torch(), torch.get_num_threads())
+
+
+DIVERGENCE_ARRAYS = CpuDivergence(threads=torch.get_num_threads)
+LINEAR_DIVERGENCE_CPU = TensorLinearDivergence(LinearDivergence(DIVERGENCE_ARRAYS, _steps))
+DIVERGENCE_CPU = TensorDivergence(DIVERGENCE_ARRAYS)
 
 
 def _rows(logits: Tensor) -> Any:
