@@ -18,7 +18,7 @@ import execution_transforms as transforms
 import torch
 import torch.distributed as dist
 from execution_answers import check
-from execution_cases import Problem, problem
+from execution_cases import DIVERGENCES, Problem, problem
 from execution_transforms import Run
 
 
@@ -62,9 +62,9 @@ def has_rows(of: Problem) -> bool:
     return torch.tensor(of.case.labels).ndim > 0
 
 
-def has_no_check(of: Problem) -> bool:
-    """Ranks always look at labels, and have no option for it."""
-    return "check" not in of.case.options
+def can_be_parallel(of: Problem) -> bool:
+    """Ranks always look at labels, and have no option for it; nor have they divergences."""
+    return "check" not in of.case.options and of.call not in DIVERGENCES
 
 
 def is_float32(of: Problem) -> bool:
@@ -77,7 +77,7 @@ _DYNAMIC = ("plain", *_HEAD, "several-dimensions", "soft-everything", "learned-s
 _GRAPHS = (
     *_DYNAMIC,
     *("none", "ignored", "soft-learned", "all-weigh-nothing", "masked-class", "uint8-weight", "checked", "no-rows"),
-    *("tensor-denominator", "learned-weight", "bfloat16", "confident"),
+    *("tensor-denominator", "learned-weight", "bfloat16", "confident", "reverse-everything"),
 )
 
 MODES = [
@@ -159,7 +159,7 @@ MODES = [
     Mode("FakeTensorMode", "Fake tensors: shapes and dtypes.", tensors.fake),
     # logits that lie elsewhere
     Mode("deferred", "Logits of a layer that defers them.", tensors.deferred, tensors.has_a_head, tensors.layer_of),
-    Mode("parallel", "`xent.torch.parallel` on the one rank of a group.", tensors.one_rank, has_no_check),
+    Mode("parallel", "`xent.torch.parallel` on the one rank of a group.", tensors.one_rank, can_be_parallel),
     Mode("DTensor, rows", "DTensors whose rows are sharded.", tensors.distributed("rows"), has_rows),
     Mode("DTensor, classes", "DTensors whose classes are sharded.", tensors.distributed("classes")),
     Mode("DTensor, replicated", "DTensors that are whole on each rank.", tensors.distributed("nothing")),

@@ -19,7 +19,8 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, TypedDict, get_args
 
 from xent.errors import ObjectiveError, message
-from xent.objective import Objective, Reduction, check_option
+from xent.objective import Objective, Reduction
+from xent.options import check_option
 
 __all__ = ["Direction", "Divergence", "DivergenceOptions", "Kind"]
 

@@ -20,6 +20,7 @@ from dataclasses import KW_ONLY, InitVar, dataclass, replace
 from typing import Any, ClassVar, Literal, Self, TypedDict, get_args
 
 from xent.errors import ObjectiveError, message
+from xent.options import check_option
 
 __all__ = ["Objective", "Options", "ParallelOptions", "UnweightedOptions"]
 
@@ -159,35 +160,3 @@ class Objective:
     def from_text(cls, text: str) -> Self:
         """The options that `to_text` wrote down."""
         return cls(**ast.literal_eval(text))
-
-
-def check_option(
-    objective: Any,
-    call: str,
-    option: str,
-    holds: Callable[[Any], bool],
-    expected: str,
-    remedy: str = "See help(xent.Objective)",
-) -> None:
-    """Make an option of a frozen value the number that it is, and raise ObjectiveError if it is out of its range."""
-    value = getattr(objective, option)
-    if not isinstance(value, float | int | str | None):  # an array of one number, or a tensor
-        value = _number(call, option, value)
-        object.__setattr__(objective, option, value)
-    try:
-        usable = bool(holds(value))
-    except (TypeError, ValueError, ArithmeticError, RuntimeError):  # not a number, or several
-        usable = False
-    if not usable:
-        raise ObjectiveError(message(call, option, f"found {value!r}, expected {expected}", remedy))
-
-
-def _number(call: str, option: str, value: Any) -> Any:
-    """The number in an array or tensor of one."""
-    if getattr(value, "requires_grad", False):
-        found = "found a tensor that requires a gradient, which this option does not get"
-        raise ObjectiveError(message(call, option, found, f"Pass {option}.item(); weight and logit_scale get one"))
-    try:
-        return value.item()
-    except (AttributeError, TypeError, ValueError, RuntimeError):  # no array, or one of several numbers
-        return value

@@ -51,7 +51,11 @@ def choose_divergence(device: torch.device) -> DivergenceBackend:
     backend = choose(device)
     if backend is tensors.CPU:
         return divergence_tensors.DIVERGENCE_CPU
-    return DIVERGENCE_FORMULA
+    if backend is FORMULA:
+        return DIVERGENCE_FORMULA
+    from xent.backends.gpu.divergence_kernel import GpuDivergence  # loads Triton
+
+    return GpuDivergence()
 
 
 def choose_linear_divergence(device: torch.device) -> Any:

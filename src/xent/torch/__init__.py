@@ -17,6 +17,12 @@ from xent.errors import missing_package
 
 try:
     from xent.backends.protocol import Statistics
+    from xent.torch.divergence_modules import (
+        JSDivergenceLoss,
+        KLDivergenceLoss,
+        LinearJSDivergenceLoss,
+        LinearKLDivergenceLoss,
+    )
     from xent.torch.divergences import js_divergence, kl_divergence
     from xent.torch.functional import cross_entropy, statistics
     from xent.torch.linear import linear_cross_entropy, linear_statistics
@@ -27,7 +33,11 @@ except ModuleNotFoundError as error:
 
 __all__ = [
     "CrossEntropyLoss",
+    "JSDivergenceLoss",
+    "KLDivergenceLoss",
     "LinearCrossEntropyLoss",
+    "LinearJSDivergenceLoss",
+    "LinearKLDivergenceLoss",
     "Statistics",
     "cross_entropy",
     "js_divergence",

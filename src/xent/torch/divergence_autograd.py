@@ -123,5 +123,6 @@ def _on_device(ctx: Any, arguments: Arguments, side: int, upstream: Tensor, read
     student, teacher, labels, options = _roles(arguments, side, options_of(ctx.call))
     row_scale = upstream if upstream.ndim else upstream.double() * ctx.scale
     make: Any = choose_divergence(student.device).forward_backward
-    gradient: Tensor = make(student, teacher, labels, row_scale, options, out=ready)[1]
+    done = {} if ready is None or upstream.ndim else {"finished": upstream}
+    gradient: Tensor = make(student, teacher, labels, row_scale, options, out=ready, **done)[1]
     return gradient

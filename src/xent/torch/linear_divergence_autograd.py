@@ -59,13 +59,15 @@ def _gradients(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
     seen, ready = is_seen(upstream), ctx.ready
     ctx.ready = [None, None]
     found: list[Tensor | None] = []
+    tensors: PairRows | None = None
     for side in (0, 1):
         wanted = ctx.needs_input_grad[3 * side : 3 * side + 3]
         gradients: Any = [None] * 3
         if any(wanted):
             gradients = None if ready[side] is None or seen else multiplied(ctx.call, ready[side], upstream)
         if gradients is None:
-            call, rows = _of_side(ctx.call, PairRows(*ctx.saved_tensors), side)
+            tensors = tensors or PairRows(*ctx.saved_tensors)  # a checkpoint makes them once
+            call, rows = _of_side(ctx.call, tensors, side)
             if seen:
                 row_scale = upstream if upstream.ndim else (upstream * ctx.scale).expand(len(rows.input))
                 gradients = linear_divergence_operators.linear_divergence_gradients(call, rows, row_scale, wanted)

@@ -100,7 +100,7 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
 
     def __prepare_scriptable__(self) -> NoReturn:
         """Called by torch.jit.script, also for a model that contains this module."""
-        raise _not_scriptable("CrossEntropyLoss")
+        raise not_scriptable("CrossEntropyLoss")
 
 
 class LinearCrossEntropyLoss(TorchLinearCrossEntropyLoss):
@@ -226,7 +226,7 @@ class LinearCrossEntropyLoss(TorchLinearCrossEntropyLoss):
 
     def __prepare_scriptable__(self) -> NoReturn:
         """Called by torch.jit.script, also for a model that contains this module."""
-        raise _not_scriptable("LinearCrossEntropyLoss")
+        raise not_scriptable("LinearCrossEntropyLoss")
 
 
 def _options(module: nn.Module) -> dict[str, Any]:
@@ -260,6 +260,7 @@ def _sizes(call: str, out_features: Any) -> tuple[int, ...]:
     raise ArgumentError(message(call, "out_features", found, "Pass () for one loss for each row of the input"))
 
 
-def _not_scriptable(call: str) -> XentError:
+def not_scriptable(call: str) -> XentError:
+    """What torch.jit.script is answered."""
     found = "torch.jit.script cannot compile this module"
     return XentError(message(call, "", found, "Use torch.compile or torch.export"))

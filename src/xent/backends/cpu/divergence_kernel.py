@@ -151,7 +151,8 @@ def _room(logits: Any) -> Any:
 def side_of(logits: Any, terms: Any, z: Any, derivative: Any) -> Any:
     """What makes probabilities of a row. Float32 rows are relative to 0 where their sum is far from any limit."""
     zero, one = z.dtype.type(0), z.dtype.type(1)
-    if z.itemsize == 4 and terms.scale == 1.0 and terms.softcap == 0.0:
+    # Of one class the probability is exactly 1.
+    if z.itemsize == 4 and len(logits) > 1 and terms.scale == 1.0 and terms.softcap == 0.0:
         total = 0.0
         for start in range(0, len(logits), BLOCK):
             block = logits[start : start + BLOCK]
