@@ -15,9 +15,11 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from xent.backends.gpu import kernels
+from xent.backends.gpu import divergence_kernel, kernels
 from xent.backends.gpu.backend import GpuBackend
+from xent.backends.gpu.divergence_kernel import GpuDivergence
 from xent.backends.protocol import Statistics
+from xent.divergence import Divergence
 from xent.objective import Objective
 
 EVERYTHING = Objective(
@@ -50,8 +52,8 @@ def main(backend: str, architecture: str, warp: str) -> None:
         Driver(GPUTarget(backend, int(architecture) if architecture.isdigit() else architecture, int(warp)))
     )
     found: dict[str, list[str]] = {}
-    for name in NAMES:
-        kernel = getattr(kernels, name)
+    own = [getattr(kernels, name) for name in NAMES]
+    for name, kernel in zip((*NAMES, "divergence"), (*own, divergence_kernel.divergence), strict=True):
         kernel.run = compiling(kernel.run, found.setdefault(name, []))
     gpu = GpuBackend()
     labels, lse = torch.zeros(8, dtype=torch.int64), torch.zeros(8, dtype=torch.float64)
@@ -67,6 +69,10 @@ def main(backend: str, architecture: str, warp: str) -> None:
         gpu.forward_backward(
             torch.zeros(2, 21, 64, dtype=dtype), torch.zeros(2, 64, dtype=torch.int64), 1.0, Objective()
         )
+        pair = (x, torch.zeros(8, 32000, dtype=dtype), labels)
+        for options in (Divergence(), Divergence(kind="reverse", softcap=30.0, z_loss=1e-4), Divergence(kind="js")):
+            GpuDivergence().forward(*pair, options)
+            GpuDivergence().forward_backward(*pair, 1.0, options, finished=torch.ones(()))
     gpu.scale(torch.zeros(100), torch.ones(()))
     print(json.dumps(found))
 

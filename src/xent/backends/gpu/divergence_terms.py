@@ -1,6 +1,6 @@
 """The terms of the divergences on a block of two rows, and what makes them: those of xent.backends.cpu, in Triton.
 
-With reference = max(z), inverse = 1 / sum(exp(z - reference)): p = exp(z - reference) * inverse. d is log p_t - log p_s.
+With reference = max(z), inverse = 1 / sum(exp(z - reference)):  p = exp(z - reference) * inverse;  d: log p_t - log p_s
 """
 
 from __future__ import annotations
@@ -108,10 +108,23 @@ def side_of(
 @triton.jit
 def shift_between(student, teacher, WIDE: tl.constexpr):
     """lse_t - lse_s in two numbers of the computing type."""
-    total = teacher.reference.to(tl.float64) - student.reference.to(tl.float64)
-    total += teacher.log_total - student.log_total
+    t, s, logs = (
+        teacher.reference.to(tl.float64),
+        student.reference.to(tl.float64),
+        teacher.log_total - student.log_total,
+    )
+    whole = t - s
+    total = whole + logs
+    rest = rounded_away(t, -s, whole) + rounded_away(whole, logs, total)
     high = total.to(WIDE)
-    return high, (total - high.to(tl.float64)).to(WIDE)
+    return high, ((total - high.to(tl.float64)) + rest).to(WIDE)
+
+
+@triton.jit
+def rounded_away(a, b, total):
+    """a + b - total, where total is a + b (Knuth's two-sum)."""
+    back = total - a
+    return (a - (total - back)) + (b - back)
 
 
 @triton.jit
