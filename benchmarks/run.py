@@ -36,7 +36,16 @@ from xent.cli.app import print_error, progress
 from xent.errors import XentError
 
 Part = Literal[
-    "logits", "logits_huge_pages", "scaling", "threads", "first_call", "accuracy", "linear", "scoring", "parallel"
+    "logits",
+    "logits_huge_pages",
+    "scaling",
+    "threads",
+    "first_call",
+    "accuracy",
+    "linear",
+    "divergence",
+    "scoring",
+    "parallel",
 ]
 PARTS: tuple[Part, ...] = get_args(Part)
 GPU_PARTS: tuple[Literal["logits", "linear"], ...] = ("logits", "linear")
@@ -90,7 +99,9 @@ def _everything(threads: int) -> None:
 def _measure(part: Part, shapes: tuple[str, ...], quick: bool, threads: int, memory: bool) -> dict[str, Any]:
     if part == "linear" and shapes:
         raise typer.BadParameter("linear has one shape: leave out --shape.")
-    if part not in ("logits", "logits_huge_pages", "linear") and (shapes or quick):
+    if part == "divergence" and shapes:
+        raise typer.BadParameter("divergence has one shape: leave out --shape.")
+    if part not in ("logits", "logits_huge_pages", "linear", "divergence") and (shapes or quick):
         raise typer.BadParameter(f"{part} has sizes of its own: leave out --shape and --quick.")
     with progress(transient=True) as report:
         common: dict[str, Any] = {"command": _command(), "progress": report}
@@ -104,6 +115,10 @@ def _measure(part: Part, shapes: tuple[str, ...], quick: bool, threads: int, mem
 
             size = linear_loss.SHAPES["quick" if quick else "gpt2"]
             return linear_loss.run(size, threads=threads, measure_memory=memory and not quick, **common)
+        if part == "divergence":
+            from benchmarks import divergence_loss
+
+            return divergence_loss.run_divergence(quick=quick, threads=threads, measure_memory=memory, **common)
         if part == "parallel":
             return run_sharded_loss(**common)
         if part == "scoring":
@@ -158,6 +173,8 @@ def _show(part: Part, record: dict[str, Any]) -> None:
     if part == "linear":
         console.print(Markdown(record_tables.linear(record)))
         _print("[red]missed[/]", bars.missed(record))
+    if part == "divergence":
+        console.print(Markdown(record_tables.divergence(record)))
     if part == "scoring":
         from benchmarks import score_speed
 
