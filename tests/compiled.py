@@ -70,9 +70,11 @@ def main(backend: str, architecture: str, warp: str) -> None:
             torch.zeros(2, 21, 64, dtype=dtype), torch.zeros(2, 64, dtype=torch.int64), 1.0, Objective()
         )
         pair = (x, torch.zeros(8, 32000, dtype=dtype), labels)
-        for options in (Divergence(), Divergence(kind="reverse", softcap=30.0, z_loss=1e-4), Divergence(kind="js")):
-            GpuDivergence().forward(*pair, options)
-            GpuDivergence().forward_backward(*pair, 1.0, options, finished=torch.ones(()))
+        if dtype == torch.bfloat16:
+            GpuDivergence().forward_backward(*pair, 1.0, Divergence(), finished=torch.ones(()))
+            GpuDivergence().forward_backward(*pair, 1.0, Divergence(kind="js"))
+        else:
+            GpuDivergence().forward(*pair, Divergence(kind="reverse", softcap=30.0, z_loss=1e-4))
     gpu.scale(torch.zeros(100), torch.ones(()))
     print(json.dumps(found))
 

@@ -20,9 +20,10 @@ __all__ = ["placed"]
 
 
 @pytest.mark.parametrize(("tile", "options"), [*((None, name) for name in OPTIONS), (SMALL, "plain")])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["forward", "reverse", "tenth"])
 def test_the_kernels_agree_with_the_reference(kind, tile, options):
     chosen, rows = divergence(kind, OPTIONS[options]), list(pairs(7).values())
+    rows = rows if tile is None else rows[1:4:2]
     for dtype in ("float64", "float32"):
         s, t = (np.concatenate([pair[side] for pair in rows]).astype(dtype) for side in (0, 1))
         tensors = [torch.from_numpy(x).to(DEVICE) for x in (s, t)]
@@ -45,14 +46,14 @@ def test_of_equal_logits_it_is_exactly_0(kind, dtype):
 @pytest.mark.parametrize("kind", KINDS)
 def test_strides_rows_and_scales(kind):
     """Positions on the last axis, transposed ones, ignored rows, a number for each row, and logits that become it."""
-    s, t = random(3, 5, 7).permute(0, 2, 1), random(3, 7, 5, seed=1)
-    labels = (torch.arange(15) % 4).reshape(3, 5)
-    chosen, scale = divergence(kind, {"ignore_index": 2}), torch.linspace(1.0, -2.0, 15)
+    s, t = random(2, 3, 5).permute(0, 2, 1), random(2, 5, 3, seed=1)
+    labels = (torch.arange(6) % 4).reshape(2, 3)
+    chosen, scale = divergence(kind, {"ignore_index": 2}), torch.linspace(1.0, -2.0, 6)
     losses, gradient = GpuDivergence(SMALL).forward_backward(s, t, labels, scale, chosen)
-    flat = [x.permute(0, 2, 1).reshape(15, 7).contiguous() for x in (s, t)]
+    flat = [x.permute(0, 2, 1).reshape(6, 5).contiguous() for x in (s, t)]
     wanted, slope = GpuDivergence(None).forward_backward(*flat, labels.reshape(-1), scale, chosen, out=flat[0].clone())
     assert_within(losses, array(wanted), 64 * eps("float64"))
-    assert_within(gradient.permute(0, 2, 1).reshape(15, 7), array(slope), 64 * eps("float64"))
+    assert_within(gradient.permute(0, 2, 1).reshape(6, 5), array(slope), 64 * eps("float64"))
     ignored = labels.reshape(-1) == 2
     assert not losses[ignored].any()
     copy = flat[0].clone()
@@ -66,14 +67,13 @@ def test_if_the_upstream_gradient_is_1_nothing_is_done():
     assert (out == 5.0).all()
 
 
-@pytest.mark.parametrize("kind", ["forward", "tenth"])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("kind", "dtype"), [("forward", torch.float64), ("tenth", torch.float32)])
 def test_the_front_and_the_linear_front_take_them(kind, dtype):
     assert isinstance(choose_divergence(torch.device(DEVICE)), GpuDivergence)
-    h, w = random(20, 6, dtype=dtype).requires_grad_(), random(31, 6, seed=1, dtype=dtype).requires_grad_()
-    g, v = random(20, 4, seed=2, dtype=dtype).requires_grad_(), random(31, 4, seed=3, dtype=dtype).requires_grad_()
-    options: dict[str, Any] = {**KINDS[kind], "temperature": 4.0, "labels": torch.arange(20), "ignore_index": 3}
-    linear = getattr(xent.torch, f"linear_{loss_of(kind)}")(h, w, g, v, **options, workspace=2000 * dtype.itemsize)
+    h, w = random(9, 6, dtype=dtype).requires_grad_(), random(11, 6, seed=1, dtype=dtype).requires_grad_()
+    g, v = random(9, 4, seed=2, dtype=dtype).requires_grad_(), random(11, 4, seed=3, dtype=dtype).requires_grad_()
+    options: dict[str, Any] = {**KINDS[kind], "temperature": 4.0, "labels": torch.arange(9), "ignore_index": 3}
+    linear = getattr(xent.torch, f"linear_{loss_of(kind)}")(h, w, g, v, **options, workspace=1700)
     plain = getattr(xent.torch, loss_of(kind))(h @ w.T, g @ v.T, **options)
     unit = 256 * torch.finfo(dtype).eps
     assert_within(linear.detach(), array(plain), unit * plain.item())

@@ -68,7 +68,7 @@ def test_the_shared_tests_pass(file, at_least):
 def test_what_only_the_gpu_has_passes():
     files = ("interpreted", "interpreted_linear", "interpreted_divergence")
     passed = pytest_in_the_interpreter(*(f"tests/{file}.py" for file in files))
-    assert int(passed.split(" passed")[0].split()[-1]) >= 130, passed
+    assert int(passed.split(" passed")[0].split()[-1]) >= 125, passed
 
 
 @pytest.mark.timeout(900)
@@ -94,11 +94,11 @@ def test_every_kernel_compiles(target):
         "statistics": 2,
         "scale": 1,
         "statistics_gradient": 2,
-        "divergence": 12,
+        "divergence": 3,
     }
     for name in ("forward", "forward_backward", "statistics_gradient", "divergence"):
         assert kernels[name][0].split()[0] == "128", (name, kernels[name])
-    for name in ("forward_backward", "statistics_gradient"):
+    for name in ("forward_backward", "statistics_gradient", "divergence"):
         assert kernels[name][0].split()[1] == "128", (name, kernels[name])
 
 
