@@ -54,7 +54,8 @@ class DivergenceLoss(torch.autograd.Function):
         options, wanted = options_of(call), ctx.needs_input_grad[:2]
         denominator = denominator_of(call, counted(teacher, labels), None)
         ctx.call, ctx.scale, ctx.ready = call, call.scaled(scale_of(denominator, options)), [None, None]
-        ctx.kind = EXPECTED.kind(student) if call.backend.reads_values else None
+        kind = EXPECTED.kind(student) if call.backend.reads_values else None
+        ctx.kind = None if kind is None else ("divergence", *kind)  # beside other losses of such logits
         ctx.made_for, losses = EXPECTED.factor(ctx.kind), None
         if options.reduction != "none":
             if wanted[0]:

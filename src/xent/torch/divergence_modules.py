@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Never, NoReturn
 
 import torch
@@ -145,7 +146,55 @@ class JSDivergenceLoss(_DivergenceLoss):
         return js_divergence(input, target, labels=labels, sample_weight=sample_weight, **self.options())
 
 
-class LinearKLDivergenceLoss(KLDivergenceLoss):
+class _LinearDivergenceLoss(_DivergenceLoss):
+    """A divergence with the student's layer; the class behind it in the method resolution order has the options."""
+
+    function: Callable[..., Tensor]
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        *,
+        bias: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        workspace: int | str = DEFAULT_WORKSPACE,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        name = type(self).__name__
+        if num_classes < 1:
+            raise ArgumentError(message(name, "num_classes", f"found {num_classes}", "Pass at least one class"))
+        parse_bytes(name, workspace)
+        self.workspace = workspace
+        self.linear = nn.Linear(in_features, num_classes, bias=bias, device=device, dtype=dtype)
+
+    def forward(
+        self,
+        input: Tensor,
+        target_input: Tensor,
+        target_weight: Tensor,
+        target_bias: Tensor | None = None,
+        labels: Tensor | None = None,
+        sample_weight: Tensor | None = None,
+    ) -> Tensor:
+        """Return the divergence of this layer of the student's hidden states and the teacher's layer of its own."""
+        return type(self).function(
+            input,
+            self.linear.weight,
+            target_input,
+            target_weight,
+            linear_bias=self.linear.bias,
+            target_bias=target_bias,
+            labels=labels,
+            sample_weight=sample_weight,
+            workspace=self.workspace,
+            **self.options(),
+        )
+
+
+class LinearKLDivergenceLoss(_LinearDivergenceLoss, KLDivergenceLoss):  # type: ignore[misc]
     """`xent.torch.linear_kl_divergence` as a module, which has the student's layer; the teacher's is an argument.
 
     Parameters
@@ -171,45 +220,10 @@ class LinearKLDivergenceLoss(KLDivergenceLoss):
     0.0
     """
 
-    def __init__(
-        self,
-        in_features: int,
-        num_classes: int,
-        *,
-        bias: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        workspace: int | str = DEFAULT_WORKSPACE,
-        **options: Any,
-    ) -> None:
-        super().__init__(**options)
-        self.linear, self.workspace = _layer(self, in_features, num_classes, bias, device, dtype, workspace), workspace
-
-    def forward(  # type: ignore[override]
-        self,
-        input: Tensor,
-        target_input: Tensor,
-        target_weight: Tensor,
-        target_bias: Tensor | None = None,
-        labels: Tensor | None = None,
-        sample_weight: Tensor | None = None,
-    ) -> Tensor:
-        """Return the divergence of this layer of the student's hidden states from the teacher's layer of its own."""
-        return linear_kl_divergence(
-            input,
-            self.linear.weight,
-            target_input,
-            target_weight,
-            linear_bias=self.linear.bias,
-            target_bias=target_bias,
-            labels=labels,
-            sample_weight=sample_weight,
-            workspace=self.workspace,
-            **self.options(),
-        )
+    function = staticmethod(linear_kl_divergence)
 
 
-class LinearJSDivergenceLoss(JSDivergenceLoss):
+class LinearJSDivergenceLoss(_LinearDivergenceLoss, JSDivergenceLoss):  # type: ignore[misc]
     """`xent.torch.linear_js_divergence` as a module, which has the student's layer; the teacher's is an argument.
 
     Parameters
@@ -230,56 +244,4 @@ class LinearJSDivergenceLoss(JSDivergenceLoss):
     0.0
     """
 
-    def __init__(
-        self,
-        in_features: int,
-        num_classes: int,
-        *,
-        bias: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        workspace: int | str = DEFAULT_WORKSPACE,
-        **options: Any,
-    ) -> None:
-        super().__init__(**options)
-        self.linear, self.workspace = _layer(self, in_features, num_classes, bias, device, dtype, workspace), workspace
-
-    def forward(  # type: ignore[override]
-        self,
-        input: Tensor,
-        target_input: Tensor,
-        target_weight: Tensor,
-        target_bias: Tensor | None = None,
-        labels: Tensor | None = None,
-        sample_weight: Tensor | None = None,
-    ) -> Tensor:
-        """Return the divergence of this layer of the student's hidden states and the teacher's layer of its own."""
-        return linear_js_divergence(
-            input,
-            self.linear.weight,
-            target_input,
-            target_weight,
-            linear_bias=self.linear.bias,
-            target_bias=target_bias,
-            labels=labels,
-            sample_weight=sample_weight,
-            workspace=self.workspace,
-            **self.options(),
-        )
-
-
-def _layer(
-    module: nn.Module,
-    in_features: int,
-    num_classes: int,
-    bias: bool,
-    device: torch.device | str | None,
-    dtype: torch.dtype | None,
-    workspace: int | str,
-) -> nn.Linear:
-    """The student's layer."""
-    name = type(module).__name__
-    if num_classes < 1:
-        raise ArgumentError(message(name, "num_classes", f"found {num_classes}", "Pass at least one class"))
-    parse_bytes(name, workspace)
-    return nn.Linear(in_features, num_classes, bias=bias, device=device, dtype=dtype)
+    function = staticmethod(linear_js_divergence)
