@@ -93,8 +93,9 @@ def kl_divergence(
     *Numerics*: each term is p_t * (d - 1 + exp(-d)) with d = log p_t - log p_s, which is 0 or more, by a series for
     small d: a divergence of 1e-9 has its digits. float32 for 16-bit and float32 logits, with sums over blocks in
     float64; float64 throughout for float64. Results repeat bit for bit, whatever the number of threads. *Memory*: one
-    gradient for each of student and teacher that learns, and a few numbers per row. A mean or a sum makes it with the
-    loss. The gradient of a row whose divergence is infinite is finite.
+    gradient for each of student and teacher that learns, and a few numbers per row; logits (N, C, d1, ...) are copied
+    to rows first, and so are those that are widened. A mean or a sum makes its gradients with the loss. The gradient
+    of a row whose divergence is infinite is finite.
 
     Examples
     --------
