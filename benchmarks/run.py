@@ -44,6 +44,9 @@ Part = Literal[
     "accuracy",
     "linear",
     "binary",
+    "divergence",
+    "contrastive",
+    "options",
     "scoring",
     "parallel",
 ]
@@ -101,7 +104,9 @@ def _measure(part: Part, shapes: tuple[str, ...], quick: bool, threads: int, mem
         raise typer.BadParameter("linear has one shape: leave out --shape.")
     if part == "binary" and shapes:
         raise typer.BadParameter("binary has shapes of its own: leave out --shape.")
-    if part not in ("logits", "logits_huge_pages", "linear", "binary") and (shapes or quick):
+    if part in ("divergence", "contrastive", "options") and shapes:
+        raise typer.BadParameter(f"{part} has one shape: leave out --shape.")
+    if part not in ("logits", "logits_huge_pages", "linear", "binary", "divergence", "options") and (shapes or quick):
         raise typer.BadParameter(f"{part} has sizes of its own: leave out --shape and --quick.")
     with progress(transient=True) as report:
         common: dict[str, Any] = {"command": _command(), "progress": report}
@@ -117,6 +122,18 @@ def _measure(part: Part, shapes: tuple[str, ...], quick: bool, threads: int, mem
             return linear_loss.run(size, threads=threads, measure_memory=memory and not quick, **common)
         if part == "binary":
             return binary_loss.run(quick=quick, threads=threads, **common)
+        if part == "divergence":
+            from benchmarks import divergence_loss
+
+            return divergence_loss.run_divergence(quick=quick, threads=threads, measure_memory=memory, **common)
+        if part == "contrastive":
+            from benchmarks import contrastive
+
+            return contrastive.run_contrastive(threads=threads, measure_memory=memory, **common)
+        if part == "options":
+            from benchmarks import loss_options
+
+            return loss_options.run_options(quick=quick, threads=threads, **common)
         if part == "parallel":
             return run_sharded_loss(**common)
         if part == "scoring":
@@ -171,6 +188,8 @@ def _show(part: Part, record: dict[str, Any]) -> None:
     if part == "linear":
         console.print(Markdown(record_tables.linear(record)))
         _print("[red]missed[/]", bars.missed(record))
+    if part == "divergence":
+        console.print(Markdown(record_tables.divergence(record)))
     if part == "scoring":
         from benchmarks import score_speed
 
