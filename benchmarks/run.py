@@ -52,6 +52,8 @@ Part = Literal[
 ]
 PARTS: tuple[Part, ...] = get_args(Part)
 GPU_PARTS: tuple[Literal["logits", "linear"], ...] = ("logits", "linear")
+OTHER = "options"
+"""The part that has a record of its own on a GPU: the other losses beside torch's formulas."""
 LARGE = ("gpt2", "segmentation")
 messages = Console(stderr=True)
 
@@ -159,6 +161,13 @@ def _measure(part: Part, shapes: tuple[str, ...], quick: bool, threads: int, mem
 
 def _on_gpu(part: Part | None, shapes: tuple[str, ...], dtypes: tuple[str, ...], quick: bool, out: Path | None) -> None:
     """One record or both; with --quick few rounds."""
+    if part == OTHER:
+        from benchmarks.gpu_other import run_other
+
+        with progress(transient=True) as report:
+            record = run_other(settings=Settings(minimum_s=0.05).quick(), command=_command(), progress=report)
+        _write(record, out or tables.results("cuda") / "other.json")
+        return
     if part is not None and part not in GPU_PARTS:
         raise typer.BadParameter(f"{part} is not measured on a GPU.")
     if (shapes or dtypes or quick or out) and (part is None or out is None):
