@@ -303,32 +303,70 @@ def test_fits_a_phone(open_page, report):
 # What a reader moves.
 
 
+def shown(opened, name):
+    """What the page says where it names a value."""
+    return opened.page.inner_text(f"[data-shows='{name}'] >> nth=0")
+
+
+def as_text(number):
+    """A number as the scripts write it, of which Python's own texts have the power as <sup>."""
+    plain = re.sub(r"<sup>(.*?)</sup>", lambda m: power_of_ten(m.group(1)), str(magnitude(float(number))))
+    return plain
+
+
+def power_of_ten(digits):
+    return digits.replace("−", "-").translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
+def test_text_and_controls_say_the_same_number(open_page, report):
+    """The text as Python wrote it is what the scripts make of the sliders' first positions, and it follows them."""
+    written = re.findall(r'<span data-shows="(truth-[a-z-]+)">(.*?)</span>', report.read_text())
+    assert dict(written)["truth-p"] == "1%"
+    assert dict(written)["truth-ce"] == "4.61"
+    opened = open_page(report)
+    assert [shown(opened, name) for name, _ in written] == [text for _, text in written]
+    assert "q = 1%" in opened.texts("loss-curve")
+    assert "4.61 nats" in opened.texts("loss-curve")
+    for position in (0, 20, 130):
+        opened.page.fill("#truth", str(position))
+        opened.settle()
+        p = opened.page.evaluate(f"xent.page.data.truth[{position}]")
+        (ce, ce_length), (se, se_length) = two_losses([p]).values()
+        assert shown(opened, "truth-ce") == as_text(ce[0])
+        assert shown(opened, "truth-se-gradient") == as_text(se_length[0])
+        assert shown(opened, "truth-ratio") == as_text(ce_length[0] / se_length[0]) + " times as long"
+        drawn = [float(t.split()[0].replace("−", "-")) for t in opened.texts("loss-curve") if t.endswith("nats")]
+        assert drawn[0] == pytest.approx(ce[0], rel=0.006)
+        assert shown(opened, "truth-se") == as_text(se[0])
+
+
 @pytest.mark.parametrize("logits", [(6.0, 4.0, -1.0), (-8.0, 8.0, 8.0)])
 def test_sliders_over_the_logits_give_the_numbers_of_the_library(opened, logits):
-    before = [opened.drawing(chart) for chart in ("softmax-bars", "loss-bars", "gradient-bars")]
+    before = [opened.drawing(chart) for chart in ("softmax-bars", "gradient-bars")]
     for k, z in enumerate(logits, 1):
         opened.page.fill(f"#logit-{k}", str(z))
     opened.settle()
     assert all(
-        opened.drawing(chart) != old
-        for chart, old in zip(("softmax-bars", "loss-bars", "gradient-bars"), before, strict=True)
+        opened.drawing(chart) != old for chart, old in zip(("softmax-bars", "gradient-bars"), before, strict=True)
     )
     q = information.softmax(np.array(logits))
     assert set(opened.texts("softmax-bars")) == {f"{value:.4f}" for value in q}
-    numbers, gradients = set(), set()
-    for function, unit in ((cross_entropy_value_and_grad, " nats"), (squared_error_value_and_grad, "")):
+    gradients = set()
+    for function, short, unit in (
+        (cross_entropy_value_and_grad, "ce", " nats"),
+        (squared_error_value_and_grad, "se", " of at most 2"),
+    ):
         loss, gradient = function(np.array(logits), 0)
-        length = np.linalg.norm(gradient)
-        numbers |= {f"{v:{'.5f' if v < 0.1 else '.3f'}}{u}" for v, u in ((loss, unit), (length, ""))}
+        assert shown(opened, f"logits-{short}") == as_text(loss) + unit
+        assert shown(opened, f"logits-{short}-gradient") == as_text(np.linalg.norm(gradient))
         gradients |= {f"{v:+.3f}".replace("-", "−") for v in gradient}
-    assert set(opened.texts("loss-bars")) == numbers
     zero = {"−0.000", "+0.000"}
     assert set(opened.texts("gradient-bars")) - zero == gradients - zero
     assert opened.messages == []
 
 
 def test_the_probability_of_the_truth_moves_both_curves_and_follows_the_pointer(opened):
-    before = {chart: opened.texts(chart) for chart in ("loss-curve", "gradient-curve")}
+    before = {chart: opened.texts(chart) for chart in ("loss-curve", "squared-curve", "gradient-curve")}
     opened.page.fill("#truth", "20")
     opened.settle()
     after = {chart: opened.texts(chart) for chart in before}
@@ -336,6 +374,7 @@ def test_the_probability_of_the_truth_moves_both_curves_and_follows_the_pointer(
     opened.page.hover("#chart-loss-curve svg", position={"x": 300, "y": 120})
     opened.settle()
     assert opened.page.input_value("#truth") != "20"
+    assert shown(opened, "truth-ce") + " nats" in opened.texts("loss-curve")
     assert opened.texts("gradient-curve")[0] == opened.texts("loss-curve")[0] != after["loss-curve"][0]
     value = opened.page.input_value("#truth")
     opened.page.hover("#chart-loss-curve svg", position={"x": 2, "y": 2})

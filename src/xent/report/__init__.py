@@ -46,13 +46,14 @@ def write_why(record: Record | Mapping[str, Any], directory: Path) -> Path:
     directory : created if it does not exist; existing files of the two names are replaced
     """
     from xent.report.why_charts import charts
+    from xent.report.why_story import script, story
     from xent.report.why_text import texts
 
     plain: dict[str, Any] = dict(record) if isinstance(record, Mapping) else record.to_dict()
     _check_head("write_why", plain, "xent why")
     with _damage_named("write_why"):
         numbers = json.dumps(plain, allow_nan=False, indent=1)
-        page = render("why.html.jinja", charts(plain), texts(plain))
+        page = render("why.html.jinja", charts(plain), texts(plain), script(), story(plain))
     return _written(directory, "why", numbers, page)
 
 

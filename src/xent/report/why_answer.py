@@ -1,4 +1,4 @@
-"""The head of the report of `xent why`: the answer in one paragraph, the key figures, and facts about the data."""
+"""The answer of the report of `xent why`: in two sentences, in one paragraph, as key figures; and facts about the data."""
 
 from __future__ import annotations
 
@@ -43,6 +43,34 @@ def facts(record: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def lead(record: dict[str, Any]) -> list[Markup]:
+    """Return the two sentences above the first picture: the idea, and what it did on this data."""
+    idea = Markup("Where a model is sure and wrong, {} corrects it most, and {} hardly at all.")
+    what = Markup("Here both train one network on {}, from a start that is confidently wrong: {}.")
+    return [
+        idea.format(*(_named(loss) for loss in ("cross-entropy", "squared error"))),
+        what.format(shown_name(record["data"]["name"]), _first(record)),
+    ]
+
+
+def _named(loss: str) -> Markup:
+    """Return the name of a loss in its colour."""
+    return Markup('<span class="{} whole">{}</span>').format(loss.replace(" ", "-"), loss)
+
+
+def _first(record: dict[str, Any]) -> Markup:
+    """Return which loss came first to the level of the headline, of the network from the confidently wrong start."""
+    model = record["comparisons"][-1]["model"] if record["comparisons"] else ""
+    c = headline(record, "confidently wrong", model)
+    if c is None:
+        return Markup("neither loss reached a level of accuracy that was timed")
+    if c["winner"] == "tie":
+        return Markup("both get {} of the test rows right after the same number of steps").format(level_of(c))
+    never = any(c[key]["median"] is None for key in ("cross_entropy", "squared_error"))
+    place = "the only one" if never else "the first"
+    return Markup("{} is {} to get {} of the test rows right").format(_named(c["winner"]), place, level_of(c))
+
+
 def answer(record: dict[str, Any]) -> list[Markup]:
     """Return the answer to the question in one paragraph, from the results."""
     seeds = plural(len(record["settings"]["seeds"]), "seed")
@@ -59,7 +87,7 @@ def answer(record: dict[str, Any]) -> list[Markup]:
     clearly = f", {won['SE clearly'] or 'none'} of them clearly" if won["SE"] and several_seeds(record) else ""
     share = f"{count(won['SE'])} of {count(won['all'])} comparisons{clearly}" if won["SE"] else "no comparison"
     sentences.append(
-        Markup("Squared error was better in {}; part 4 has them all. Steps are medians of {}.").format(share, seeds)
+        Markup("Squared error was better in {}; the tables below have them all. Steps are medians of {}.").format(share, seeds)
     )
     return sentences
 

@@ -11,14 +11,14 @@ from markupsafe import Markup
 from xent.information import cross_entropy, information_content
 from xent.names import shown_name
 from xent.report.numbers import count, listed, magnitude, median, percent, plural, scientific, significant
+from xent.report.page import style_sheet
 from xent.report.theme import power
-from xent.report.why_answer import answer, facts, gradient_lengths, tiles
+from xent.report.why_answer import answer, facts, gradient_lengths, lead, tiles
 from xent.report.why_charts import information as simplex
 from xent.report.why_charts import punishment
 from xent.report.why_charts.race import MEASURES, MOST_SEEDS
+from xent.report.why_story import race as race_curves
 from xent.report.why_tables import rates, tables, verdict, wins_of_squared_error
-from xent.why.losses import gradients_of_rows, losses_of_rows
-from xent.why.record import LOSSES
 
 
 def texts(record: dict[str, Any]) -> dict[str, Any]:
@@ -26,16 +26,18 @@ def texts(record: dict[str, Any]) -> dict[str, Any]:
     return {
         "name": shown_name(record["data"]["name"]),
         "facts": facts(record),
+        "lead": lead(record),
         "answer": answer(record),
         "tiles": tiles(record),
         "punishment": punishment_text(record),
-        "sliders": sliders_text(),
         "information": information_text(record),
         "likelihood": likelihood_text(record),
         "race": race_text(record),
         "tables": tables(record),
         "controls": controls(record),
         "method": method(record),
+        "has_race": race_curves(record) is not None,
+        "own_style": style_sheet("why.css"),
     }
 
 
@@ -55,7 +57,7 @@ def controls(record: dict[str, Any]) -> dict[str, Any]:
 
 def punishment_text(record: dict[str, Any]) -> list[Markup]:
     """Return the texts of part 1."""
-    p = 0.01
+    p = punishment.START
     values = {name: tuple(float(v[0]) for v in pair) for name, pair in punishment.two_losses([p]).items()}
     (ce, ce_length), (se, se_length) = values["cross-entropy"], values["squared error"]
     paragraphs = [
@@ -63,11 +65,20 @@ def punishment_text(record: dict[str, Any]) -> list[Markup]:
             "A prediction that gives the true class {p} costs {ce} nats by cross-entropy and {se} by squared error, "
             "which never exceeds 2. Each tenfold decrease of that probability adds {tenth} nats to the former and "
             "almost nothing to the latter."
-        ).format(p=percent(p, 0), ce=significant(ce), se=significant(se), tenth=significant(math.log(10))),
+        ).format(
+            p=shows("truth-p", f"{p:.0%}"),
+            ce=shows("truth-ce", significant(ce)),
+            se=shows("truth-se", significant(se)),
+            tenth=significant(math.log(10)),
+        ),
         Markup(
-            "Training follows the gradient. Its length there is {ce} for cross-entropy and {se} for squared error, "
-            "{ratio} times less, because the chain rule multiplies it by the probability itself."
-        ).format(ce=significant(ce_length), se=significant(se_length), ratio=significant(ce_length / se_length, 2)),
+            "Training follows the gradient. Its length there is {ce} for cross-entropy and {se} for squared error: "
+            "{ratio}, because the chain rule multiplies that of squared error by the probability itself."
+        ).format(
+            ce=shows("truth-ce-gradient", significant(ce_length)),
+            se=shows("truth-se-gradient", significant(se_length)),
+            ratio=shows("truth-ratio", f"{significant(ce_length / se_length)} times as long"),
+        ),
     ]
     wrong = [s for s in record["gradients"] if s["start"] == "confidently wrong"]
     lengths = gradient_lengths(record, "confidently wrong")
@@ -221,30 +232,9 @@ def race_text(record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def sliders_text() -> list[Markup]:
-    """Return the texts beside the sliders of part 1, about their initial values."""
-    logits, first_class = np.array([punishment.WRONG_LOGITS]), np.array([0])
-    (ce, ce_gradient), (se, se_gradient) = (
-        (losses_of_rows(loss, logits, first_class)[0], gradients_of_rows(loss, logits, first_class)[0])
-        for loss in LOSSES
-    )
-    first = Markup(
-        "Class 1 is the true class, and initially the sliders describe a model that is confidently wrong. "
-        "Cross-entropy is {ce} nats, with a gradient of length {ce_length}. Squared error is {se}, nearly its maximum, "
-        "but its gradient has length {se_length}: the worst prediction is left almost unchanged."
-    ).format(
-        ce=significant(float(ce)),
-        se=significant(float(se)),
-        ce_length=significant(float(np.linalg.norm(ce_gradient))),
-        se_length=significant(float(np.linalg.norm(se_gradient))),
-    )
-    return [
-        first,
-        Markup(
-            "With three equal logits both losses have a large gradient: they differ where a prediction is wrong, not "
-            "where it is unsure."
-        ),
-    ]
+def shows(name: str, text: str) -> Markup:
+    """Return a number that the scripts of the page keep equal to the control it depends on, and its initial value."""
+    return Markup('<span data-shows="{}">{}</span>').format(name, text)
 
 
 def method(record: dict[str, Any]) -> dict[str, Any]:

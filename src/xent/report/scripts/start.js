@@ -1,0 +1,5 @@
+// Starts each part that is on the page, after Vega has drawn its charts' first frames.
+
+xent.race.start();
+xent.sliders.start();
+document.documentElement.dataset.story = "ready";
