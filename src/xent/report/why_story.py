@@ -14,7 +14,19 @@ from xent.names import shown_name
 from xent.report.why_charts import punishment
 from xent.report.why_charts.race import trainings
 
-SCRIPTS = ("compute", "format", "plot", "race", "sliders", "start")
+SCRIPTS = (
+    "compute",
+    "format",
+    "plot",
+    "race",
+    "sliders",
+    "datasets",
+    "surface",
+    "curves",
+    "inspect",
+    "lab",
+    "start",
+)
 SIGNIFICANT = 5
 """Digits of the data that scripts draw."""
 

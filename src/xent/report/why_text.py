@@ -36,6 +36,7 @@ def texts(record: dict[str, Any]) -> dict[str, Any]:
         "tables": tables(record),
         "controls": controls(record),
         "method": method(record),
+        "lab": lab(record),
         "has_race": race_curves(record) is not None,
         "own_style": style_sheet("why.css"),
     }
@@ -230,6 +231,11 @@ def race_text(record: dict[str, Any]) -> dict[str, Any]:
         "rates": rates(record),
         "title": f"Test rows during training: thin lines are {thin}, thick lines are medians",
     }
+
+
+def lab(record: dict[str, Any]) -> dict[str, Any]:
+    """Return the menus of part 2."""
+    return {"sets": [("rings", "three rings"), ("blobs", "three blobs"), ("spirals", "three spirals")], "columns": []}
 
 
 def shows(name: str, text: str) -> Markup:

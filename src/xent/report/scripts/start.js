@@ -2,4 +2,5 @@
 
 xent.race.start();
 xent.sliders.start();
+xent.lab.start();
 document.documentElement.dataset.story = "ready";
