@@ -310,8 +310,7 @@ def shown(opened, name):
 
 def as_text(number):
     """A number as the scripts write it, of which Python's own texts have the power as <sup>."""
-    plain = re.sub(r"<sup>(.*?)</sup>", lambda m: power_of_ten(m.group(1)), str(magnitude(float(number))))
-    return plain
+    return re.sub(r"<sup>(.*?)</sup>", lambda m: power_of_ten(m.group(1)), str(magnitude(float(number))))
 
 
 def power_of_ten(digits):

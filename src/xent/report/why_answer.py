@@ -1,4 +1,4 @@
-"""The answer of the report of `xent why`: in two sentences, in one paragraph, as key figures; and facts about the data."""
+"""The answer of the report of `xent why` (two sentences, one paragraph, key figures), and facts about the data."""
 
 from __future__ import annotations
 
@@ -87,7 +87,9 @@ def answer(record: dict[str, Any]) -> list[Markup]:
     clearly = f", {won['SE clearly'] or 'none'} of them clearly" if won["SE"] and several_seeds(record) else ""
     share = f"{count(won['SE'])} of {count(won['all'])} comparisons{clearly}" if won["SE"] else "no comparison"
     sentences.append(
-        Markup("Squared error was better in {}; the tables below have them all. Steps are medians of {}.").format(share, seeds)
+        Markup("Squared error was better in {}; the tables below have them all. Steps are medians of {}.").format(
+            share, seeds
+        )
     )
     return sentences
 

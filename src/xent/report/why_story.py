@@ -25,10 +25,11 @@ SCRIPTS = (
     "curves",
     "inspect",
     "lab",
+    "rows",
     "start",
 )
-SIGNIFICANT = 5
-"""Digits of the data that scripts draw."""
+LONGEST_NAME = 40
+"""Characters of a class's or a column's name."""
 
 
 @cache
@@ -45,7 +46,41 @@ def story(record: dict[str, Any]) -> dict[str, Any]:
     return {
         "race": race(record),
         "truth": [float(p) for p in punishment.probabilities(lowest)],
+        "rows": rows(record),
+        "plane": plane(record),
     }
+
+
+def rows(record: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the rows to guess, with the names of their classes; None in a record without rows."""
+    examples = record.get("examples")
+    if not examples or not examples["rows"]:
+        return None
+    used = {label for row in examples["rows"] for label in row["classes"]}
+    names = record["data"]["classes"]
+    return {
+        "classes": {label: shown_name(names[label], LONGEST_NAME) for label in sorted(used)},
+        "columns": [shown_name(name, LONGEST_NAME) for name in examples["columns"]],
+        "image": examples["image"],
+        "rows": [{**row, "values": [_shown(value) for value in row["values"]]} for row in examples["rows"]],
+    }
+
+
+def plane(record: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the training rows for the page's own networks; None in a record without rows."""
+    found = record.get("plane")
+    if not found:
+        return None
+    names = record["data"]["classes"]
+    return {
+        "classes": [shown_name(names[label], LONGEST_NAME) for label in found["classes"]],
+        "labels": found["labels"],
+        "columns": [{**c, "name": shown_name(c["name"], LONGEST_NAME)} for c in found["columns"]],
+    }
+
+
+def _shown(value: Any) -> Any:
+    return shown_name(value, LONGEST_NAME) if isinstance(value, str) else value
 
 
 def race(record: dict[str, Any]) -> dict[str, Any] | None:

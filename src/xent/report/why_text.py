@@ -10,13 +10,14 @@ from markupsafe import Markup
 
 from xent.information import cross_entropy, information_content
 from xent.names import shown_name
-from xent.report.numbers import count, listed, magnitude, median, percent, plural, scientific, significant
+from xent.report.numbers import count, listed, magnitude, median, plural, scientific, significant
 from xent.report.page import style_sheet
 from xent.report.theme import power
 from xent.report.why_answer import answer, facts, gradient_lengths, lead, tiles
 from xent.report.why_charts import information as simplex
 from xent.report.why_charts import punishment
 from xent.report.why_charts.race import MEASURES, MOST_SEEDS
+from xent.report.why_story import plane, rows
 from xent.report.why_story import race as race_curves
 from xent.report.why_tables import rates, tables, verdict, wins_of_squared_error
 
@@ -37,6 +38,7 @@ def texts(record: dict[str, Any]) -> dict[str, Any]:
         "controls": controls(record),
         "method": method(record),
         "lab": lab(record),
+        "rows": rows_text(record),
         "has_race": race_curves(record) is not None,
         "own_style": style_sheet("why.css"),
     }
@@ -235,7 +237,29 @@ def race_text(record: dict[str, Any]) -> dict[str, Any]:
 
 def lab(record: dict[str, Any]) -> dict[str, Any]:
     """Return the menus of part 2."""
-    return {"sets": [("rings", "three rings"), ("blobs", "three blobs"), ("spirals", "three spirals")], "columns": []}
+    made = [("rings", "three rings"), ("blobs", "three blobs"), ("spirals", "three spirals")]
+    found = plane(record)
+    if found is None:
+        return {"sets": made, "columns": []}
+    columns = [(str(i), column["name"]) for i, column in enumerate(found["columns"])]
+    classes, all_classes = len(found["classes"]), len(record["data"]["classes"])
+    of_all = f", {classes} of {count(all_classes)} classes" if classes < all_classes else ""
+    name = shown_name(record["data"]["name"], 30)
+    about = f"{plural(len(found['labels']), 'training row')} of {name}{of_all}; standardised."
+    up = [columns[1], columns[0], *columns[2:]]
+    sets = [*made, ("own", f"two columns of {name}")]
+    return {"sets": sets, "columns": columns, "columns_up": up, "about": about}
+
+
+def rows_text(record: dict[str, Any]) -> dict[str, Any] | None:
+    """Return what the template says of the rows to guess; None in a record without rows."""
+    found = rows(record)
+    if found is None:
+        return None
+    more = record["examples"]["columns_in_source"] - len(found["columns"])
+    telling = plural(len(found["columns"]), "column")
+    text = f"The {telling} whose classes differ most; {plural(more, 'more is', 'more are')} not shown."
+    return {"image": found["image"], "more": text if more > 0 else ""}
 
 
 def shows(name: str, text: str) -> Markup:

@@ -2,5 +2,6 @@
 
 xent.race.start();
 xent.sliders.start();
+xent.rows.start();
 xent.lab.start();
 document.documentElement.dataset.story = "ready";
