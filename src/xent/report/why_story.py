@@ -26,6 +26,12 @@ SCRIPTS = (
     "inspect",
     "lab",
     "rows",
+    "units",
+    "handles",
+    "areas",
+    "demands",
+    "fit",
+    "game",
     "start",
 )
 LONGEST_NAME = 40

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 from markupsafe import Markup
 
-from xent.information import cross_entropy, information_content
+from xent.information import information_content
 from xent.names import shown_name
 from xent.report.numbers import count, listed, magnitude, median, plural, scientific, significant
 from xent.report.page import style_sheet
@@ -49,9 +48,7 @@ def controls(record: dict[str, Any]) -> dict[str, Any]:
     lowest = punishment.lowest_exponent(record)
     return {
         "truth": {"last": punishment.GRID - 1, "start": punishment.grid_start(lowest)},
-        "event": simplex.EVENT,
         "logits": punishment.WRONG_LOGITS,
-        "simplex": {"last": len(simplex.simplex_grid()) - 1, "start": simplex.simplex_start()},
         "starts": list(dict.fromkeys(r["start"] for r in record["runs"])),
         "models": list(dict.fromkeys(r["model"] for r in record["runs"])),
         "measures": MEASURES,
@@ -116,20 +113,12 @@ def caption_of_rows(record: dict[str, Any]) -> str:
 
 
 def information_text(record: dict[str, Any]) -> dict[str, Any]:
-    """Return the texts of part 2."""
-    info, q = record["information"], np.array(simplex.Q)
-    costs = [float(v) for v in cross_entropy(np.eye(3), q, base=2)]
-    nats = float(cross_entropy(np.eye(3)[2], q))
+    """Return the texts of part 3."""
+    info = record["information"]
     content = Markup(
-        "Information content measures how surprising an event is: {one} bit for a probability of one half, {two} for "
-        "a quarter, none for a certain event. The probabilities of independent events multiply, and the logarithm "
-        "turns the product into a sum."
+        "Only −log p meets all three: {one} bit for a probability of one half, {two} for a quarter, none for what is "
+        "certain. The base of the logarithm is the unit: 2 for bits, e for nats."
     ).format(one=count(float(information_content(0.5, base=2))), two=count(float(information_content(0.25, base=2))))
-    drag = Markup(
-        "Drag p. Cross-entropy is the number of bits per event from p in a code made for q: the entropy of p plus the "
-        "divergence. With p on q only the entropy is left. At a corner p is a one-hot label of entropy 0: there "
-        "cross-entropy, divergence and surprisal are equal, {a} bits at A and {c} at C ({nats} nats)."
-    ).format(a=f"{costs[0]:.4f}", c=f"{costs[2]:.4f}", nats=f"{nats:.4f}")
     ratio = _asymmetry(info)
     checked = Markup(
         "Let p be the softmax regression’s prediction of a test row and q that of the model with a hidden layer. Over "
@@ -152,11 +141,9 @@ def information_text(record: dict[str, Any]) -> dict[str, Any]:
     ]
     return {
         "content": content,
-        "drag": drag,
         "checked": checked,
         "one_hot": [(name, "infinite" if value is None else f"{value:.10f}") for name, value in one_hot],
         "left_out": _left_out(record),
-        "q": listed(f"{name} {value:.0%}" for name, value in zip(simplex.CLASSES, simplex.Q, strict=True)),
     }
 
 
@@ -179,7 +166,7 @@ def _left_out(record: dict[str, Any]) -> str:
 
 
 def likelihood_text(record: dict[str, Any]) -> list[Markup]:
-    """Return the texts of part 3."""
+    """Return the texts of part 4."""
     part = record["likelihood"]
     before, after = part["before"], part["after"]
     rows_ = count(part["rows"])
@@ -224,7 +211,7 @@ def _nats(value: float | None) -> str:
 
 
 def race_text(record: dict[str, Any]) -> dict[str, Any]:
-    """Return the texts of part 4."""
+    """Return the texts of part 5."""
     seeds = len(record["settings"]["seeds"])
     thin = f"the first {MOST_SEEDS} of {count(seeds)} seeds" if seeds > MOST_SEEDS else "seeds"
     return {

@@ -149,8 +149,9 @@ def prepare(dataset: Dataset, seed: int = 0) -> Splits:
         encoder = OneHotEncoder(handle_unknown="ignore", sparse_output=False)
         parts.append(encoder.fit(dataset.categories[train]).transform(dataset.categories))
     features = np.ascontiguousarray(np.hstack(parts))
-    parts_of_rows = (Split(features[i], dataset.labels[i]) for i in (train, validation, test, index))
-    return Splits(*parts_of_rows, train_rows=train, test_rows=test)
+    parts_of_rows = [Split(features[i], dataset.labels[i]) for i in (train, validation, test, index)]
+    of_train, of_validation, of_test, everything = parts_of_rows
+    return Splits(of_train, of_validation, of_test, everything, train, test)
 
 
 def _built_in(name: str) -> Dataset:

@@ -1,7 +1,4 @@
-// Starts each part that is on the page, after Vega has drawn its charts' first frames.
+// Starts each part that is on the page.
 
-xent.race.start();
-xent.sliders.start();
-xent.rows.start();
-xent.lab.start();
+for (const part of ["race", "rows", "sliders", "lab", "units", "areas", "demands", "fit", "game"]) xent[part].start();
 document.documentElement.dataset.story = "ready";
