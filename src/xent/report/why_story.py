@@ -13,6 +13,7 @@ from typing import Any
 from xent.names import shown_name
 from xent.report.why_charts import punishment
 from xent.report.why_charts.race import trainings
+from xent.report.why_thread import followed
 
 SCRIPTS = (
     "compute",
@@ -68,6 +69,7 @@ def rows(record: dict[str, Any]) -> dict[str, Any] | None:
         "classes": {label: shown_name(names[label], LONGEST_NAME) for label in sorted(used)},
         "columns": [shown_name(name, LONGEST_NAME) for name in examples["columns"]],
         "image": examples["image"],
+        "followed": examples["rows"].index(followed(record)),
         "rows": [{**row, "values": [_shown(value) for value in row["values"]]} for row in examples["rows"]],
     }
 

@@ -19,6 +19,7 @@ from xent.report.why_charts.race import MEASURES, MOST_SEEDS
 from xent.report.why_story import plane, rows
 from xent.report.why_story import race as race_curves
 from xent.report.why_tables import rates, tables, verdict, wins_of_squared_error
+from xent.report.why_thread import TAKE_AWAY, thread
 
 
 def texts(record: dict[str, Any]) -> dict[str, Any]:
@@ -38,6 +39,8 @@ def texts(record: dict[str, Any]) -> dict[str, Any]:
         "method": method(record),
         "lab": lab(record),
         "rows": rows_text(record),
+        "thread": thread(record),
+        "takes": TAKE_AWAY,
         "has_race": race_curves(record) is not None,
         "own_style": style_sheet("why.css"),
     }

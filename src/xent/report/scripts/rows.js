@@ -121,7 +121,9 @@ xent.rows = (() => {
 
   /** The pictures of the row that the story follows. */
   function threads() {
-    for (const canvas of document.querySelectorAll("canvas.thread-picture")) picture(canvas, data.rows.rows[0]);
+    if (!data.rows.image) return;
+    const row = data.rows.rows[data.rows.followed];
+    for (const canvas of document.querySelectorAll("canvas.thread-picture")) picture(canvas, row);
   }
 
   function start() {
