@@ -259,7 +259,7 @@ def test_text_stands_out_from_the_paper(open_page, report, scheme):
     page = open_page(report, color_scheme=scheme).page
     paper = luminance(page.evaluate("getComputedStyle(document.body).backgroundColor"))
     assert (paper < 0.05) if scheme == "dark" else (paper > 0.9)
-    texts_in_page = "p, h1, h2, h3, h4, td, th, dt, dd, li, label, .key"
+    texts_in_page = "p, h1, h2, h3, h4, td, th, dt, dd, li, .control label, .key"
     colors = page.eval_on_selector_all(texts_in_page, "all => [...new Set(all.map(e => getComputedStyle(e).color))]")
     marks = ".view svg .mark-text text:not([stroke])"
     colors += page.eval_on_selector_all(

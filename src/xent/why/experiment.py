@@ -15,7 +15,6 @@ import math
 import os
 import platform
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -186,12 +185,12 @@ class Lab:
 
     def _train(self, task: str, trainings: Sequence[Training], is_race: bool = False) -> dict[Training, Trained]:
         """Train, those of one model and loss together, which fill the cores with few calls of NumPy."""
-        steps_done: Counter[tuple[ModelName, Loss]] = Counter()
         batches = {
             pair: batch
             for pair in product(reversed(MODELS), LOSSES)
             if (batch := [training for training in trainings if (training.model, training.loss) == pair])
         }
+        steps_done = dict.fromkeys(batches, 0)  # of all from the start: threads read its items while others write
         shown = {self.evaluation_steps[i] for i in _places_shown(len(self.evaluation_steps))}
 
         def report() -> None:

@@ -3,9 +3,9 @@
 xent.handles = (() => {
   const { draw } = xent.page;
 
-  /** Where the pointer is, in the pixels of the drawing. */
-  function place(svg, event) {
-    const box = svg.getBoundingClientRect();
+  /** Where the pointer is, in the pixels of the drawing, which begins where its host does. */
+  function place(host, event) {
+    const box = host.getBoundingClientRect();
     return [event.clientX - box.left, event.clientY - box.top];
   }
 
@@ -19,15 +19,14 @@ xent.handles = (() => {
     group.addEventListener("pointerdown", (event) => {
       event.preventDefault();
       group.focus({ focusVisible: false });
-      const move = (next) => drag(...place(svg, next));
+      const host = svg.parentNode; // it stays and keeps the pointer, while each move draws the picture anew
+      host.setPointerCapture(event.pointerId);
+      const move = (next) => drag(...place(host, next));
       const end = () => {
-        window.removeEventListener("pointermove", move);
-        window.removeEventListener("pointerup", end);
-        window.removeEventListener("pointercancel", end);
+        for (const [kind, act] of acts) host.removeEventListener(kind, act);
       };
-      window.addEventListener("pointermove", move);
-      window.addEventListener("pointerup", end);
-      window.addEventListener("pointercancel", end);
+      const acts = [["pointermove", move], ["pointerup", end], ["pointercancel", end], ["lostpointercapture", end]];
+      for (const [kind, act] of acts) host.addEventListener(kind, act);
     });
     const keys = { ArrowUp: 1, ArrowRight: 1, ArrowDown: -1, ArrowLeft: -1, PageUp: 10, PageDown: -10 };
     group.addEventListener("keydown", (event) => {
