@@ -127,7 +127,6 @@ xent.surface = (() => {
       paintPoints(data);
       const pen = sharp(canvas, size, size);
       pen.imageSmoothingEnabled = true;
-      pen.imageSmoothingQuality = "high";
       pen.drawImage(field, 0, 0, size, size);
       pen.drawImage(points, 0, 0, size, size);
       pen.strokeStyle = css(colours().ink);
