@@ -146,14 +146,15 @@ def plane(dataset: Dataset, splits: Splits) -> Plane | None:
     order = [int(i) for i in np.argsort(-separation(features, labels), kind="stable")[:PLANE_COLUMNS]]
     columns = [(dataset.columns[i], features[:, i]) for i in order]
     if dataset.image is not None:
-        columns = [*_components(features), *columns[: PLANE_COLUMNS - 2]]
+        pixels = dataset.numbers[splits.train_rows[inside]]
+        columns = [*_components(pixels), *columns[: PLANE_COLUMNS - 2]]
     named = tuple(PlaneColumn(name, tuple(_digits(v, 4) for v in values)) for name, values in columns)
     return Plane(tuple(classes), tuple(classes.index(int(label)) for label in labels), named)
 
 
-def _components(features: Array) -> list[tuple[str, Array]]:
+def _components(pixels: Array) -> list[tuple[str, Array]]:
     """Return the first two principal components: single pixels say little about a picture."""
-    centred = features - features.mean(axis=0)
+    centred = pixels - pixels.mean(axis=0)
     left, sizes, _ = np.linalg.svd(centred, full_matrices=False)
     scores = left[:, :2] * sizes[:2]
     return [(f"principal component {i + 1}", scores[:, i] / (scores[:, i].std() or 1.0)) for i in range(2)]

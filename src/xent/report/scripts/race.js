@@ -67,9 +67,15 @@ xent.race = (() => {
       const before = made.small && share > 0.45;
       words.setAttribute("text-anchor", before ? "end" : "start");
       words.setAttribute("x", x + (before ? -12 : 14));
-      words.setAttribute("y", apart[i] + 5 + (made.small ? 16 * (apart[i] >= Math.max(...apart) ? 1 : -0.6) : 0));
+      words.setAttribute("y", apart[i] + (made.small ? shift(apart, i, made) : 5));
     });
     show("race-step", step < 1 ? "0" : Math.floor(step + 1e-9).toLocaleString("en-US"));
+  }
+
+  /** On a small screen names are above and below the curves: below only where there is room over the axis. */
+  function shift(heights, i, made) {
+    const isLower = heights[i] > heights[1 - i];
+    return isLower && heights[i] < made.height - made.room.bottom - 30 ? 22 : -12;
   }
 
   /** Two heights, moved apart so that the words at them do not overlap. */

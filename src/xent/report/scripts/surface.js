@@ -104,7 +104,7 @@ xent.surface = (() => {
       pen.lineWidth = 1.25;
       pen.strokeStyle = css(paper);
       data.labels.forEach((label, row) => {
-        shape(pen, label, toCanvas(data.x[2 * row], data.reach), toCanvas(-data.x[2 * row + 1], data.reach), size < 260 ? 3 : 4.2);
+        shape(pen, label, toCanvas(data.x[2 * row], data.reach), toCanvas(-data.x[2 * row + 1], data.reach), size < 260 ? 2.3 : 4.2);
         pen.fillStyle = css(classes[label]);
         pen.fill();
         pen.stroke();
@@ -130,8 +130,9 @@ xent.surface = (() => {
       pen.drawImage(field, 0, 0, size, size);
       pen.drawImage(points, 0, 0, size, size);
       pen.strokeStyle = css(colours().ink);
-      for (const row of worst) ring(pen, data, row, 7.5, 1.25);
-      ring(pen, data, chosen, 10, 3);
+      const scale = size < 260 ? 0.6 : 1;
+      for (const row of worst) ring(pen, data, row, 7.5 * scale, 1.25);
+      ring(pen, data, chosen, 10 * scale, 3 * scale);
     }
 
     /** The row nearest to a place on the canvas. */
