@@ -17,7 +17,7 @@ from xent.numpy import cross_entropy_value_and_grad, squared_error_value_and_gra
 from xent.report import write_why
 from xent.report.numbers import count, listed, magnitude, median, percent, plural, scientific, significant
 from xent.report.theme import power
-from xent.report.why_answer import answer, tiles
+from xent.report.why_answer import answer, lead, tiles
 from xent.report.why_charts import charts
 from xent.report.why_charts.punishment import two_losses
 from xent.report.why_text import texts
@@ -178,6 +178,25 @@ def test_the_answer_comes_from_the_comparisons(record):
     assert "squared error took a model with one hidden layer" in said
     assert "in 54 steps, cross-entropy in 12,345" in said
     assert tiles(found)[0]["pair"] == ["12,345", "54"]
+
+
+def test_the_lead_is_two_sentences_that_follow_the_comparisons(record):
+    found = copy.deepcopy(record.to_dict())
+    timed = [c for c in found["comparisons"] if (c["start"], c["unit"]) == ("confidently wrong", "steps")][-2:]
+    for c in timed:
+        c |= {
+            name: dict.fromkeys(("median", "low", "high"), steps)
+            for name, steps in (("cross_entropy", 5), ("squared_error", 9))
+        }
+        c["winner"] = "cross-entropy"
+    low, high = (re.search(r"[\d.]+%", c["measure"])[0] for c in timed)
+    assert len(lead(found)) == 2
+    assert plain_text(lead(found)).endswith(f"wrong: cross-entropy is the first to get {high} of the test rows right.")
+    timed[1] |= {"cross_entropy": dict.fromkeys(("median", "low", "high")), "winner": "squared error"}
+    first = f"cross-entropy is the first to get {low} of the test rows right"
+    assert plain_text(lead(found)).endswith(f"{first}, and squared error is the only one to get {high} right.")
+    timed[0]["winner"] = "tie"
+    assert plain_text(lead(found)).endswith(f"wrong: squared error is the only one to get {high} right.")
 
 
 def test_where_squared_error_won_is_named(record):

@@ -207,7 +207,10 @@ def test_the_lab_has_its_data_starts_layers_and_rates(opened, record):
     page.keyboard.press("ArrowRight")
     assert shown(opened, "lab-rate-se-value") == "3"
     page.click("#lab-best")
-    until(opened, "document.querySelector('#lab-rate-ce').value !== '4' || xent.lab.state.step === 0")
+    until(opened, "document.querySelector('[data-shows=lab-status]').textContent.startsWith('The best rates')")
+    for loss, short in (("cross-entropy", "ce"), ("squared error", "se")):
+        scores = page.evaluate(f"xent.lab.RATES.map((rate) => xent.lab.scoreOf('{loss}', rate))")
+        assert int(page.input_value(f"#lab-rate-{short}")) == int(np.argmax(scores))
     assert opened.messages == []
 
 

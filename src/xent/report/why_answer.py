@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from xent.names import shown_name
 from xent.report.numbers import count, magnitude, median, percent, plural, scientific, significant
-from xent.report.why_tables import headline, level_of, number, score, seeds_there, several_seeds
+from xent.report.why_tables import Comparison, headline, level_of, number, score, seeds_there, several_seeds
 
 LONGEST_LIST = 120
 MOST_CLASSES = 12
@@ -59,16 +59,28 @@ def _named(loss: str) -> Markup:
 
 
 def _first(record: dict[str, Any]) -> Markup:
-    """Return which loss came first to the level of the headline, of the network from the confidently wrong start."""
+    """Return which loss came first: to the highest level that both reached, and to the highest that either did.
+
+    The network is the one with a hidden layer, its start the confidently wrong one.
+    """
     model = record["comparisons"][-1]["model"] if record["comparisons"] else ""
-    c = headline(record, "confidently wrong", model)
-    if c is None:
+    top = headline(record, "confidently wrong", model)
+    if top is None:
         return Markup("neither loss reached a level of accuracy that was timed")
+    both = headline(record, "confidently wrong", model, both=True)
+    if both is top:
+        return _ahead(both)
+    only = Markup("the only one to get {} right").format(level_of(top))
+    if both is None or both["winner"] == "tie":
+        return Markup("{} is {}").format(_named(top["winner"]), only)
+    same = both["winner"] == top["winner"]
+    return Markup("{}, and {}{}").format(_ahead(both), "" if same else _named(top["winner"]) + " is ", only)
+
+
+def _ahead(c: Comparison) -> Markup:
     if c["winner"] == "tie":
         return Markup("both get {} of the test rows right after the same number of steps").format(level_of(c))
-    never = any(c[key]["median"] is None for key in ("cross_entropy", "squared_error"))
-    place = "the only one" if never else "the first"
-    return Markup("{} is {} to get {} of the test rows right").format(_named(c["winner"]), place, level_of(c))
+    return Markup("{} is the first to get {} of the test rows right").format(_named(c["winner"]), level_of(c))
 
 
 def answer(record: dict[str, Any]) -> list[Markup]:

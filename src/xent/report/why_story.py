@@ -93,7 +93,7 @@ def _shown(value: Any) -> Any:
 
 def race(record: dict[str, Any]) -> dict[str, Any] | None:
     """Return the curves of the network from the confidently wrong start, or None if the record has none."""
-    models = list(dict.fromkeys(run["model"] for run in record["runs"]))
+    models = list(dict.fromkeys(run["model"] for run in record["runs"])) or [""]
     chosen = [
         {key: entry[key] for key in ("loss", "seed", "step", "accuracy")}
         for entry in trainings(record)

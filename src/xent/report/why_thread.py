@@ -84,6 +84,9 @@ def _of_row(record: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Mark
     label = shown_name(record["data"]["classes"][row["label"]], 40)
     rows = count(record["likelihood"]["rows"])
     nats = by_ce["cross_entropy_nats"]
+    favourite = max(zip(start["probabilities"], row["classes"], strict=True), key=lambda pair: pair[0] or 0.0)[1]
+    is_wrong = favourite != row["label"]
+    side = "on the wrong side, as the ringed points are here" if is_wrong else "on the right side already"
     name = Markup("<b>Row {}, of class {}.</b> ").format(count(row["row"]), label)
     return {
         "punishment": name
@@ -95,9 +98,11 @@ def _of_row(record: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Mark
         ),
         "train": name
         + Markup(
-            "At that start it stood like the worst points here. Its gradient by the logits was {ce} long for "
-            "cross-entropy and {se} for squared error."
-        ).format(ce=magnitude(start["cross_entropy_gradient"]), se=magnitude(start["squared_error_gradient"])),
+            "At that start it was {side}. Its gradient by the logits was {ce} long for cross-entropy and {se} for "
+            "squared error."
+        ).format(
+            side=side, ce=magnitude(start["cross_entropy_gradient"]), se=magnitude(start["squared_error_gradient"])
+        ),
         "information": name
         + Markup(
             "Its label is one-hot, with entropy 0. Trained with cross-entropy the network gave it {q}: that is {bits} "

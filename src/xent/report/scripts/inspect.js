@@ -73,15 +73,20 @@ xent.inspect = (() => {
     return order.sort((a, b) => nats[b] - nats[a]).slice(0, count);
   }
 
-  /** Lists the worst rows of one network as buttons that choose them. */
+  /** Lists the worst rows of one network as buttons that choose them. The buttons stay, and keep the focus. */
   function list(host, rows, data, nats, choose) {
-    const items = rows.map((row) => {
-      const button = make("button", { type: "button", class: "linkish" }, `point ${row + 1}`);
-      button.addEventListener("click", () => choose(row));
-      const cost = `${data.classes[data.labels[row]]}, q = ${probability(Math.exp(-nats[row]))}, ${magnitude(nats[row])} nats`;
-      return make("li", {}, button, ` ${cost}`);
+    while (host.children.length < rows.length) {
+      const item = make("li", {}, make("button", { type: "button", class: "linkish" }), make("span"));
+      item.firstChild.addEventListener("click", () => choose(Number(item.dataset.row)));
+      host.append(item);
+    }
+    rows.forEach((row, place) => {
+      const item = host.children[place];
+      item.dataset.row = row;
+      item.firstChild.textContent = `point ${row + 1}`;
+      const q = probability(Math.exp(-nats[row]));
+      item.lastChild.textContent = ` ${data.classes[data.labels[row]]}, q = ${q}, ${magnitude(nats[row])} nats`;
     });
-    host.replaceChildren(...items);
   }
 
   return { look, worst, list, logitsOf, probability };
