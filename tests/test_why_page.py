@@ -13,6 +13,7 @@ from scipy.optimize import minimize
 
 from xent import information
 from xent.report import write_why
+from xent.report.numbers import magnitude
 from xent.report.why_story import SCRIPTS, script
 from xent.report.why_thread import TAKE_AWAY
 from xent.why import Settings, load, run
@@ -333,6 +334,15 @@ def test_the_likelihood_peaks_at_the_frequencies_and_its_product_vanishes(opened
     page.select_option("#game-kind", "die")
     assert page.locator("#game-bars .handle").count() == 6
     assert opened.messages == []
+
+
+def test_numbers_are_written_as_python_writes_them(opened):
+    rng = np.random.default_rng(5)
+    values = [0.0, 1.0, *(10 ** rng.uniform(-12, 9, 300)).tolist()]
+    found = opened.page.evaluate("values => values.map((value) => xent.format.magnitude(value))", values)
+    written = [re.sub(r"<sup>(.*?)</sup>", r"\1", str(magnitude(value))).replace("−", "-") for value in values]
+    power = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
+    assert [text.translate(power).replace("−", "-") for text in found] == written
 
 
 # The page as a whole.

@@ -10,7 +10,7 @@ xent.format = (() => {
   /** Three significant digits in plain notation: 4.61, 0.0280, −4,184. */
   function significant(value, digits = 3) {
     if (!Number.isFinite(value)) return value > 0 ? "∞" : Number.isNaN(value) ? "none" : "−∞";
-    const size = value === 0 ? 0 : Math.floor(Math.log10(Math.abs(Number(value.toPrecision(digits)))));
+    const size = value === 0 ? 0 : Math.floor(Math.log10(Math.abs(value)));
     return grouped(value, Math.min(20, Math.max(digits - 1 - size, 0))).replace("-", "−");
   }
 

@@ -79,8 +79,8 @@ xent.game = (() => {
     });
     const places = Array.from({ length: 399 }, (_, i) => (i + 1) / 400);
     made.svg.append(draw("line", { class: "frequency", x1: made.x(f[j]), x2: made.x(f[j]), y1: made.y(0), y2: made.y(1) }));
-    made.svg.append(text(made.x(f[j]) + (f[j] > 0.5 ? -8 : 8), made.y(0.5), `frequency ${percent(f[j])}`, { class: "value", "text-anchor": f[j] > 0.5 ? "end" : "start" }));
-    made.svg.append(draw("path", { class: "thick cross-entropy", d: path(places.map((x) => [made.x(x), made.y(share(x))])) }));
+    const label = text(made.x(f[j]) + (f[j] > 0.5 ? -8 : 8), made.y(0.5), `frequency ${percent(f[j])}`, { class: "value", "text-anchor": f[j] > 0.5 ? "end" : "start" });
+    made.svg.append(draw("path", { class: "thick cross-entropy", d: path(places.map((x) => [made.x(x), made.y(share(x))])) }), label);
     made.svg.append(draw("circle", { class: "dot", cx: made.x(state.q[j]), cy: made.y(share(state.q[j])), r: 7 }));
   }
 

@@ -5,6 +5,7 @@ xent.lab = (() => {
   const { LOSSES, network, copy, step, measure } = xent.compute;
   const { history, add, paint, MEASURES } = xent.curves;
   const { look, worst, list } = xent.inspect;
+  const { magnitude } = xent.format;
   const { SETS, own } = xent.datasets;
 
   const RATES = [0.01, 0.03, 0.1, 0.3, 1, 3, 10];
@@ -88,7 +89,10 @@ xent.lab = (() => {
       show(`lab-accuracy-${SHORT[loss]}`, `${Math.round(100 * accuracy)}%`);
       if (isWhole) list(at(`lab-worst-${SHORT[loss]}`), rows, state.data, nats, choose);
     }
-    for (const kind of MEASURES) paint(at(`lab-${kind.name}`), state.past, kind);
+    for (const kind of MEASURES) {
+      paint(at(`lab-${kind.name}`), state.past, kind);
+      for (const loss of names) show(`lab-${kind.name}-${SHORT[loss]}`, kind.text(state.measured[loss][kind.name]));
+    }
     show("lab-step", state.step.toLocaleString("en-US"));
     if (isWhole) {
       look({ "cross-entropy": at("lab-bars-ce"), "squared error": at("lab-bars-se") }, state.nets, state.data, state.chosen);
@@ -99,8 +103,12 @@ xent.lab = (() => {
 
   /** Says to a screen reader where the training is; only when something stopped, not at each step. */
   function tell(before) {
-    const right = names.map((loss) => `${loss} ${Math.round(100 * state.measured[loss].accuracy)}% right`);
-    show("lab-status", `${before} Step ${state.step}: ${right.join(", ")}.`);
+    const each = names.map((loss) => {
+      const { accuracy, crossEntropy, squaredError, gradient } = state.measured[loss];
+      const means = `${magnitude(crossEntropy)} nats, squared error ${magnitude(squaredError)}, gradient ${magnitude(gradient)}`;
+      return `${loss} ${Math.round(100 * accuracy)}% right, mean ${means}`;
+    });
+    show("lab-status", `${before} Step ${state.step}: ${each.join("; ")}.`);
     for (const loss of names) {
       at(`lab-field-${SHORT[loss]}`).setAttribute(
         "aria-label",
