@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import unavailable
 from scipy.optimize import minimize
 
 from xent import information
@@ -375,7 +376,7 @@ def test_still_and_accessible_in_every_width_and_scheme(open_page, report, width
     assert opened.messages == []
     specification = find_spec("axe_playwright_python")
     if specification is None:
-        pytest.skip("axe-playwright-python is not installed")
+        unavailable("axe-playwright-python is not installed")
     page.evaluate(Path(specification.origin).with_name("axe.min.js").read_text())
     found = page.evaluate("axe.run({ resultTypes: ['violations'] })")
     assert len(found["passes"]) > 20

@@ -36,7 +36,7 @@ TAKE_AWAY: dict[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
     "information": (
-        "Cross-entropy is the length of a message in the wrong code: the entropy, which nobody can save, and the "
+        "Cross-entropy is the mean length of a message in a code made for q: the entropy, which no code saves, and the "
         "divergence, which a better q saves.",
         (
             "from xent.information import cross_entropy, entropy, kl_divergence",
@@ -54,8 +54,8 @@ TAKE_AWAY: dict[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
     "race": (
-        "Compare losses at their own best learning rates, on rows that chose nothing, over several seeds; then believe "
-        "the result, whichever it is.",
+        "Compare losses at their own best learning rates, on rows that were used for no choice, over several seeds; "
+        "then believe the result, whichever it is.",
         (
             "from xent.why import Settings, load, run",
             'record = run(load("iris"), Settings().quick())',
