@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import unavailable
 from scipy.optimize import minimize
 
 from xent import information
@@ -365,7 +363,7 @@ def moves_nothing(opened):
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), pytest.param(1280, "light", marks=pytest.mark.slow)])
-def test_still_and_accessible_in_every_width_and_scheme(open_page, report, width, scheme):
+def test_still_and_accessible_in_every_width_and_scheme(open_page, report, axe, width, scheme):
     """No finding of axe is serious; nothing is wider than the window; nothing was asked for, and no error."""
     opened = open_page(report, viewport={"width": width, "height": 844}, color_scheme=scheme, reduced_motion="reduce")
     page = opened.page
@@ -374,10 +372,7 @@ def test_still_and_accessible_in_every_width_and_scheme(open_page, report, width
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert opened.requests == [report.as_uri()]
     assert opened.messages == []
-    specification = find_spec("axe_playwright_python")
-    if specification is None:
-        unavailable("axe-playwright-python is not installed")
-    page.evaluate(Path(specification.origin).with_name("axe.min.js").read_text())
+    page.evaluate(axe())
     found = page.evaluate("axe.run({ resultTypes: ['violations'] })")
     assert len(found["passes"]) > 20
     serious = [v for v in found["violations"] if v["impact"] in ("serious", "critical")]
