@@ -153,7 +153,7 @@ xent.lab = (() => {
     const began = performance.now();
     advance(choices().speed);
     draw(++slow % 10 === 0);
-    state.frames.push([now, performance.now() - began]);
+    state.frames.push([now, performance.now() - began]); // for benchmarks/why_frames.py
     if (state.frames.length > 600) state.frames.shift();
   }
 
