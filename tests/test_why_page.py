@@ -16,6 +16,9 @@ from xent.report.numbers import magnitude
 from xent.report.why_story import SCRIPTS, script
 from xent.report.why_thread import TAKE_AWAY
 from xent.why import Settings, load, run
+from xent.why.data import Split
+from xent.why.gradient_descent import Descent, train
+from xent.why.record import LOSSES
 
 pytest_plugins = ("browser",)
 
@@ -189,6 +192,24 @@ def test_play_step_reset_and_click(opened):
     page.click("#lab-reset")
     assert state(opened, "lab", "step", "nets['cross-entropy'].weights.map(w => [...w])") == start
     assert opened.messages == []
+
+
+def test_the_page_trains_as_numpy_does(opened):
+    """200 steps of both networks from the start of the page, on its points: weights within 1e-9."""
+    opened.page.click("#lab-reset")
+    x, labels, origin = state(opened, "lab", "data.x", "data.labels", "origin.weights.map(w => [...w])")
+    opened.page.evaluate("xent.lab.advance(200)")
+    shapes = [(16, 2), (16,), (3, 16), (3,)]
+    start = [np.array(w, dtype=float).reshape(shape) for w, shape in zip(origin, shapes, strict=True)]
+    rows = Split(np.array(x).reshape(-1, 2), np.array(labels))
+    for loss in LOSSES:
+        rate = opened.page.evaluate(f"xent.lab.rate('{loss}')")
+        (found,) = state(opened, "lab", f"nets['{loss}'].weights.map(w => [...w])")
+        (trained,) = train([Descent(start, loss, rate, 0)], rows, None, epochs=200, batch_size=len(labels))
+        for weights, expected, before in zip(found, trained.parameters, start, strict=True):
+            np.testing.assert_allclose(np.array(weights).reshape(expected.shape), expected, rtol=0, atol=1e-9)
+            assert np.abs(expected - before).max() > 1e-3
+    opened.page.click("#lab-reset")
 
 
 def test_the_lab_has_its_data_starts_layers_and_rates(opened, record):

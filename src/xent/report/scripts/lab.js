@@ -242,5 +242,5 @@ xent.lab = (() => {
     new IntersectionObserver(([entry]) => (state.isVisible = entry.isIntersecting)).observe(at("train"));
   }
 
-  return { start, state, views, advance, reset, choices, scoreOf, RATES };
+  return { start, state, views, advance, reset, choices, rate, scoreOf, RATES };
 })();
