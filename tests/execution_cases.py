@@ -292,6 +292,7 @@ _SURE: dict[str, Any] = {"labels": [2] * 40, "margin": 25.0}
 _SCALE: dict[str, Any] = {"tensor_options": {"logit_scale": 0.75}, "learned": ("logit_scale",)}
 _LOG_SCALE: dict[str, Any] = {"tensor_options": {"log_scale": -0.25}, "learned": ("log_scale",)}
 _WEIGHED: dict[str, Any] = {"sample_weight": [0.5, 1.5, 0.0, 3.0, 0.25]}
+_WARM: dict[str, Any] = {"temperature": 2.0}
 _SELDOM: dict[str, Any] = {"everywhere": False}
 _ALL = LOSSES + STATISTICS
 _DISTILLED: dict[str, Any] = {"temperature": 2.0, "temperature_squared": True, "z_loss": 0.01, "softcap": 4.0}
@@ -433,7 +434,10 @@ CASES = [
     Case("forward-everything", _DISTILLED, KL, labels=_FEW, **_WEIGHED, **_SELDOM),
     Case("reverse-everything", {**_DISTILLED, "direction": "reverse"}, KL, labels=_FEW, **_WEIGHED, **_SELDOM),
     Case("tenth-everything", {**_DISTILLED, "beta": 0.125}, JS, labels=_FEW, **_WEIGHED, **_SELDOM),
-    Case("both-learn", {"temperature": 2.0}, DIVERGENCES, labels=_FEW, learned=("teacher",)),
+    Case("both-learn", _WARM, ("kl_divergence", "linear_js_divergence"), labels=_FEW, learned=("teacher",)),
+    Case(
+        "both-learn-too", _WARM, ("js_divergence", "linear_kl_divergence"), labels=_FEW, learned=("teacher",), **_SELDOM
+    ),
     Case("both-learn-reverse", {"direction": "reverse", "z_loss": 0.01}, KL, learned=("teacher",), **_SELDOM),
     Case("teacher-alone", {"z_loss": 0.01}, DIVERGENCES, learned=("teacher",), frozen_logits=True, **_SELDOM),
     Case("none-both-learn", {"reduction": "none"}, DIVERGENCES, labels=_FEW, learned=("teacher",), **_SELDOM),
