@@ -54,7 +54,8 @@ def arrays_of_files(files: Files, roles: dict[str, Any]) -> dict[str, Any]:
         raise ArgumentError(message(CALL, role, problem, f"It has {listed(arrays)}; other files are named *.npy"))
 
     named = {role: array_of(role, name) for role, name in roles.items()}
-    if all(named[kind] is None for kind in ("proba", "logits", "log_prob")) and "proba" in arrays:
+    kinds = [named.get(kind) for kind in ("proba", "logits", "log_prob")]
+    if "proba" in roles and all(kind is None for kind in kinds) and "proba" in arrays:
         named["proba"] = arrays["proba"]()
     return named
 
@@ -74,6 +75,10 @@ class ArrayRows:
     @property
     def again(self) -> bool:
         return True
+
+    @property
+    def has_labels(self) -> bool:
+        return self.kind != "log_prob" and bool(self.columns["label"].ndim == 1)
 
     @property
     def notes(self) -> Sequence[str]:

@@ -88,7 +88,7 @@ def _remedy(said: str) -> str:
         return "Save it as UTF-8 (iconv -f LATIN1 -t UTF-8; in Excel: 'CSV UTF-8')"
     if "more fields than" in said:
         return "Check that each line has as many fields as the header, and which separator the file has"
-    if "InvalidNumber" in said or "InvalidToken" in said:
+    if "at character" in said and said.partition("('")[2][:1] in ("N", "I"):
         return "JSON has no NaN and no Infinity, which Python's json module writes all the same: write null instead"
     return "Check that the file is whole and that each column holds one type"
 
@@ -164,7 +164,7 @@ def _matches(data: str | Path) -> list[Path]:
     """Return the files of a folder, the file of that name or, if there is none, those that match the pattern."""
     path = Path(data)
     if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if not _is_hidden(p, path) and p.is_file() and _is_table(p))
+        found = sorted(p for p in path.rglob("*") if not _is_hidden(p, path) and not p.is_dir() and _is_table(p))
         # A text beside tables is no part of them: a README.txt, a dataset_info.json.
         tables = [p for p in found if p.suffix.lower() not in (".txt", ".json")]
         return tables or found

@@ -22,6 +22,7 @@ CALL = "score"
 MISSING, UNKNOWN = -1, -2
 """In place of a class index."""
 MOST_LABELS = 1_000_000
+BY_NAME = "by name"
 YES_AND_NO = (("false", "true"), ("f", "t"), ("no", "yes"), ("n", "y"), ("-1", "1"), ("0", "1"))
 
 
@@ -36,6 +37,10 @@ class Way:
     description: str
     classes: Mapping[str, int] = field(default_factory=dict)
     note: str | None = None
+
+    @property
+    def is_by_name(self) -> bool:
+        return self.description == BY_NAME
 
 
 def class_indices(
@@ -93,7 +98,10 @@ def label_texts(labels: pl.Series, classes: Sequence[str]) -> pl.Series:
 def _unknown(labels: pl.Series, classes: Sequence[str], row: int) -> UnknownLabelError:
     found = listed(labels.unique(maintain_order=True).cast(pl.String).to_list())
     problem = f"the label {found} (first in row {row}) is none of the classes"
-    remedy = f"The classes are {listed(classes)}; {option('classes')} names them in the order of the columns"
+    remedy = (
+        f"The classes are {listed(classes)}; {option('classes')} names them in the order of the columns, and "
+        f"{option('invalid', 'skip')} leaves rows with other labels out"
+    )
     return UnknownLabelError(message(CALL, "label", problem, remedy))
 
 
@@ -108,7 +116,7 @@ def find_way(labels: Iterable[pl.Series], classes: tuple[str, ...], columns: tup
         seen |= dict.fromkeys(label_texts(part, classes).drop_nulls().unique(maintain_order=True).to_list())
         if len(seen) > MOST_LABELS:
             break
-    by_name = Way("by name", {name: k for k, name in enumerate(classes)})
+    by_name = Way(BY_NAME, {name: k for k, name in enumerate(classes)})
     ways = [by_name, *_ways(classes, columns, list(seen))]
     fits = [sum(text in way.classes for text in seen) for way in ways]
     if max(fits) == fits[0]:

@@ -45,6 +45,10 @@ class Pieces(Protocol):
         """What the columns of the predictions are called in messages."""
 
     @property
+    def has_labels(self) -> bool:
+        """Whether a column of labels names classes."""
+
+    @property
     def notes(self) -> Sequence[str]:
         """Remarks on how the data were read."""
 

@@ -20,7 +20,7 @@ from xent.errors import ArgumentError, DataError, DTypeError, message
 from xent.names import listed, quoted
 from xent.scoring.array_rows import arrays_of_files, is_array
 from xent.scoring.batch import as_array
-from xent.scoring.columns import id_array, is_vector, number_matrix, one_column
+from xent.scoring.columns import id_array, is_lists, is_vector, number_matrix, one_column
 from xent.scoring.files import ARRAY_KINDS, CALL, find_files, is_path, reading
 from xent.scoring.form import Plan, Request
 from xent.scoring.joined import with_labels
@@ -50,6 +50,10 @@ class TableRows:
     @property
     def again(self) -> bool:
         return self.table.again
+
+    @property
+    def has_labels(self) -> bool:
+        return len(self.plan.label) == 1 and not is_lists(self.table.dtypes.get(self.plan.label[0]))
 
     @property
     def notes(self) -> Sequence[str]:
@@ -263,13 +267,15 @@ def with_text_names(data: Any) -> Any:
     if type(data).__module__.split(".")[0] not in ("pandas", "dask", "dask_expr"):
         return data
     columns = getattr(data, "columns", None)
-    if columns is None or all(isinstance(name, str) for name in columns):
+    if columns is None:
         return data
     names = [_text_of(name) for name in columns]
     twice = sorted(name for name in set(names) if names.count(name) > 1)
     if twice:
         problem = f"found columns of equal names: {listed(twice)}"
         raise DataError(message(CALL, "data", problem, "Give each column a name of its own, as text"))
+    if all(isinstance(name, str) for name in columns):
+        return data
     renamed = data.copy(deep=False) if hasattr(data, "iloc") and not hasattr(data, "dask") else data.copy()
     renamed.columns = names
     return renamed

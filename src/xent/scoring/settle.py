@@ -10,7 +10,7 @@ from xent.errors import DistributionError
 from xent.scoring import loops
 from xent.scoring.batch import Rows, row_scores
 from xent.scoring.diagnosis import explain
-from xent.scoring.labels import UnknownLabelError
+from xent.scoring.labels import UnknownLabelError, Way
 from xent.scoring.pieces import Pieces, Settled
 from xent.scoring.rounding import find_rounding
 
@@ -35,18 +35,15 @@ def settled_result(
     Rows are read once, and again only if their labels or sums need an explanation that depends on all of them: `work`
     raises UnknownLabelError or WrongRowsError then. It gets what is settled, and whether sums may yet be explained.
     """
-    settled = Settled()
+    settled = Settled() if rows.again else _of_first_frame(rows, skip)
     while True:
         try:
             result = work(settled, may_round)
             return result, [*rows.notes, *settled.notes]
         except UnknownLabelError:
-            if settled.way is not None or not (rows.again or skip):
+            if settled.way is not None or not rows.again:
                 raise
-            way = rows.find_way()
-            if not way.classes:
-                raise
-            settled = replace(settled, way=way, notes=(*settled.notes, *((way.note,) if way.note else ())))
+            settled = _with_way(settled, rows.find_way())
         except WrongRowsError as error:
             rounding = (
                 find_rounding(rows.matrices(error.soft)) if error.wrong_sums and may_round and rows.again else None
@@ -59,6 +56,18 @@ def settled_result(
                 )
             elif not skip:
                 raise DistributionError(*error.args) from None
+
+
+def _of_first_frame(rows: Pieces, skip: bool) -> Settled:
+    """Return what the first frame of a stream, which is read once, says about labels."""
+    if not rows.has_labels:
+        return Settled()
+    way = rows.find_way()
+    return Settled() if way.is_by_name and not skip else _with_way(Settled(), way)
+
+
+def _with_way(settled: Settled, way: Way) -> Settled:
+    return replace(settled, way=way, notes=(*settled.notes, *((way.note,) if way.note else ())))
 
 
 def scored_again(arguments: Mapping[str, Any]) -> Rows:
