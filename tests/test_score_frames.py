@@ -170,6 +170,31 @@ def test_spark_and_dask_name_rows_that_cannot_be_scored(in_spark):
             xent.score(frame, **ROLES)
 
 
+def test_spark_columns_of_vectors_maps_and_structures_and_with_dots(spark):
+    from pyspark.ml.linalg import Vectors
+    from pyspark.sql import functions
+
+    rows = [
+        ("cat", Vectors.dense([0.5, 0.5]), {"cat": 0.5, "dog": 0.5}, 0.5, 0.5, "p.cat"),
+        ("dog", Vectors.sparse(2, [0, 1], [0.25, 0.75]), {"dog": 0.75, "cat": 0.25}, 0.25, 0.75, "p.dog"),
+    ]
+    frame = spark.createDataFrame(rows, ["y", "probability", "m", "p.cat", "p.dog", "whole"])
+    frame = frame.withColumn("s", functions.struct(frame["m"]["cat"].alias("cat"), frame["m"]["dog"].alias("dog")))
+    expected = -math.log(0.5 * 0.75) / 2
+    for proba, label in (("probability", "y"), ("m", "y"), ("s.*", "y"), ("p.*", "whole")):
+        options = {"classes": ["cat", "dog"]} if proba == "probability" else {}
+        found = xent.score(frame, label, proba=proba, **options)
+        assert found.cross_entropy.nats == pytest.approx(expected, rel=1e-15), proba
+
+
+def test_dask_labels_that_are_called_otherwise():
+    frame = in_dask(PLAIN.with_columns(animal="p_" + pl.col("animal")))
+    assert xent.score(frame, "animal", proba="p_*").rows == ROWS
+    skipped = in_dask(PLAIN.with_columns(animal=pl.when(pl.col("code") == 0).then(None).otherwise("animal")))
+    found = xent.score(skipped, "animal", proba="p_*", invalid="skip")
+    assert found.left_out == {"no label": int((PLAIN["code"] == 0).sum())}
+
+
 WRITERS = {
     "parquet": lambda t, path: t.write_parquet(path),
     "csv": lambda t, path: t.write_csv(path),

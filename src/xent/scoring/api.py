@@ -26,6 +26,7 @@ from xent.scoring.diagnosis import explain_selected
 from xent.scoring.files import CALL, is_path, reading
 from xent.scoring.form import ONE_ROW_PER_ID, Request, names_of
 from xent.scoring.ids import RepeatedIds
+from xent.scoring.labels import UnknownLabelError
 from xent.scoring.pieces import Pieces, Settled
 from xent.scoring.readers import engine_of, with_text_names
 from xent.scoring.score import Score
@@ -148,7 +149,7 @@ def score(
     with reading(data if is_path(data) else f"the {type(data).__name__}"):
         rows = request.rows(data)
         if isinstance(rows, Request):
-            return _finished(_of_cluster(data, rows), [])
+            return _finished(*_of_cluster(data, rows))
         may_round, skip = tolerance is None and not renormalise, request.skip
         (state, remarks), notes = settled_result(
             rows, skip, may_round, lambda settled, rounding: _sum_of(rows, settled, skip, rounding, progress)
@@ -156,12 +157,19 @@ def score(
         return _finished(state, [*notes, *remarks])
 
 
-def _of_cluster(data: Any, request: Request) -> ScoreState:
-    """Return the state of a frame of Dask or Spark."""
-    state = clusters.STATES[engine_of(data)](with_text_names(data), request)
+def _of_cluster(data: Any, request: Request) -> tuple[ScoreState, list[str]]:
+    """Return the state of a frame of Dask or Spark, and remarks on its labels."""
+    make, frame = clusters.STATES[engine_of(data)], with_text_names(data)
+    way = clusters.way_of_labels(frame, request) if request.skip else None
+    try:
+        state = make(frame, replace(request, way=way))
+    except UnknownLabelError:
+        if (way := clusters.way_of_labels(frame, request)) is None:
+            raise
+        state = make(frame, replace(request, way=way))
     if state.invalid_rows and not request.skip:
         raise DistributionError(explain_selected(state.invalid.columns, state.invalid_rows))
-    return state
+    return state, [way.note] if way is not None and way.note else []
 
 
 def _sum_of(

@@ -12,7 +12,7 @@ from xent.scoring.array_rows import array_rows, arrays_of_files, is_array
 from xent.scoring.files import ARRAY_KINDS, CALL, Files, find_files, is_path
 from xent.scoring.form import Request, names_of
 from xent.scoring.pieces import Pieces
-from xent.scoring.readers import engine_of, labels_as_array, rows_of
+from xent.scoring.readers import engine_of, labels_as_array, rows_of, with_text_names
 from xent.scoring.tables import Layout
 
 
@@ -32,7 +32,7 @@ class Call:
 
     def rows(self, data: Any) -> Pieces | Request:
         """Return the rows of files, arrays or a local frame; of Dask and Spark, the request."""
-        files = find_files(data) if is_path(data) else None
+        files, data = find_files(data) if is_path(data) else None, with_text_names(data)
         if files is not None and files.kind in ARRAY_KINDS:
             roles = self.roles if self.labels is None else {**self.roles, "label": None}
             columns = arrays_of_files(files, {**self.predictions, **roles})

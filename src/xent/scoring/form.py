@@ -82,6 +82,8 @@ class Request:
     """Columns that no pattern matches."""
     skip: bool = False
     """Whether rows without a valid label or id are left out instead of being errors."""
+    way: Way | None = None
+    """How labels stand for classes, once it had to be found out."""
 
     def __post_init__(self) -> None:
         for role in ("label", "proba", "logits", "log_prob", "entropy", "weight", "id"):
@@ -208,7 +210,7 @@ class Plan:
         column = frame[self.label[0]]
         if is_lists(column.dtype):
             return list_matrix(column)
-        return class_indices(column, self.class_names(frame) or (), first_row, self.way, self.request.skip)
+        return class_indices(column, self.class_names(frame) or (), first_row, self.request.way, self.request.skip)
 
 
 def without_unknown(labels: Array) -> tuple[Array, Array]:

@@ -88,10 +88,10 @@ class TableRows:
 
     def settled(self, settled: Settled) -> Plan:
         """Return the plan by what was found out."""
-        request = self.plan.request
+        request = replace(self.plan.request, way=settled.way)
         if settled.tolerance is not None:
             request = replace(request, options={**request.options, "tolerance": settled.tolerance})
-        return replace(self.plan, request=request, way=settled.way)
+        return replace(self.plan, request=request)
 
     def find_way(self) -> Way:
         """Return how the labels stand for the classes; of a stream, those of its first frame."""
