@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import math
+import os
+import re
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -570,10 +574,57 @@ def test_a_file_named_like_a_pattern_is_found():
     assert xent.score("[a].csv", "y", proba="p").rows == 1
 
 
-def test_a_pipe_is_read_as_a_file():
-    import os
-    import threading
+class Ranges(http.server.SimpleHTTPRequestHandler):
+    """A server of parts of files, as object stores are."""
 
+    def do_HEAD(self):
+        self.answer(False)
+
+    def do_GET(self):
+        self.answer(True)
+
+    def answer(self, with_body):
+        data = Path(self.path[1:]).read_bytes()
+        asked = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))
+        first, last = 0, len(data) - 1
+        if asked:
+            first = int(asked[1]) if asked[1] else len(data) - int(asked[2])
+            last = min(int(asked[2]), last) if asked[1] and asked[2] else last
+        part = data[first : last + 1]
+        self.send_response(206 if asked else 200)
+        self.send_header("Content-Length", str(len(part)))
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Last-Modified", "Thu, 26 Nov 2026 12:00:00 GMT")
+        if asked:
+            self.send_header("Content-Range", f"bytes {first}-{first + len(part) - 1}/{len(data)}")
+        self.end_headers()
+        if with_body:
+            self.wfile.write(part)
+
+    def log_message(self, *arguments):
+        pass
+
+
+def test_addresses_are_read_by_polars():
+    frame = pl.DataFrame({"y": [0, 1], "p": [0.5, 0.75]})
+    frame.write_csv("a.csv")
+    frame.write_parquet("a.parquet")
+    frame.write_ndjson("a.jsonl")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Ranges) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for name in ("a.csv", "a.parquet", "a.jsonl"):
+            address = f"http://127.0.0.1:{server.server_port}/{name}"
+            result = invoke("score", address, "--label", "y", "--proba", "p", "--json", "-")
+            assert result.exit_code == 0, result.stderr
+            record = json.loads(result.stdout)
+            assert record["figures"]["cross_entropy_nats"]["value"] == pytest.approx(-math.log(0.5 * 0.75) / 2)
+            assert record["source"]["name"] == address
+        server.shutdown()
+    with pytest.raises(DataError, match="Download it first"):
+        xent.score("https://localhost/a.npz", "y")
+
+
+def test_a_pipe_is_read_as_a_file():
     os.mkfifo("pipe")
     thread = threading.Thread(target=lambda: Path("pipe").write_text("y,p\n1,0.5\n"))
     thread.start()

@@ -134,7 +134,7 @@ def way_of_labels(frame: Any, request: Request) -> Way | None:
         values = [row[0] for row in frame.select(escaped(label)).distinct().limit(MOST_LABELS).collect()]
         labels = pl.Series(values, strict=False)
     else:
-        labels = pl.from_pandas(frame[label].drop_duplicates().compute().reset_index(drop=True))
+        labels = pl.from_pandas(frame[[label]].drop_duplicates().compute().reset_index(drop=True))[label]
     return find_way([labels], plan.classes, plan.columns if len(plan.columns) > 1 else ())
 
 

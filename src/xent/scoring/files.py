@@ -90,6 +90,8 @@ def _remedy(said: str) -> str:
         return "Check that each line has as many fields as the header, and which separator the file has"
     if "at character" in said and said.partition("('")[2][:1] in ("N", "I"):
         return "JSON has no NaN and no Infinity, which Python's json module writes all the same: write null instead"
+    if "object-store" in said:
+        return "Check the address, the network and the access rights"
     return "Check that the file is whole and that each column holds one type"
 
 

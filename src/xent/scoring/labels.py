@@ -98,8 +98,11 @@ def label_texts(labels: pl.Series, classes: Sequence[str]) -> pl.Series:
 def _unknown(labels: pl.Series, classes: Sequence[str], row: int) -> UnknownLabelError:
     found = listed(labels.unique(maintain_order=True).cast(pl.String).to_list())
     problem = f"the label {found} (first in row {row}) is none of the classes"
+    order = "in the order of the columns"
+    if tuple(classes) == ("0", "1"):
+        order += " or, for one column, the other class first and then the one whose probability it is"
     remedy = (
-        f"The classes are {listed(classes)}; {option('classes')} names them in the order of the columns, and "
+        f"The classes are {listed(classes)}; {option('classes')} names them {order}; "
         f"{option('invalid', 'skip')} leaves rows with other labels out"
     )
     return UnknownLabelError(message(CALL, "label", problem, remedy))
