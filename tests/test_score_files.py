@@ -1,4 +1,4 @@
-"""The files that people have: one table as some forty tools write it, scored with what README and --help offer.
+"""The files that people have: one table as some forty tools write it, scored as docs/how-to/score_files.md says.
 
 tests/make_score_files.py wrote them. Every file gives the figures of the same arrays to 1e-12.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -23,55 +25,14 @@ FIGURES = (
     "cross_entropy_nats", "cross_entropy_low_nats", "cross_entropy_standard_error_nats", "base_rate_nats", "brier",
     "accuracy", "miscalibration_nats", "calibration_error", "rows",
 )  # fmt: skip
-STARS = "--label animal --proba p_*"
+STARS = ["--label", "animal", "--proba", "p_*"]
 
-SAME = {
-    "pandas_index.csv": f"{STARS} --id id --by country",
-    "pandas.csv.gz": f"{STARS} --id id --by country",
-    "pandas_records.json": f"{STARS} --id id --by country",
-    "pandas.parquet": f"{STARS} --id id --by country",
-    "pandas.xlsx": f"{STARS} --id id --by country",
-    "pandas_numbered_columns.csv": "--label y --proba *",
-    "pandas_lines.jsonl": f"{STARS} --id id --by country",
-    "polars_enum.parquet": STARS,
-    "polars.arrow": STARS,
-    "polars_lists.parquet": "--label animal --proba probabilities --classes ant,bee,cow",
-    "pyarrow_dictionary.parquet": STARS,
-    "huggingface_datasets.arrow": STARS,
-    "duckdb_pipe.csv": f"{STARS} --by country",
-    "numpy.npz": "--label y --proba proba --by where",
-    "sklearn_predict_proba.npy": "--label sklearn_y_test.npy --classes ant,bee,cow",
-    "numpy_savetxt.txt": "--label column_4 --proba column_1 --proba column_2 --proba column_3 --classes 0,1,2",
-    "xgboost_no_header.csv": "--labels labels_only.txt --proba column_* --classes ant,bee,cow",
-    "lightgbm_predict_result.txt": "--labels labels_only.txt --proba column_* --classes ant,bee,cow",
-    "r_write_csv.csv": f"{STARS} --id id",
-    "r_write_csv2.csv": f"{STARS} --id id",
-    "r_write_table.tsv": f"{STARS} --id id",
-    "r_write_table_blanks.txt": f"{STARS} --id id --separator space",
-    "r_caret.csv": "--label obs --proba ant --proba bee --proba cow",
-    "excel_german.csv": "--label Tier --proba p\x00* --id Nr",
-    "kaggle_submission.csv": "--labels kaggle_solution.csv --id id --label target --proba Class_* --by Usage",
-    "kaggle_submission.csv.zip": "--labels kaggle_solution.csv --id id --label target --proba Class_*",
-    "spark_partitions": f"{STARS} --id id --by country",
-    "spark_csv": f"{STARS} --id id --by country",
-    "spark_ml_vectors.parquet": "--label label --proba probability",
-    "spark_map.parquet": "--label animal --proba scores",
-    "spark_struct.parquet": "--label animal --proba scores.*",
-    "h2o.csv": "--labels labels_only.txt --proba p* --exclude predict --classes ant,bee,cow",
-    "catboost_eval.tsv": "--label Label --proba Probability:Class=* --id SampleId",
-    "knime.csv": "--label animal --proba P\x00(animal=*)",
-    "rapidminer.csv": "--label label --proba confidence(*)",
-    "matlab_writetable.csv": "--label y --proba p*",
-    "bzip2.csv.bz2": STARS,
-    "xz.csv.xz": STARS,
-    "zstd.csv.zst": STARS,
-}
-"""Options for each file; a blank inside of a name is written as \\x00 here."""
+PAGE = Path(__file__).parents[1] / "docs" / "how-to" / "score_files.md"
+COMMANDS = [shlex.split(command) for command in re.findall(r"`xent score ([^`]+)`", PAGE.read_text(encoding="utf-8"))]
+"""What the page says, for each file; the files of tokens have tests of their own."""
+SAME = {name: options for name, *options in COMMANDS if "--explode" not in options}
+TOKENS = {name: options for name, *options in COMMANDS if "--explode" in options}
 NEEDS = {".xlsx": "fastexcel", ".zst": "pyarrow"}
-
-
-def options_of(text):
-    return [word.replace("\x00", " ") for word in text.split(" ")]
 
 
 def invoke(*arguments):
@@ -112,12 +73,12 @@ def expected():
 @pytest.mark.parametrize("name", SAME)
 def test_a_file_has_the_figures_of_its_arrays(name, expected):
     needed(name)
-    found, record = figures(name, *options_of(SAME[name]))
+    found, record = figures(name, *SAME[name])
     same(found, expected)
     assert record["source"]["name"] == name
-    if "--by country" in SAME[name]:
+    if "country" in SAME[name]:
         assert {s["value"]: s["rows"] for s in record["segments"]["country"]} == {"de": 8, "fr": 16}
-    if "--id id" in SAME[name]:
+    if "id" in SAME[name]:
         assert all(row["id"] in DATA_IDS for row in record["surprising"]), "leading zeros are kept"
 
 
@@ -126,16 +87,15 @@ DATA_IDS = {f"{k:04d}" for k in range(len(LABEL))}
 
 def test_every_file_is_tested():
     others = {"kaggle_solution.csv", "labels_only.txt", "sklearn_y_test.npy"}
-    tested = {*SAME, *others, "pandas_six_decimals.csv", "h2o_binary.csv", "openai_chat.jsonl"}
-    assert {path.name for path in FOLDER.iterdir()} == {*tested, "vllm_prompt_logprobs.jsonl.gz"}
+    tested = {*SAME, *TOKENS, *others, "pandas_six_decimals.csv", "h2o_binary.csv"}
+    assert {path.name for path in FOLDER.iterdir()} == tested
 
 
 def test_standard_input_is_read_as_the_file(expected):
     names = ("pandas_index.csv", "pandas_lines.jsonl", "pandas_records.json", "pandas.parquet", "pandas.csv.gz")
     for name in (*names, "polars.arrow", "bzip2.csv.bz2", "kaggle_submission.csv.zip"):
-        options = SAME[name]
         data = Path(name).read_bytes()
-        result = CliRunner().invoke(load(), ["score", "-", *options_of(options), "--json", "-"], input=data)
+        result = CliRunner().invoke(load(), ["score", "-", *SAME[name], "--json", "-"], input=data)
         assert result.exit_code == 0, (name, result.stderr)
         record = json.loads(result.stdout)
         same({key: figure["value"] for key, figure in record["figures"].items()}, expected)
@@ -144,7 +104,7 @@ def test_standard_input_is_read_as_the_file(expected):
 
 
 def test_six_decimals_are_scored_by_their_digits_and_the_output_says_so():
-    result = invoke("score", "pandas_six_decimals.csv", *options_of(STARS), "--json", "a.json")
+    result = invoke("score", "pandas_six_decimals.csv", *STARS, "--json", "a.json")
     assert result.exit_code == 0, result.stderr
     rounded = np.round(P, DECIMALS)
     found = json.loads(Path("a.json").read_text())["figures"]["cross_entropy_nats"]["value"]
@@ -157,27 +117,24 @@ def test_h2o_of_two_classes_by_one_column_and_by_both():
     yes = (LABEL == 1).astype(int)
     expected = xent.score(P[:, 1], yes).to_dict()["cross_entropy_nats"]
     for options in ("--proba yes --classes no,yes", "--proba no --proba yes", "--proba yes"):
-        found, record = figures("h2o_binary.csv", "--label", "bought", *options_of(options))
+        found, record = figures("h2o_binary.csv", "--label", "bought", *options.split())
         assert found["cross_entropy_nats"] == pytest.approx(expected, rel=TO_1E12)
     assert any("'yes' is class 1" in warning for warning in record["warnings"])
 
 
 def test_tokens_of_language_models_become_rows(expected):
-    found, record = figures(
-        "openai_chat.jsonl", "--explode", "logprobs.content", "--log-prob", "logprobs.content.logprob",
-        "--id", "id", "--by", "logprobs.content.token",
-    )  # fmt: skip
+    found, record = figures("openai_chat.jsonl", *TOKENS["openai_chat.jsonl"])
     for name in ("cross_entropy_nats", "cross_entropy_standard_error_nats", "rows"):
         assert found[name] == pytest.approx(expected[name], rel=TO_1E12)
     worst = int(np.argmin(P[np.arange(len(P)), LABEL]))
     assert record["surprising"][0]["id"] == f"doc{worst // 6}[{worst % 6}]"
-    found, _ = figures("vllm_prompt_logprobs.jsonl.gz", "--explode", "token_logprobs", "--log-prob", "token_logprobs")
+    found, _ = figures("vllm_prompt_logprobs.jsonl.gz", *TOKENS["vllm_prompt_logprobs.jsonl.gz"])
     assert found["cross_entropy_nats"] == pytest.approx(expected["cross_entropy_nats"], rel=TO_1E12)
 
 
 def test_two_files_are_compared_whatever_their_form():
     pairs = [
-        ("pandas.parquet r_write_csv2.csv", f"--id id {STARS}"),
+        ("pandas.parquet r_write_csv2.csv", "--id id --label animal --proba p_*"),
         (
             "kaggle_submission.csv kaggle_submission.csv.zip",
             "--id id --label target --proba Class_* --labels kaggle_solution.csv",
@@ -187,10 +144,10 @@ def test_two_files_are_compared_whatever_their_form():
             "sklearn_predict_proba.npy sklearn_predict_proba.npy",
             "--by-order --label sklearn_y_test.npy --classes ant,bee,cow",
         ),
-        ("pandas.parquet duckdb_pipe.csv", f"--by-order {STARS}"),
+        ("pandas.parquet duckdb_pipe.csv", "--by-order --label animal --proba p_*"),
     ]  # fmt: skip
     for names, options in pairs:
-        result = invoke("compare", *names.split(), *options_of(options), "--json", "-", "--html", "page.html")
+        result = invoke("compare", *names.split(), *options.split(), "--json", "-", "--html", "page.html")
         assert result.exit_code == 0, (names, result.stderr)
         record = json.loads(result.stdout)
         assert record["rows"] == len(LABEL)

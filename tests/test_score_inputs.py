@@ -588,7 +588,7 @@ class Ranges(http.server.SimpleHTTPRequestHandler):
         asked = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))
         first, last = 0, len(data) - 1
         if asked:
-            first = int(asked[1]) if asked[1] else len(data) - int(asked[2])
+            first = int(asked[1]) if asked[1] else max(len(data) - int(asked[2]), 0)
             last = min(int(asked[2]), last) if asked[1] and asked[2] else last
         part = data[first : last + 1]
         self.send_response(206 if asked else 200)
