@@ -50,8 +50,9 @@ ARRAY_KINDS = ("npy", "npz")
 KINDS = "Parquet, CSV, TSV, JSON lines, Arrow, Excel, npz or npy"
 NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 LIBRARIES = (
-    "polars", "narwhals", "pyarrow", "pandas", "duckdb", "_duckdb", "dask", "pyspark", "py4j", "zipfile", "fastexcel",
-)  # fmt: skip
+    *("polars", "narwhals", "pyarrow", "pandas", "duckdb", "_duckdb", "dask", "pyspark", "py4j", "zipfile"),
+    *("fastexcel", "_fastexcel"),
+)
 KNOWN = (OSError, UnicodeError, pl.exceptions.PanicException)
 """Errors of files, whoever raises them; a panic is how Polars fails at files that break its assumptions."""
 

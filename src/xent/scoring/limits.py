@@ -88,6 +88,15 @@ def _zstd(file: Path) -> Any:
     return pyarrow.input_stream(str(file), compression="zstd")
 
 
+def check_archive(file: Path) -> None:
+    """DataError if an archive, such as a workbook, announces more than may be inflated."""
+    if not zipfile.is_zipfile(file):
+        return
+    with _unreadable(f"{shown_path(file)} cannot be read"), zipfile.ZipFile(file) as archive:
+        if sum(entry.file_size for entry in archive.infolist()) > MOST_INFLATED:
+            raise _too_large(file)
+
+
 def _too_large(file: Path) -> DataError:
     problem = f"{shown_path(file)} is compressed and has more than {MOST_INFLATED:,} bytes when it is inflated"
     return DataError(message(CALL, "data", problem, "Decompress it first, or convert it to Parquet"))

@@ -15,14 +15,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
 import polars as pl
 
 from xent.errors import ArgumentError, DataError, message, missing_package, option
-from xent.names import listed, quoted, shown_name, shown_path
+from xent.names import first_line, listed, quoted, shown_name, shown_path
 from xent.scoring.columns import is_vector
 from xent.scoring.dialect import PEEKED_LINES, Dialect, checked_separator, find_dialect
 from xent.scoring.files import CALL, Files, compression_of, no_table, reading
-from xent.scoring.limits import BZIP2, GZIP, XZ, ZIP, ZLIB, ZSTD, check_inflated, inflated
+from xent.scoring.limits import BZIP2, GZIP, XZ, ZIP, ZLIB, ZSTD, check_archive, check_inflated, inflated
 
 NOT_A_NUMBER = "NA"
 """How R writes a missing number; the label NA stays text."""
@@ -103,10 +104,22 @@ def _scan(kind: str, paths: list[Path] | list[str]) -> pl.LazyFrame:
         return pl.concat([_excel(source) for source in sources])
     if kind == "arrow":
         return pl.concat([_arrow(source) for source in sources])
-    is_array = [not isinstance(source, str) and _start(source).lstrip()[:1] == b"[" for source in sources]
-    if any(is_array):  # one JSON array of objects, in place of an object in each line
-        return pl.concat([pl.read_json(source, infer_schema_length=None).lazy() for source in sources])
-    return pl.scan_ndjson(sources, infer_schema_length=None)  # type: ignore[arg-type]
+    return pl.scan_ndjson([_lines_of_json(source) for source in sources], infer_schema_length=None)
+
+
+def _lines_of_json(source: Source) -> Any:
+    """Return a source with an object in each line; one JSON array of objects is turned into lines."""
+    if isinstance(source, str) or _start(source).lstrip()[:1] != b"[":
+        return source
+    text = source if isinstance(source, bytes) else source.read_bytes()
+    try:
+        rows = msgspec.json.decode(text, type=list[msgspec.Raw])
+        return b"\n".join(msgspec.json.format(bytes(row), indent=-1) for row in rows)
+    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
+        problem = f"a JSON array cannot be read ({first_line(error)})"
+        raise DataError(
+            message(CALL, "data", problem, "Write an array of objects, or an object in each line")
+        ) from None
 
 
 def _opened(source: Source, inside: str) -> Source:
@@ -150,6 +163,8 @@ def _arrow(source: Source) -> pl.LazyFrame:
 
 def _excel(source: Source) -> pl.LazyFrame:
     """Return the first sheet of a workbook."""
+    if isinstance(source, Path):
+        check_archive(source)
     try:
         return pl.read_excel(source, infer_schema_length=None).lazy()
     except ModuleNotFoundError as error:
