@@ -65,7 +65,7 @@ class Scripts(HTMLParser):
         self.found = []
 
     def handle_starttag(self, tag, attributes):
-        leaves = any(name in ("href", "src") and not value.startswith("#") for name, value in attributes)
+        leaves = any(name in ("href", "src") and not value.startswith(("#", "data:,")) for name, value in attributes)
         if tag in ("img", "u", "iframe", "object") or leaves or any(name.startswith("on") for name, _ in attributes):
             self.found.append((tag, attributes))
 
