@@ -349,6 +349,20 @@ def test_labels_in_the_same_order_need_as_many_rows():
     assert nats("p.npy", labels="y.csv") == pytest.approx(-math.log(0.5 * 0.75) / 2)
 
 
+def test_labels_of_arrays_are_joined_by_the_ids_that_an_npz_file_has():
+    p = np.array([[0.5, 0.5], [0.75, 0.25], [0.1, 0.9]])
+    np.savez("p.npz", proba=p, row=np.array(["a", "b", "c"]))
+    pl.DataFrame({"row": ["c", "a", "b"], "y": [1, 0, 0]}).write_csv("y.csv")
+    assert nats("p.npz", labels="y.csv", id="row") == pytest.approx(-np.log([0.5, 0.75, 0.9]).mean(), rel=1e-14)
+    pl.DataFrame({"row": ["c", "a"], "y": [1, 0]}).write_csv("z.csv")
+    with pytest.raises(DataError, match="'b' of the predictions has no label"):
+        xent.score("p.npz", labels="z.csv", id="row")
+    with pytest.raises(ArgumentError, match="'nothing'"):
+        xent.score("p.npz", "nothing", labels="y.csv", id="row")
+    with pytest.raises(ArgumentError, match="order"):
+        xent.score(p, labels=np.array([0, 0, 1]), id=["a", "b", "c"])
+
+
 # Rounded probabilities: S5.
 
 

@@ -29,9 +29,9 @@ def charts(record: Mapping[str, Any]) -> dict[str, Layers]:
         low=rounded((_number(d["low"]) for _, d in lines), 6),
         high=rounded((_number(d["high"]) for _, d in lines), 6),
     )
-    y = alt.Y("place:N", axis=alt.Axis(title=None, labelExpr="substring(datum.label, 3)", labelLimit=220, grid=False))
+    y = alt.Y("place:N", axis=alt.Axis(title=None, labelExpr="substring(datum.label, 3)", labelLimit=130, grid=False))
     zero = rows(nats=[0]).mark_rule(color=MUTED, strokeDash=[4, 3]).encode(x="nats:Q")
-    x = x_axis("nats:Q", "a minus b, nats per row: left of 0, a is better", tickCount=6)
+    x = x_axis("nats:Q", "nats per row; left of 0, a is better", tickCount=5)
     ends = data.mark_rule(color=CROSS_ENTROPY, strokeWidth=2).encode(x="low:Q", x2="high:Q", y=y)
     means = data.mark_point(filled=True, color=CROSS_ENTROPY, size=70).encode(x=x, y=y, tooltip=INTERVAL)
     description = (

@@ -63,7 +63,7 @@ class Call:
 
     def _of_arrays(self, arrays: dict[str, Any], columns: dict[str, Any], by: Any) -> Pieces:
         if self.labels is not None:
-            columns["label"] = labels_as_array(self.labels, self.roles["label"])
+            columns["label"] = labels_as_array(self.labels, self.roles["label"], self.roles["id"], columns["id"])
         return array_rows(arrays, columns, by, self.classes, self.options, self.skip)
 
 

@@ -315,6 +315,10 @@ class _Planner:
         names = (label,) if isinstance(label, str) else tuple(label)
         for name in names:
             self._check("label", name)
+            if isinstance(self.dtypes.get(name), pl.Struct):
+                problem = f"column {quoted(name)} holds structures"
+                remedy = "Name a field (a dot reaches into them); of pandas, to_json(orient='records') writes rows"
+                raise DataError(message(CALL, "label", problem, remedy))
         if not isinstance(label, str) and len(names) != len(classes or names):
             problem = f"found {len(names)} columns for {len(classes or ())} classes"
             raise ArgumentError(message(CALL, "label", problem, "Soft labels need one column for each class"))

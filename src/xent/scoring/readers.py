@@ -22,11 +22,11 @@ from xent.scoring.array_rows import arrays_of_files, is_array
 from xent.scoring.batch import as_array
 from xent.scoring.columns import id_array, is_lists, is_vector, number_matrix, one_column
 from xent.scoring.files import ARRAY_KINDS, CALL, find_files, is_path, reading
-from xent.scoring.form import Plan, Request
+from xent.scoring.form import ONE_ROW_PER_ID, Plan, Request
 from xent.scoring.joined import with_labels
 from xent.scoring.labels import Way, find_way
 from xent.scoring.pieces import Piece, Settled
-from xent.scoring.selection import keys_of_ids, keys_of_rows
+from xent.scoring.selection import keys_of_ids, keys_of_rows, texts
 from xent.scoring.sums import Array
 from xent.scoring.tables import Layout, LazyTable, Table, table_of_files
 
@@ -128,25 +128,47 @@ def rows_of(data: Any, request: Request, layout: Layout | None = None, labels: A
     return TableRows(table, request.plan(table.columns, table.dtypes))
 
 
-def labels_as_array(data: Any, label: Any) -> Array:
-    """Return the labels of a file or frame of their own, for arrays of predictions in the same order."""
+def labels_as_array(data: Any, label: Any, id_name: Any = None, ids: Any = None) -> Array:
+    """Return the labels of a file or frame of their own, for arrays of predictions: by order or, with ids, by id."""
     with reading(data if is_path(data) else "the labels"):
+        files = find_files(data) if is_path(data) else None
+        by_order = is_array(data) or (files is not None and files.kind in ARRAY_KINDS)
+        if ids is not None and (by_order or not isinstance(id_name, str)):
+            problem = "found it with labels that are arrays, or an array of ids: those are paired by their order"
+            raise ArgumentError(message(CALL, "id", problem, "Omit it, or pass frames"))
         if is_array(data):
             return as_array(CALL, "labels", data)
-        files = find_files(data) if is_path(data) else None
-        if files is not None and files.kind in ARRAY_KINDS:
-            name = label if files.kind == "npz" else str(data)
-            return np.asarray(arrays_of_files(files, {"label": name})["label"])
+        if files is not None and by_order:
+            return np.asarray(arrays_of_files(files, {"label": label if files.kind == "npz" else str(data)})["label"])
         table = table_of(data, Layout(), None)
-        if label is None and len(table.columns) != 1:
+        others = [name for name in table.columns if name != id_name]
+        if label is None and len(others) != 1:
             problem = "which column of the labels holds them?"
-            raise ArgumentError(message(CALL, "label", problem, f"Name it; there are {listed(table.columns)}"))
-        name = table.columns[0] if label is None else label
-        if name not in table.columns:
-            problem = f"there is no column {quoted(name)}"
-            raise ArgumentError(message(CALL, "label", problem, f"There are {listed(table.columns)}"))
-        column = pl.concat([batch[name] for batch in table.batches([name], [], BATCH_ROWS)])
-        return column.to_numpy() if column.dtype.is_numeric() and not column.null_count() else _objects(column)
+            raise ArgumentError(message(CALL, "label", problem, f"Name it; there are {listed(others)}"))
+        wanted = {"label": others[0] if label is None else label, **({} if ids is None else {"id": id_name})}
+        for role, name in wanted.items():
+            if name not in table.columns:
+                problem = f"there is no column {quoted(name)} in the labels"
+                raise ArgumentError(message(CALL, role, problem, f"There are {listed(table.columns)}"))
+        held = pl.concat(list(table.batches(list(wanted.values()), [], BATCH_ROWS)))
+        return _as_array(held[wanted["label"]] if ids is None else _labels_of(ids, held, wanted))
+
+
+def _labels_of(ids: Array, held: pl.DataFrame, wanted: Mapping[str, str]) -> pl.Series:
+    """Return the label of each id; DataError unless each has one."""
+    theirs = held.select(id=pl.col(wanted["id"]).cast(pl.String), label=pl.col(wanted["label"]))
+    if theirs["id"].is_duplicated().any():
+        raise DataError(message(CALL, "labels", "rows of the labels share an id", ONE_ROW_PER_ID))
+    found = pl.DataFrame({"id": texts(ids)}).join(theirs, on="id", how="left", maintain_order="left")
+    alone = found.join(theirs, on="id", how="anti")
+    if alone.height:
+        problem = f"the id {quoted(alone['id'][0])} of the predictions has no label"
+        raise DataError(message(CALL, "labels", problem, "Add it, or leave such rows out"))
+    return found["label"]
+
+
+def _as_array(column: pl.Series) -> Array:
+    return column.to_numpy() if column.dtype.is_numeric() and not column.null_count() else _objects(column)
 
 
 def _objects(column: pl.Series) -> Array:

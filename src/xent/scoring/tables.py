@@ -167,8 +167,8 @@ def _excel(source: Source) -> pl.LazyFrame:
         check_archive(source)
     try:
         return pl.read_excel(source, infer_schema_length=None).lazy()
-    except ModuleNotFoundError as error:
-        raise missing_package(error, CALL, "excel") from None
+    except ModuleNotFoundError:  # Polars' own, which does not name the package
+        raise missing_package(ModuleNotFoundError(name="fastexcel"), CALL, "excel") from None
 
 
 class LazyTable:
