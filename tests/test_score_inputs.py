@@ -648,3 +648,22 @@ def test_a_pipe_is_read_as_a_file():
     empty = invoke("score", "-", "--label", "y", "--proba", "p", input=b"")
     assert empty.exit_code == 2
     assert "standard input is empty" in empty.stderr
+
+
+def test_the_effect_of_rounding_that_is_said_is_a_bound():
+    rng = np.random.default_rng(3)
+    p = np.round(rng.dirichlet(np.ones(20), 500), 2)
+    y = p.argmax(axis=1)
+    found = xent.score(p, y)
+    said = next(w for w in found.warnings if "2 decimals" in w)
+    bound = float(re.search(r"at most ([\d.]+) nats", said)[1])
+    assert "20/2 x 10^-2 = 0.1" in said
+    assert abs(found.cross_entropy.nats - nats(p, y, renormalise=True)) <= bound * 1.05
+    soft = np.round(rng.dirichlet(np.ones(3), 50), 2)
+    soft[0] = [0.33, 0.33, 0.33]
+    q = rng.dirichlet(np.ones(3), 50)
+    found = xent.score(q, soft)
+    said = next(w for w in found.warnings if "soft labels" in w)
+    bound = float(re.search(r"at most ([\d.]+) of itself", said)[1])
+    exact = nats(q, soft / soft.sum(axis=1, keepdims=True))
+    assert abs(found.cross_entropy.nats - exact) <= bound * 1.05 * exact

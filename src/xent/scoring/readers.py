@@ -84,7 +84,8 @@ class TableRows:
     @property
     def column_names(self) -> Sequence[str]:
         """The columns of the predictions, or their one column's classes."""
-        return self.plan.columns if len(self.plan.columns) > 1 or self.classes == 2 else self.plan.classes or ()
+        one_value = self.plan.kind == "log_prob" or self.classes == 2
+        return self.plan.columns if one_value or len(self.plan.columns) > 1 else self.plan.classes or ()
 
     def settled(self, settled: Settled) -> Plan:
         """Return the plan by what was found out."""

@@ -35,19 +35,24 @@ class Rounding:
         exact = 0.5 * 10.0 ** (1 - self.digits) if self.significant else classes / 2 * 10.0**-self.digits
         return min(exact, LARGEST_TOLERANCE) * (1 + 1e-9) + 1e-12
 
-    def note(self, classes: int) -> str:
-        """What a reader should know about rounded probabilities."""
+    def note(self, classes: int, soft: bool = False) -> str:
+        """What a reader should know about rounded probabilities, or soft labels."""
         tolerance = self.tolerance(classes)
         if self.significant:
             found, bound = f"{self.digits} significant digits", f"0.5 x 10^-{self.digits - 1}"
         else:
             found, bound = f"{self.digits} decimals", f"{classes}/2 x 10^-{self.digits}"
-        effect = -np.log1p(-tolerance)
+        if soft:
+            what, effect = "soft labels", f"{tolerance / (1 - tolerance):.2g} of itself"
+        else:
+            what, effect = "probabilities", f"{-np.log1p(-tolerance):.2g} nats"
         text = (
-            f"The probabilities were rounded to {found}: sums off by up to {bound} = {tolerance:.2g} were taken for 1, "
-            f"which changes the mean by at most {effect:.2g} nats ({option('renormalise', True)} divides by the sums)."
+            f"The {what} were rounded to {found}: sums off by up to {bound} = {tolerance:.2g} were taken for 1, "
+            f"which changes the mean by at most {effect}."
         )
-        if not self.significant:
+        if not soft:
+            text += f" {option('renormalise', True)} divides by the sums."
+        if not self.significant and not soft:
             text += f" A 0 stands for anything below {0.5 * 10.0**-self.digits:g}."
         return text
 

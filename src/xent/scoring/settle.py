@@ -52,7 +52,9 @@ def settled_result(
             if rounding is not None:
                 number = rows.classes
                 settled = replace(
-                    settled, tolerance=rounding.tolerance(number), notes=(*settled.notes, rounding.note(number))
+                    settled,
+                    tolerance=rounding.tolerance(number),
+                    notes=(*settled.notes, rounding.note(number, error.soft)),
                 )
             elif not skip:
                 raise DistributionError(*error.args) from None
