@@ -337,6 +337,21 @@ def scoring_memory(record: Record) -> str:
     return table(["file", "peak memory of the process, MB", "first call in it, s"], rows, left=1)
 
 
+def binary(record: Record) -> str:
+    """The binary loss beside torch's, and what was required."""
+    rows = []
+    for case in record["cases"]:
+        (bar,) = case["bars"]
+        milliseconds = [_milliseconds(case, name, "forward_backward") for name in (OURS, bar["against"])]
+        forward = ratio_of(case, "forward", bar["against"], OURS)
+        copy = ratio_of(case, "forward_backward", OURS, REUSED)
+        cells = [_with_quartiles(bar), f"{bar['kind']} {bar['bound']:g}", _verdict(bar)]
+        cells += [_with_quartiles(forward) if forward else "", number(copy["median"]) if copy else ""]
+        rows.append([_size(case), case["dtype"], *milliseconds, *cells])
+    head = ["logits", "dtype", f"`{OURS}`, ms", "torch's, ms", "times as fast", "required", "met", "forward alone"]
+    return table([*head, "times a copy"], rows, left=2)
+
+
 TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
     "headline": ("logits", headline),
     "summary": ("logits", summary),
@@ -358,6 +373,8 @@ TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
     "linear": ("linear", linear),
     "linear bars": ("linear", linear_bars),
     "linear machine": ("linear", machine),
+    "binary": ("binary", binary),
+    "binary machine": ("binary", machine),
     "scoring": ("scoring", scoring),
     "scoring memory": ("scoring", scoring_memory),
     "scoring machine": ("scoring", machine),

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.markup import escape
 
-from benchmarks import bars, logits_loss, record_tables, tables
+from benchmarks import bars, binary_loss, logits_loss, record_tables, tables
 from benchmarks.first_call import run_first_call
 from benchmarks.gpu_losses import run_gpu
 from benchmarks.scaling import run_scaling
@@ -36,7 +36,16 @@ from xent.cli.app import print_error, progress
 from xent.errors import XentError
 
 Part = Literal[
-    "logits", "logits_huge_pages", "scaling", "threads", "first_call", "accuracy", "linear", "scoring", "parallel"
+    "logits",
+    "logits_huge_pages",
+    "scaling",
+    "threads",
+    "first_call",
+    "accuracy",
+    "linear",
+    "binary",
+    "scoring",
+    "parallel",
 ]
 PARTS: tuple[Part, ...] = get_args(Part)
 GPU_PARTS: tuple[Literal["logits", "linear"], ...] = ("logits", "linear")
@@ -90,7 +99,9 @@ def _everything(threads: int) -> None:
 def _measure(part: Part, shapes: tuple[str, ...], quick: bool, threads: int, memory: bool) -> dict[str, Any]:
     if part == "linear" and shapes:
         raise typer.BadParameter("linear has one shape: leave out --shape.")
-    if part not in ("logits", "logits_huge_pages", "linear") and (shapes or quick):
+    if part == "binary" and shapes:
+        raise typer.BadParameter("binary has shapes of its own: leave out --shape.")
+    if part not in ("logits", "logits_huge_pages", "linear", "binary") and (shapes or quick):
         raise typer.BadParameter(f"{part} has sizes of its own: leave out --shape and --quick.")
     with progress(transient=True) as report:
         common: dict[str, Any] = {"command": _command(), "progress": report}
@@ -104,6 +115,8 @@ def _measure(part: Part, shapes: tuple[str, ...], quick: bool, threads: int, mem
 
             size = linear_loss.SHAPES["quick" if quick else "gpt2"]
             return linear_loss.run(size, threads=threads, measure_memory=memory and not quick, **common)
+        if part == "binary":
+            return binary_loss.run(quick=quick, threads=threads, **common)
         if part == "parallel":
             return run_sharded_loss(**common)
         if part == "scoring":
@@ -150,7 +163,7 @@ def _command() -> str:
 
 def _show(part: Part, record: dict[str, Any]) -> None:
     console = Console()
-    if part.startswith("logits"):
+    if part.startswith("logits") or part == "binary":
         for table in show.tables(record):
             console.print(table, "")
         _print("[red]missed[/]", bars.missed(record))

@@ -15,8 +15,10 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from xent.backends.gpu import kernels
+from xent.backends.binary_protocol import Elements
+from xent.backends.gpu import binary_kernels, kernels
 from xent.backends.gpu.backend import GpuBackend
+from xent.backends.gpu.binary_backend import GpuBinary
 from xent.backends.protocol import Statistics
 from xent.objective import Objective
 
@@ -53,6 +55,7 @@ def main(backend: str, architecture: str, warp: str) -> None:
     for name in NAMES:
         kernel = getattr(kernels, name)
         kernel.run = compiling(kernel.run, found.setdefault(name, []))
+    binary_kernels.visit.run = compiling(binary_kernels.visit.run, found.setdefault("binary", []))
     gpu = GpuBackend()
     labels, lse = torch.zeros(8, dtype=torch.int64), torch.zeros(8, dtype=torch.float64)
     for dtype in (torch.bfloat16, torch.float64):
@@ -67,8 +70,19 @@ def main(backend: str, architecture: str, warp: str) -> None:
         gpu.forward_backward(
             torch.zeros(2, 21, 64, dtype=dtype), torch.zeros(2, 64, dtype=torch.int64), 1.0, Objective()
         )
+        compile_binary(dtype)
     gpu.scale(torch.zeros(100), torch.ones(()))
     print(json.dumps(found))
+
+
+def compile_binary(dtype: torch.dtype) -> None:
+    """The usual loss with its gradient; losses without one, of integers; a focal loss; gradients of elements."""
+    x, labels = torch.zeros(8, 32000, dtype=dtype), torch.zeros(8, 32000, dtype=torch.uint8)
+    binary, scale, weight = GpuBinary(), torch.ones(8, 32000), torch.ones(32000)
+    everything = Objective(label_smoothing=0.1, softcap=30.0, logit_scale=0.5, ignore_index=3)
+    binary.visit(Elements(x, x, Objective()), 1.0, finished=torch.ones(()))
+    binary.visit(Elements(x, labels, everything, weight, weight, torch.ones(8, 1)), losses=True)
+    binary.visit(Elements(x, x, Objective(focal_gamma=2.0, logit_scale=0.5)), scale)
 
 
 def compiling(run: Any, codes: list[str]) -> Any:

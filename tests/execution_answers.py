@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from comparison import assert_within
-from execution_cases import INF, STATISTICS, Problem
+from execution_cases import BINARY, INF, STATISTICS, Problem
 from torch import Tensor
 
 
@@ -36,7 +36,7 @@ def defined(tensors: Mapping[str, Tensor], options: Mapping[str, Any], call: str
     x = given["input"]
     if call.startswith("linear"):
         x = x @ given["linear_weight"].T + given["linear_bias"]
-    elif x.ndim > 2:
+    elif x.ndim > 2 and call != BINARY:
         x = x.movedim(1, -1)
     scale = given["log_scale"].exp() if "log_scale" in given else given.get("logit_scale", 1.0)
     masked = x == -INF
@@ -45,11 +45,25 @@ def defined(tensors: Mapping[str, Tensor], options: Mapping[str, Any], call: str
         z = given["softcap"] * torch.tanh(z / given["softcap"])
     z = z.masked_fill(masked, -INF)
     target = given["target"]
+    if "probs" in given:
+        target = listed(target, given["probs"], given["tail"], z.shape[-1], is_last=call.startswith("linear"))
     if call in STATISTICS:
         return defined_statistics(x, z, masked, target.long(), given.get("ignore_index", -100))
+    if call.endswith(BINARY):
+        return defined_binary(z, masked, target, given)
     if target.is_floating_point() and target.ndim > 2 and not call.startswith("linear"):
         target = target.movedim(1, -1)
     return defined_loss(z, masked, target, given)
+
+
+def listed(ids: Tensor, p: Tensor, tail: str, classes: int, *, is_last: bool) -> Tensor:
+    """Class probabilities of a target that lists some, with the classes where the logits have them."""
+    axis = -1 if is_last or ids.ndim == 1 else 1
+    ids, p = ids.movedim(axis, -1), p.movedim(axis, -1).double()
+    total = p.sum(-1, keepdim=True)
+    rest = (1 - total) / (classes - ids.shape[-1]) if tail == "uniform" else torch.zeros_like(total)
+    whole = rest.expand(*ids.shape[:-1], classes).scatter(-1, ids, p / total if tail == "renormalise" else p)
+    return whole.movedim(-1, axis)
 
 
 def defined_statistics(x: Tensor, z: Tensor, masked: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
@@ -60,6 +74,31 @@ def defined_statistics(x: Tensor, z: Tensor, masked: Tensor, labels: Tensor, ign
     entropy = lse - (q * z.masked_fill(masked, 0.0)).sum(-1)
     rank = torch.where(known, (x > x.gather(-1, there)).sum(-1), -1)
     return torch.stack([log_prob, entropy, lse, x.argmax(-1).double(), rank.double()])
+
+
+def defined_binary(z: Tensor, masked: Tensor, target: Tensor, given: Mapping[str, Any]) -> Tensor:
+    """Of logits that are minus infinity the target is 0 or ignored here, and the loss 0."""
+    known, zero = target.to(z.dtype) != given.get("ignore_index", -100), z.new_zeros(())
+    y = target.to(z.dtype).where(known, 0.0)
+    z = z.masked_fill(masked | ~known, 0.0)
+    up, down = torch.logaddexp(zero, -z), torch.logaddexp(zero, z)
+    if gamma := given.get("focal_gamma", 0.0):
+        up, down = torch.sigmoid(-z) ** gamma * up, torch.sigmoid(z) ** gamma * down
+    smoothing, pos_weight = given.get("label_smoothing", 0.0), given.get("pos_weight", 1.0)
+    y = (1 - smoothing) * y + smoothing / 2
+    losses = given.get("weight", 1.0) * (pos_weight * y * up + (1 - y) * down)
+    losses = losses.masked_fill(masked | ~known, 0.0)
+    count: Any = known.sum()
+    if "sample_weight" in given:
+        losses = losses * given["sample_weight"].unsqueeze(-1)
+        count = (known * given["sample_weight"].unsqueeze(-1)).sum()
+    match given.get("reduction", "mean"):
+        case "none":
+            return losses
+        case "sum":
+            return losses.sum()
+    denominator = given.get("denominator")
+    return losses.sum() / (count if denominator is None else denominator)
 
 
 def defined_loss(z: Tensor, masked: Tensor, target: Tensor, given: Mapping[str, Any]) -> Tensor:
@@ -102,7 +141,8 @@ def expected(of: Problem) -> Answer:
     wide = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in given.items()}
 
     def function(*variables: Tensor) -> Tensor:
-        found = defined({**wide, **dict(zip(of.variables, variables, strict=True))}, of.case.options, of.call)
+        options = {**of.case.options, "tail": of.case.tail}
+        found = defined({**wide, **dict(zip(of.variables, variables, strict=True))}, options, of.call)
         return found[:3] if of.is_statistics and of.case.nan_row is not None else found
 
     variables = tuple(wide[name].clone().requires_grad_() for name in of.variables)

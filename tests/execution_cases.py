@@ -20,6 +20,7 @@ import xent.torch
 INF, NAN = float("inf"), float("nan")
 FEATURES = 3
 LOSSES, STATISTICS = ("cross_entropy", "linear_cross_entropy"), ("statistics", "linear_statistics")
+BINARY = "binary_cross_entropy_with_logits"
 LABELS = [2, 0, 6, 3, 2]
 WEIGHT = [0.5, 1.0, 1.25, 2.25, 0.125, 4.0, 0.75]
 EVERYTHING: dict[str, Any] = {"label_smoothing": 0.1, "z_loss": 0.01, "softcap": 4.0, "logit_scale": 0.75}
@@ -37,7 +38,9 @@ class Case:
     label_dtype: torch.dtype = torch.int64
     classes: int = 7
     is_soft: bool = False
+    tail: str = ""  # of a target that lists classes; "" for others
     weight: Any = None
+    pos_weight: Any = None
     sample_weight: Any = None  # one for each label
     tensor_options: dict[str, float] = field(default_factory=dict)  # 0-dimensional: logit_scale, log_scale, denominator
     learned: tuple[str, ...] = ()  # tensors that want a gradient, beside those of the logits
@@ -72,6 +75,10 @@ class Problem:
     def is_statistics(self) -> bool:
         return self.call in STATISTICS
 
+    @property
+    def is_binary(self) -> bool:
+        return self.call.endswith(BINARY)
+
     def start(self) -> tuple[Tensor, ...]:
         """The variables, fresh."""
         return tuple(self.tensors[name].clone() for name in self.variables)
@@ -81,6 +88,10 @@ class Problem:
         arguments = {**self.case.options, **tensors, **more}
         if "log_scale" in arguments:  # as models learn a temperature
             arguments["logit_scale"] = arguments.pop("log_scale").exp()
+        if self.case.tail:
+            arguments["target"] = xent.torch.SparseTarget(
+                arguments["target"], arguments.pop("probs"), tail=self.case.tail
+            )
         if self.module is not None:
             return self.module(tensors["input"], tensors["target"])
         found = getattr(front, self.call)(**arguments)
@@ -105,6 +116,8 @@ class Problem:
         rows = tuple(torch.tensor(self.case.labels).shape)
         if self.is_statistics:
             return (3 if self.case.nan_row is not None else 5, *rows)
+        if self.is_binary:
+            rows = (*rows, self.case.classes)
         return rows if self.case.options.get("reduction") == "none" else ()
 
     @functools.cached_property
@@ -139,7 +152,7 @@ def _waves(shape: torch.Size) -> Tensor:
 def _other(name: str, tensor: Tensor) -> Tensor:
     if name == "target":
         return tensor.roll(1, 0) if tensor.ndim else tensor
-    if name == "weight":
+    if name in ("weight", "pos_weight"):
         return tensor.flip(0)
     return tensor * 0.5 if tensor.ndim else tensor * 0.75
 
@@ -171,18 +184,47 @@ def tensors_of(case: Case, call: str) -> dict[str, Tensor]:
         target = (shares / shares.sum(-1, keepdim=True)).to(case.dtype)
     else:
         target = labels.to(case.label_dtype)
-    if not call.startswith("linear"):
+    listed = {}
+    if case.tail:
+        target = (labels.unsqueeze(-1) + torch.tensor([0, 2, 5])) % case.classes
+        shares = torch.rand(*target.shape, generator=generator, dtype=torch.float64)
+        listed["probs"] = (0.75 * shares / shares.sum(-1, keepdim=True)).to(case.dtype)
+    if call.endswith(BINARY):
+        target = binary_target(labels, case, target)
+        if not call.startswith("linear"):
+            tensors = {"input": layer(tensors).to(case.dtype)}
+    elif not call.startswith("linear"):
         logits = layer(tensors)
         tensors = {"input": logits.to(case.dtype)}
         if labels.ndim > 1:  # classes are the second axis
             tensors["input"] = tensors["input"].movedim(-1, 1).contiguous()
-            target = target.movedim(-1, 1).contiguous() if case.is_soft else target
+            has_classes = case.is_soft or case.tail
+            target = target.movedim(-1, 1).contiguous() if has_classes else target
+            listed = {name: tensor.movedim(-1, 1).contiguous() for name, tensor in listed.items()}
     options = {name: torch.tensor(number) for name, number in case.tensor_options.items()}
     if case.weight is not None:
         options["weight"] = torch.tensor(case.weight)
+    if case.pos_weight is not None:
+        options["pos_weight"] = torch.tensor(case.pos_weight)
     if case.sample_weight is not None:
         options["sample_weight"] = torch.tensor(case.sample_weight)
-    return {**tensors, "target": target, **options}
+    return {**tensors, "target": target, **listed, **options}
+
+
+def binary_target(labels: Tensor, case: Case, soft: Tensor) -> Tensor:
+    """A target for each logit: 1 for the label and for another class, probabilities if soft.
+
+    Of a row labelled -100 every other element is ignored; a label beyond the classes leaves its row without a 1.
+    """
+    classes = torch.arange(case.classes)
+    hot = (classes == labels.unsqueeze(-1)) | (classes == (2 * labels.unsqueeze(-1) + 1) % case.classes)
+    hot &= labels.unsqueeze(-1) < case.classes
+    target = soft if case.is_soft else hot.to(case.label_dtype)
+    if case.label_dtype is torch.bool:
+        return target
+    return target.masked_fill(
+        (labels.unsqueeze(-1) == -100) & (classes % 2 == 0), case.options.get("ignore_index", -100)
+    )
 
 
 def layer(tensors: Mapping[str, Tensor]) -> Tensor:
@@ -208,6 +250,55 @@ _WEIGHED: dict[str, Any] = {"sample_weight": [0.5, 1.5, 0.0, 3.0, 0.25]}
 _ALL = LOSSES + STATISTICS
 _FEW = [*LABELS[:3], -100, 4]  # an ignored row
 
+_MULTI: dict[str, Any] = {"calls": (BINARY,), "label_dtype": torch.float32}
+_POS = [3.0, 0.5, 1.0, 2.25, 0.0, 4.0, 0.75]
+_BINARY_EVERYTHING: dict[str, Any] = {"label_smoothing": 0.1, **_BENT}
+_EVERY_WEIGHT: dict[str, Any] = {"weight": WEIGHT, "pos_weight": _POS, **_WEIGHED}
+
+BINARY_CASES = [
+    Case("plain", **_MULTI),
+    Case("none", {"reduction": "none"}, labels=_FEW, **_MULTI),
+    Case("sum", {"reduction": "sum"}, **_MULTI),
+    Case("ignored", labels=_FEW, **_MULTI),
+    Case("weights", labels=_FEW, weight=WEIGHT, pos_weight=_POS, **_MULTI),
+    Case("weights-none", {"reduction": "none"}, **_MULTI, **_EVERY_WEIGHT),
+    Case(
+        "weights-of-elements",
+        weight=[WEIGHT, _POS] * 2 + [WEIGHT],
+        pos_weight=[[0.5], [2.0], [1.0], [0.0], [3.0]],
+        **_MULTI,
+    ),
+    Case("everything", _BINARY_EVERYTHING, labels=_FEW, **_MULTI, **_EVERY_WEIGHT),
+    Case(
+        "float64", _BINARY_EVERYTHING, dtype=torch.float64, **(_MULTI | {"label_dtype": torch.float64}), **_EVERY_WEIGHT
+    ),
+    Case("bfloat16", dtype=torch.bfloat16, **(_MULTI | {"label_dtype": torch.bfloat16}), pos_weight=_POS),
+    Case("float16", dtype=torch.float16, labels=_FEW, **_MULTI),
+    Case("bool", **(_MULTI | {"label_dtype": torch.bool})),
+    Case("uint8", **(_MULTI | {"label_dtype": torch.uint8})),
+    Case("int32", labels=_FEW, **(_MULTI | {"label_dtype": torch.int32})),
+    Case("several-dimensions", {"reduction": "sum"}, labels=[[2, 0, 6], [3, -100, 2]], pos_weight=_POS, **_MULTI),
+    Case("one-row", labels=3, **_MULTI),
+    Case("no-rows", labels=[], **_MULTI),
+    Case("checked", {"check": True}, labels=_FEW, **_MULTI),
+    Case("number-as-denominator", {"denominator": 2.5}, labels=_FEW, **_MULTI),
+    Case("all-ignored", classes=1, labels=[-100] * 5, **_MULTI),
+    Case("certain-zero", {"reduction": "sum"}, masked=1, labels=[2, 2, -100, 3, 2], **_MULTI),
+    Case("certain-zero-softcap", _BENT, masked=1, labels=[2, 2, -100, 3, 2], **_MULTI),
+    Case("nan-row", {"reduction": "none"}, nan_row=1, **_MULTI),
+    Case("confident", {"reduction": "none"}, margin=25.0, labels=[2] * 40, **_MULTI),
+    Case("soft", is_soft=True, **_MULTI),
+    Case("soft-learned", _BINARY_EVERYTHING, is_soft=True, learned=("target",), **_MULTI, **_EVERY_WEIGHT),
+    Case("focal", {"focal_gamma": 2.0}, labels=_FEW, pos_weight=_POS, **_MULTI),
+    Case(
+        "focal-everything", {"focal_gamma": 0.5, **_BENT, "reduction": "none"}, labels=_FEW, **_MULTI, **_EVERY_WEIGHT
+    ),
+    Case("weights-learned", labels=_FEW, learned=("weight", "pos_weight", "sample_weight"), **_MULTI, **_EVERY_WEIGHT),
+    Case("learned-pos-weight-focal", {"focal_gamma": 2.0}, learned=("pos_weight",), pos_weight=_POS, **_MULTI),
+    Case("tensor-denominator", tensor_options={"denominator": 2.5}, labels=_FEW, **_MULTI),
+    Case("learned-scale", {"softcap": 4.0}, labels=_FEW, pos_weight=_POS, **_MULTI, **_SCALE),
+    Case("learned-log-scale-alone", labels=_FEW, frozen_logits=True, **_MULTI, **_LOG_SCALE),
+]
 CASES = [
     Case("plain", calls=_ALL),
     Case("none", {"reduction": "none"}),
@@ -231,6 +322,16 @@ CASES = [
     Case("soft-learned", learned=("target",), **_SOFT),
     Case("soft-learned-everything", EVERYTHING, weight=WEIGHT, learned=("target",), **_SOFT),
     Case("soft-several-dimensions", labels=[[2, 0, 6], [3, 1, 2]], **_SOFT),
+    # targets that list classes
+    Case("listed", tail="drop"),
+    Case("listed-renormalised", {"reduction": "none"}, tail="renormalise"),
+    Case("listed-uniform", {"reduction": "sum"}, tail="uniform"),
+    Case("listed-everything", EVERYTHING, weight=WEIGHT, tail="uniform", **_WEIGHED),
+    Case("listed-bfloat16", _BENT, weight=WEIGHT, dtype=torch.bfloat16, tail="drop"),
+    Case("listed-several-dimensions", labels=[[2, 0, 6], [3, 1, 2]], tail="renormalise"),
+    Case("listed-learned", learned=("probs",), tail="drop"),
+    Case("listed-learned-float64", dtype=torch.float64, learned=("probs",), tail="renormalise"),
+    Case("listed-learned-everything", EVERYTHING, weight=WEIGHT, learned=("probs",), tail="uniform"),
     # edges
     Case("one-class", {"reduction": "none"}, labels=[0, 0], classes=1),
     Case("confident", {"reduction": "none"}, **_SURE),
@@ -281,3 +382,4 @@ CASES = [
 ]
 BY_NAME = {case.name: case for case in CASES}
 PROBLEMS = [problem(case, call) for call in (*LOSSES, *STATISTICS) for case in CASES if call in case.calls]
+PROBLEMS += [problem(case, BINARY) for case in BINARY_CASES]

@@ -18,6 +18,7 @@ REFUSED: dict[tuple[str, str, str], str] = {
         "*",
         "learned-weight*",
     ): r"class weights that are DTensors get no gradient\. Pass weight\.detach",
+    ("parallel", "*", "listed*"): r"sharded classes do not take yet\. Pass class probabilities",
     ("parallel", "*", "learned-weight-focal"): r"weights of a focal loss get no gradient here\. Pass weight\.detach",
     ("parallel", "*", "learned-*scale*"): r"logit_scale=.* requires a gradient.*\. Pass logit_scale\.item\(\)",
 }

@@ -63,8 +63,8 @@ def has_rows(of: Problem) -> bool:
 
 
 def has_no_check(of: Problem) -> bool:
-    """Ranks always look at labels, and have no option for it."""
-    return "check" not in of.case.options
+    """Ranks always look at labels, and have no option for it; a binary loss has no classes to share."""
+    return "check" not in of.case.options and not of.is_binary
 
 
 def is_float32(of: Problem) -> bool:

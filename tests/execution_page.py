@@ -32,8 +32,9 @@ COLUMNS: dict[str, Callable[[Problem], bool]] = {
     "statistics": lambda of: of.call == "statistics" and not special(of),
     "linear loss": lambda of: of.call == "linear_cross_entropy" and not special(of),
     "linear statistics": lambda of: of.call == "linear_statistics" and not special(of),
-    "soft targets": lambda of: of.case.is_soft,
-    "options as tensors": lambda of: has_tensor_options(of) and not of.case.is_soft,
+    "soft targets": lambda of: of.case.is_soft and not of.is_binary,
+    "options as tensors": lambda of: has_tensor_options(of) and not of.case.is_soft and not of.is_binary,
+    "binary loss": lambda of: of.is_binary,
 }
 
 

@@ -139,8 +139,8 @@ def _axes(of: Problem) -> dict[str, dict[str, int]]:
     if not of.is_linear:
         classes = {"input": min(1, of.tensors["input"].ndim - 1)}
     if of.tensors["target"].is_floating_point():
-        classes["target"] = of.tensors["target"].ndim - 1 if of.is_linear else 1
+        classes["target"] = of.tensors["target"].ndim - 1 if of.is_linear else min(1, of.tensors["target"].ndim - 1)
     if "weight" in of.tensors:
         classes["weight"] = 0
-    rows = {name: 0 for name in ("input", "target", "sample_weight") if name in of.tensors}
+    rows = {name: 0 for name in ("input", "target", "probs", "sample_weight") if name in of.tensors}
     return {"rows": rows, "classes": classes, "nothing": {}}

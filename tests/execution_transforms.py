@@ -253,7 +253,7 @@ def compiled_for_any_shape(of: Problem) -> Answer:
     """Compiled by a problem with more rows."""
     torch._dynamo.reset()
     function = torch.compile(by_all_tensors(of), fullgraph=True, backend="aot_eager", dynamic=True)
-    rows = [name for name in ("input", "target", "sample_weight") if name in of.tensors]
+    rows = [name for name in ("input", "target", "probs", "sample_weight") if name in of.tensors]
     longer = {**of.tensors, **{name: torch.cat([of.tensors[name]] * 3) for name in rows}}
     for name in of.variables:
         longer[name] = longer[name].clone().requires_grad_()

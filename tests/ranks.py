@@ -135,6 +135,33 @@ def evaluate(rank: int, group: Any, given: Given, changed: dict[int, dict[str, A
     return found
 
 
+def contrastive(
+    rank: int, group: Any, arrays: tuple[np.ndarray, np.ndarray], cuts: tuple[int, ...], options: dict[str, Any],
+    upstream: tuple[float, ...], log_scale: float,
+) -> tuple[np.ndarray, ...]:  # fmt: skip
+    """The contrastive loss of this rank's pairs, and its gradients by them and by the logarithm of the scale."""
+    import torch
+
+    import xent.torch
+
+    place = slice(cuts[rank], cuts[rank + 1])
+    a, b = (torch.tensor(array[place]).requires_grad_() for array in arrays)
+    learned = torch.tensor(log_scale, dtype=a.dtype, requires_grad=True)
+    loss = xent.torch.contrastive_loss(a, b, logit_scale=learned.exp(), group=group, **options)
+    gradients = torch.autograd.grad(upstream[rank] * loss.sum(), (a, b, learned))
+    return tuple(tensor.detach().numpy() for tensor in (loss, *gradients))
+
+
+def contrastive_alone(rank: int, group: Any, wrong: int) -> Any:
+    """A call in which one rank has embeddings of another width."""
+    import torch
+
+    import xent.torch
+
+    features = 3 if rank == wrong else 4
+    return xent.torch.contrastive_loss(torch.ones(2, features), torch.ones(2, features), group=group).item()
+
+
 def evaluate_formulas(rank: int, group: Any, given: Given) -> dict[str, Any]:
     """`evaluate` by what other devices than the CPU compute with."""
     from unittest import mock

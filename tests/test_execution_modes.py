@@ -77,7 +77,7 @@ def operators_in_graphs(of: Problem) -> tuple[set[str], set[str]]:
 
 
 IN_GRAPHS = ["none", "everything", "soft", "soft-everything", "softcap-and-scale"]
-FORMULAS = {"log_softmax", "_log_softmax", "softmax", "_softmax", "logsumexp"}
+FORMULAS = {"log_softmax", "_log_softmax", "softmax", "_softmax", "logsumexp", "log_sigmoid_forward", "sigmoid"}
 PRODUCTS = {"mm", "addmm", "matmul", "linear", "bmm"}
 
 

@@ -93,10 +93,11 @@ def test_every_kernel_compiles(target):
         "statistics": 2,
         "scale": 1,
         "statistics_gradient": 2,
+        "binary": 6,
     }
     for name in ("forward", "forward_backward", "statistics_gradient"):
         assert kernels[name][0].split()[0] == "128", (name, kernels[name])
-    for name in ("forward_backward", "statistics_gradient"):
+    for name in ("forward_backward", "statistics_gradient", "binary"):
         assert kernels[name][0].split()[1] == "128", (name, kernels[name])
 
 

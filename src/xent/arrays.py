@@ -163,6 +163,16 @@ def is_numpy_bfloat16(dtype: Any) -> bool:
     return isinstance(dtype, np.dtype) and dtype.kind == "V" and dtype.name == "bfloat16"
 
 
+def rounded(numbers: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+    """NumPy's float64 numbers in a narrower dtype; uint16 stands for the bits of bfloat16."""
+    if dtype != np.uint16:
+        return numbers.astype(dtype)
+    # To bfloat16 by way of float32, rounding to nearest even by adding half of what is dropped.
+    pattern = np.ascontiguousarray(numbers, dtype=np.float32).view(np.uint32)
+    upper = ((pattern + 0x7FFF + ((pattern >> 16) & 1)) >> 16).astype(np.uint16)
+    return np.where(np.isnan(numbers), np.uint16(0x7FC0), upper)
+
+
 def conversion(dtype: Any) -> str:
     """Return the remedy for an array whose dtype is none of the real numbers that a call takes."""
     name = str(dtype)

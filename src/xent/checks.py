@@ -15,7 +15,10 @@ import numpy as np
 
 from xent.arrays import Array, check_is_dense, check_soft_target, conversion, first_wrong, is_numpy_bfloat16, native
 from xent.errors import DTypeError, LabelError, ObjectiveError, ShapeError, message
-from xent.objective import Objective
+from xent.objective import BinaryOptions, Objective
+
+BINARY_OPTIONS = tuple(BinaryOptions.__annotations__)
+"""The fields of `Objective` that the binary loss has."""
 
 FLOATING = "efd"
 """NumPy's characters of float16, float32 and float64, the floating dtypes that the kernels take beside bfloat16."""
@@ -121,6 +124,60 @@ def check_options_of_labels(call: str, layout: Layout, objective: Objective) -> 
         raise ObjectiveError(message(call, "ignore_index", found, "Leave such rows out, or pass class indices"))
 
 
+def check_binary_shapes(call: str, argument: str, shape: tuple[int, ...], **others: tuple[int, ...] | None) -> None:
+    """Raise ShapeError unless the target has the logits' shape, weights broadcast to it, and there is one per row."""
+    rows = shape[:-1] if len(shape) > 1 else shape
+    for name, found_shape in others.items():
+        if found_shape is None:
+            continue
+        if name == "target" and found_shape != shape:
+            found = f"found shape {found_shape}, while {argument} has shape {shape}"
+            raise ShapeError(
+                message(call, name, found, "Pass one target for each logit; class indices go to cross_entropy")
+            )
+        if name == "sample_weight" and found_shape != rows:
+            found = f"found shape {found_shape}, expected {rows}"
+            raise ShapeError(
+                message(call, name, found, "Pass one weight for each row; weights of elements are `weight`")
+            )
+        if name in ("weight", "pos_weight") and not _broadcasts(found_shape, shape):
+            found = f"found shape {found_shape}, which does not broadcast to {shape}"
+            raise ShapeError(
+                message(call, name, found, "Pass one number for each label, as the last axis, or for each logit")
+            )
+
+
+def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    """Whether an array of one shape broadcasts to the other, which stays as it is."""
+    if len(shape) > len(to):
+        return False
+    return all(one in (1, other) for one, other in zip(reversed(shape), reversed(to), strict=False))
+
+
+def check_binary_target(call: str, target: Array, ignored: Array, objective: Objective) -> None:
+    """Raise LabelError if a binary target is outside [0, 1]; ObjectiveError if it is in between with a focal factor."""
+    wrong = ~((target >= 0) & (target <= 1)) & ~ignored
+    if wrong.any():
+        place, value = first_wrong(wrong, target)
+        found = f"{value:g} at {place} is neither in [0, 1] nor ignore_index={objective.ignore_index}"
+        remedy = "Pass probabilities of 1, or labels 0 and 1; what marks padding is ignore_index"
+        raise LabelError(message(call, "target", found, remedy))
+    if objective.focal_gamma and ((target != 0) & (target != 1) & ~ignored).any():
+        found = "the focal loss has no meaning with targets between 0 and 1"
+        raise ObjectiveError(message(call, "focal_gamma", found, "Pass labels 0 and 1"))
+
+
+def binary_options(call: str, unknown: dict[str, Any]) -> None:
+    """Raise ObjectiveError if there is an option that the binary loss does not have."""
+    for option in unknown:
+        if option == "z_loss":
+            found = "the binary loss has no log-sum-exp to keep small"
+            raise ObjectiveError(message(call, option, found, "Leave it out; it is an option of cross_entropy"))
+        found = f"there is no option {option!r}"
+        options = ", ".join((*BINARY_OPTIONS, "weight", "pos_weight", "sample_weight"))
+        raise ObjectiveError(message(call, option, found, f"The options are {options}"))
+
+
 def require_labels(call: str, layout: Layout, loss: str) -> None:
     """Raise DTypeError if the target holds class probabilities; `loss` names the call that takes them."""
     if layout.soft:
@@ -152,11 +209,11 @@ def class_weight(call: str, objective: Objective, classes: int) -> np.ndarray | 
     return weight
 
 
-def check_weights(call: str, weight: Array) -> None:
-    """Raise ObjectiveError if a class weight is negative, infinite or NaN."""
+def check_weights(call: str, weight: Array, argument: str = "weight") -> None:
+    """Raise ObjectiveError if a weight is negative, infinite or NaN."""
     if not ((weight >= 0) & (weight < math.inf)).all():
         found = "found a weight that is negative or not finite"
-        raise ObjectiveError(message(call, "weight", found, "Class weights are numbers of 0 or more"))
+        raise ObjectiveError(message(call, argument, found, "Weights are finite numbers of 0 or more"))
 
 
 def as_rows(array: np.ndarray, class_axis: int) -> np.ndarray:

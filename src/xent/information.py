@@ -43,6 +43,7 @@ from xent.terms import (
 )
 
 __all__ = [
+    "binary_entropy",
     "cross_entropy",
     "entropy",
     "information_content",
@@ -142,6 +143,52 @@ def entropy(p: Array, *, axis: int = -1, base: float = math.e, check: bool = Tru
     """
     xp, (p,) = as_distributions("entropy", axis, check, p=p)
     return xp.sum(-p * logarithm(xp, where_positive(xp, p), base) + 0.0, axis=axis)
+
+
+def binary_entropy(p: Array, *, base: float = math.e, check: bool = True) -> Array:
+    """Binary entropy: the entropy of an event with probability p and its opposite, of a Bernoulli variable.
+
+    *Definition*: ``H(p) = -p * log(p) - (1 - p) * log(1 - p)`` with ``0 log 0 = 0``. Between 0 and log 2 (1 bit).
+
+    Parameters
+    ----------
+    p : array of any shape, values in [0, 1]
+    base : the base of the logarithm: e for nats, 2 for bits.
+    check : False skips the test that the values are probabilities.
+
+    Returns
+    -------
+    array of p's shape and dtype, in nats (bits for ``base=2``).
+
+    Raises
+    ------
+    DistributionError
+        A value is NaN or outside [0, 1].
+    ArgumentError
+        The base is not a positive number other than 1.
+
+    Notes
+    -----
+    *Numerics*: neither term is negative, and ``log(1 - p)`` is that of log1p, so that small p keep their digits. The
+    gradient at 0 and 1, which is infinite, is returned as 0.
+
+    Examples
+    --------
+    >>> binary_entropy([0.0, 0.5, 1.0], base=2)
+    array([0., 1., 0.])
+
+    References
+    ----------
+    Shannon (1948), A Mathematical Theory of Communication, doi:10.1002/j.1538-7305.1948.tb01338.x
+    """
+    xp, p = as_probabilities("binary_entropy", check, p=p)
+    one, half = full_like(xp, p, 1.0), full_like(xp, p, 0.5)
+    inside = (p > 0) & (p < 1)
+    some = xp.where(inside, p, half)
+    nats = -some * xp.log(some) - (one - some) * xp.log1p(-some)
+    terms = nats / nats_per_unit(xp, p, base)
+    # Beyond 1 a probability is 1 up to rounding; a NaN, which only check=False lets in, stays.
+    return xp.where(inside, terms, full_like(xp, p, 0.0) * p)
 
 
 def cross_entropy(p: Array, q: Array, *, axis: int = -1, base: float = math.e, check: bool = True) -> Array:

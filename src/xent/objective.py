@@ -21,7 +21,7 @@ from typing import Any, Literal, TypedDict, get_args
 
 from xent.errors import ObjectiveError, message
 
-__all__ = ["Objective", "Options", "ParallelOptions", "UnweightedOptions"]
+__all__ = ["BinaryOptions", "Objective", "Options", "ParallelOptions", "UnweightedOptions"]
 
 Reduction = Literal["none", "sum", "mean"]
 
@@ -48,6 +48,18 @@ class Options(UnweightedOptions, total=False):
     """The same with class weights, which the torch front takes as an argument of their own."""
 
     weight: Any
+
+
+class BinaryOptions(TypedDict, total=False):
+    """The keyword arguments of the binary loss that `Objective` documents."""
+
+    ignore_index: int
+    label_smoothing: float
+    softcap: float | None
+    logit_scale: float
+    focal_gamma: float
+    reduction: Reduction
+    denominator: float | None
 
 
 OPTIONS = tuple(Options.__annotations__)
@@ -142,6 +154,11 @@ class Objective:
     def of_rows(self) -> Objective:
         """The losses of rows that the rest of the options, focal_gamma and the reduction, is applied to."""
         return replace(self, reduction="none", denominator=None, focal_gamma=0.0)
+
+    @property
+    def of_elements(self) -> Objective:
+        """The losses of elements that the reduction is applied to."""
+        return replace(self, reduction="none", denominator=None)
 
     @classmethod
     def of(cls, call: str, options: Options | UnweightedOptions) -> Objective:

@@ -3,6 +3,7 @@
 protocol.py        what a backend offers
 cpu/               Numba kernels: NumPy arrays, and torch tensors in the CPU's memory
 gpu/               Triton kernels: torch tensors on CUDA, ROCm and XPU
+binary_protocol.py what a backend offers for binary targets, in cpu/, gpu/ and formula_binary.py
 formula.py         torch operations, for every other device and wherever torch has to see through
 choice.py          which of them computes for a tensor
 shard.py           the part of a loss whose classes are sharded over processes; formula_shards.py has its formulas

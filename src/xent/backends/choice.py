@@ -15,9 +15,11 @@ from typing import Any
 
 import torch
 
-from xent.backends.cpu import tensors
+from xent.backends.binary_protocol import BinaryBackend
+from xent.backends.cpu import binary_tensors, tensors
 from xent.backends.definitions import NOTHING_IS_COMPILED
 from xent.backends.formula import FORMULA
+from xent.backends.formula_binary import FORMULA_BINARY
 from xent.backends.protocol import Backend
 from xent.backends.tensor_steps import TensorSteps
 from xent.linear.backend import LinearBackend
@@ -43,22 +45,31 @@ def choose_linear(device: torch.device) -> Any:
     return _elsewhere(device)[1]
 
 
-def _elsewhere(device: torch.device) -> tuple[Backend, Any]:
-    """The two backends for a device other than the CPU."""
+def choose_binary(device: torch.device) -> BinaryBackend:
+    """Return the backend of the binary cross-entropy for logits on this device."""
+    if device.type == "cpu" and not _interpreted:
+        return FORMULA_BINARY if NOTHING_IS_COMPILED else binary_tensors.CPU_BINARY
+    backend: BinaryBackend = _elsewhere(device)[2]
+    return backend
+
+
+def _elsewhere(device: torch.device) -> tuple[Backend, Any, Any]:
+    """The backends for a device other than the CPU: of rows, of a linear layer, of binary losses."""
     if device not in _found:
         if device.type != "cpu" and why_no_triton(device):
-            _found[device] = FORMULA, None
+            _found[device] = FORMULA, None, FORMULA_BINARY
         else:
             from xent.backends.gpu.backend import GpuBackend  # loads Triton
+            from xent.backends.gpu.binary_backend import GpuBinary
 
             backend = GpuBackend()
-            _found[device] = backend, LinearBackend(backend, TensorSteps)
+            _found[device] = backend, LinearBackend(backend, TensorSteps), GpuBinary()
     return _found[device]
 
 
 # torch's compiler calls it and does not look into it: torch.compiler.assume_constant_result, which loads the compiler.
 _elsewhere._dynamo_marked_constant = True  # type: ignore[attr-defined]
-_found: dict[torch.device, tuple[Backend, Any]] = {}
+_found: dict[torch.device, tuple[Backend, Any, Any]] = {}
 
 
 @cache

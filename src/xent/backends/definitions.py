@@ -14,10 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xent import reference
+from xent.arrays import rounded
 from xent.backends.protocol import Statistics
+from xent.linear.contrast import Contrast
 from xent.linear.driver import Gradients, Layer, Wanted
 from xent.objective import Objective
 from xent.reduction import weighted_count
+from xent.sparse import dense, is_sparse
 
 Array = NDArray[Any]
 
@@ -45,8 +48,8 @@ class DefinitionsBackend:
     def forward(self, logits: Array, target: Array, objective: Objective) -> tuple[Array, Array]:
         """Return the losses and log-sum-exps of the rows."""
         with np.errstate(all="ignore"):
-            losses, lse = reference.cross_entropy(_rows(logits), _target(target), objective)
-        return losses.astype(self.compute_dtype(_dtype(logits))), lse
+            losses, lse = reference.cross_entropy(_rows(logits), _target(target, logits.shape[1]), objective)
+        return losses.astype(self.compute_dtype(dtype_of(logits))), lse
 
     def backward(
         self,
@@ -60,8 +63,8 @@ class DefinitionsBackend:
     ) -> Array:
         """Return the gradient of sum(row_scale * loss)."""
         with np.errstate(all="ignore"):
-            rows = reference.cross_entropy_gradient(_rows(logits), _target(target), objective)
-            gradient = _like(rows * np.reshape(row_scale, (-1, 1)), logits)
+            rows = reference.cross_entropy_gradient(_rows(logits), _target(target, logits.shape[1]), objective)
+            gradient = like_logits(rows * np.reshape(row_scale, (-1, 1)), logits)
         if out is None:
             return gradient
         out[...] = gradient
@@ -91,7 +94,7 @@ class DefinitionsBackend:
         unknown = np.where(labels == objective.ignore_index, 0.0, np.nan)
         log_prob = np.where(known, -minus_log_q[rows, place], unknown)
         rank = np.where(known, (x > x[rows, place][:, None]).sum(axis=1), -1)
-        dtype = self.compute_dtype(_dtype(logits))
+        dtype = self.compute_dtype(dtype_of(logits))
         return Statistics(log_prob.astype(dtype), entropy.astype(dtype), lse, x.argmax(axis=1), rank)
 
     def statistics_gradient(
@@ -149,13 +152,31 @@ class DefinitionsLinear:
         """Return the statistics of each row."""
         return self.rows.statistics(_logits(layer), layer.target, objective)
 
+    def contrast(self, layer: Layer, logit_scale: float, *, symmetric: bool) -> Contrast:
+        """Return losses and log-sum-exps of a contrastive loss of input and weight."""
+        z, options = _logits(layer), Objective(reduction="none", logit_scale=logit_scale)
+        of_rows = reference.cross_entropy(z, layer.target, options)
+        return Contrast(*of_rows, *(reference.cross_entropy(z.T, layer.target, options) if symmetric else of_rows))
+
+    def contrast_with_gradients(
+        self, layer: Layer, logit_scale: float, scale: float, wanted: Wanted
+    ) -> tuple[Contrast, Gradients]:
+        """Return the same, and the gradients of scale * sum(loss)."""
+        a, b = layer.input.astype(np.float64), layer.weight.astype(np.float64)
+        da, db = reference.contrastive_gradients(a, b, logit_scale, 2 * scale)
+        of_weight = db.astype(layer.weight_gradient)
+        return self.contrast(layer, logit_scale, symmetric=True), Gradients(
+            like_logits(da, layer.input), of_weight, None
+        )
+
 
 def _logits(layer: Layer) -> Array:
     bias = None if layer.bias is None else layer.bias.astype(np.float64)
     return reference.linear_logits(layer.input.astype(np.float64), layer.weight.astype(np.float64), bias)
 
 
-def _dtype(logits: Array) -> Any:
+def dtype_of(logits: Array) -> Any:
+    """The dtype of logits, of which bfloat16 comes as bits."""
     return np.float32 if logits.dtype == np.uint16 else logits.dtype
 
 
@@ -167,17 +188,16 @@ def _rows(logits: Array) -> Array:
     return rows.astype(np.float64)
 
 
-def _target(target: Array) -> Array:
+def _target(target: Array, classes: int) -> Array:
+    if is_sparse(target):
+        whole: Array = dense(target, classes, np.float64)
+        return whole
     return _rows(target) if target.dtype.kind == "f" else target
 
 
-def _like(rows: Array, logits: Array) -> Array:
+def like_logits(rows: Array, logits: Array) -> Array:
     """Gradients of rows in the shape and dtype of the logits."""
     if logits.ndim == 3:
         outer, classes, inner = logits.shape
         rows = np.moveaxis(rows.reshape(outer, inner, classes), 2, 1)
-    if logits.dtype != np.uint16:
-        return rows.astype(logits.dtype)
-    bits = np.ascontiguousarray(rows, dtype=np.float32).view(np.uint32)
-    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)  # to nearest even
-    return np.where(np.isnan(rows), np.uint16(0x7FC0), rounded)
+    return rounded(rows, logits.dtype)

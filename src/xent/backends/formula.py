@@ -15,6 +15,7 @@ from torch import Tensor
 from xent.backends.protocol import Statistics
 from xent.objective import Objective
 from xent.reduction import weighted_count
+from xent.sparse import dense, is_sparse, packed_gradient
 
 
 @dataclass(frozen=True)
@@ -152,20 +153,27 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def target_gradient(
-    logits: Tensor, row_scale: Tensor, objective: Objective, dtype: torch.dtype, lse: Tensor | None = None
+    logits: Tensor, target: Tensor, row_scale: Tensor, objective: Objective, lse: Tensor | None = None
 ) -> Tensor:
     """The gradient by class probabilities: (1 - label_smoothing) * weight * (lse - z).
 
     Of a shard, `lse` is that of all classes.
     """
+    if is_sparse(target):
+        of_listed: Tensor = packed_gradient(_target_gradient(logits, row_scale, objective, lse), target)
+        return of_listed
+    return _target_gradient(logits, row_scale, objective, lse).to(target.dtype)
+
+
+def _target_gradient(logits: Tensor, row_scale: Tensor, objective: Objective, lse: Tensor | None) -> Tensor:
     surprise = surprises(logits, objective, lse)
     share = ((1 - objective.label_smoothing) * row_scale).unsqueeze(1)
     if objective.weight is None and objective.label_smoothing != 1.0:
-        return (surprise * share).to(dtype)
+        return surprise * share
     if objective.weight is not None:
         share = share * class_weights(objective, surprise)
     # A class that has no part in the loss may be impossible.
-    return torch.where(share == 0, 0.0, surprise * share).to(dtype)
+    return torch.where(share == 0, 0.0, surprise * share)
 
 
 def weight_gradient(
@@ -236,6 +244,7 @@ def gradient_derivatives(
     if dt is not None and target.is_floating_point():
         share = 1 - objective.label_smoothing
         dtarget = dt * share if objective.weight is None else dt * share * class_weights(objective, dt)
+        dtarget = packed_gradient(dtarget, target) if is_sparse(target) else dtarget
     if dt is not None and objective.weight is not None:
         dweight = _of_classes(dt * target_weights(target, dt, replace(objective, weight=None)))
     return dlogits.to(logits.dtype), drow_scale.to(row_scale.dtype), dtarget, dweight
@@ -340,7 +349,9 @@ def target_weights(target: Tensor, z: Tensor, objective: Objective, first: int =
     the range is not looked at.
     """
     total = z.shape[1] if total is None else total
-    if target.is_floating_point():
+    if is_sparse(target):
+        t: Tensor = dense(target, z.shape[1], z.dtype)
+    elif target.is_floating_point():
         t = target.to(z.dtype)
     else:
         classes = torch.arange(first, first + z.shape[1], device=z.device).reshape(1, -1, *[1] * (z.ndim - 2))

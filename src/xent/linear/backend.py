@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from xent.linear.contrast import Contrast, Side, measure, measure_with_gradients
+from xent.linear.contrast import gradients as gradients_of_contrast
 from xent.linear.driver import NOTHING, Array, Gradients, Layer, Steps, Visit, Wanted, run
 from xent.objective import Objective
 
@@ -49,6 +51,29 @@ class LinearBackend:
     ) -> Gradients:
         """Return the wanted gradients of sum(d_log_prob * log_prob + d_entropy * entropy + d_lse * lse)."""
         return self.run(layer, RowStatistics(self.rows, objective, statistics, upstream), wanted).gradients()
+
+    def contrast(self, layer: Layer, logit_scale: float, *, symmetric: bool, own: bool = True) -> Contrast:
+        """Return losses and log-sum-exps of a contrastive loss of input and weight (contrast.py)."""
+        return measure(self, layer, logit_scale, symmetric=symmetric, own=own)
+
+    def contrast_with_gradients(
+        self, layer: Layer, logit_scale: float, scale: float, wanted: Wanted
+    ) -> tuple[Contrast, Gradients]:
+        """Return the same, and the wanted gradients of scale * sum(loss)."""
+        return measure_with_gradients(self, layer, logit_scale, scale, wanted)
+
+    def contrast_gradients(
+        self,
+        layer: Layer,
+        logit_scale: float,
+        rows: Side,
+        columns: Side | None,
+        wanted: Wanted,
+        *,
+        own: bool = True,
+    ) -> Gradients:
+        """Return the wanted gradients of sum(scale * loss); the similarities are made once more."""
+        return gradients_of_contrast(self, layer, logit_scale, rows, columns, wanted, own=own)
 
     def run(self, layer: Layer, visit: Visit, wanted: Wanted) -> Steps:
         """Run the driver."""

@@ -14,6 +14,11 @@ do sparse matrices and masked arrays with masked entries, whose mask has no one 
 """
 
 from xent.backends.protocol import Statistics
+from xent.numpy.binary import (
+    binary_cross_entropy_with_logits,
+    binary_cross_entropy_with_logits_value_and_grad,
+)
+from xent.numpy.contrastive import PairGradients, contrastive_loss, contrastive_loss_value_and_grad
 from xent.numpy.linear import linear_cross_entropy, linear_cross_entropy_value_and_grad, linear_statistics
 from xent.numpy.logits import (
     cross_entropy,
@@ -22,10 +27,17 @@ from xent.numpy.logits import (
     squared_error_value_and_grad,
 )
 from xent.reference import Gradients
+from xent.sparse import SparseTarget
 
 __all__ = [
     "Gradients",
+    "PairGradients",
+    "SparseTarget",
     "Statistics",
+    "binary_cross_entropy_with_logits",
+    "binary_cross_entropy_with_logits_value_and_grad",
+    "contrastive_loss",
+    "contrastive_loss_value_and_grad",
     "cross_entropy",
     "cross_entropy_value_and_grad",
     "linear_cross_entropy",

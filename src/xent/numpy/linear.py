@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Unpack
 
@@ -14,15 +15,16 @@ from xent.checks import Layout, as_numpy, as_rows, check_linear_shapes, checked_
 from xent.linear.driver import Gradients as LayerGradients
 from xent.linear.driver import Layer, Wanted
 from xent.linear.plan import DEFAULT_WORKSPACE, parse_bytes
-from xent.numpy.rows import LINEAR_CPU, Array, Rows, as_bits, as_target, checked
+from xent.numpy.rows import LINEAR_CPU, Array, Rows, as_bits, as_target, checked, sparse_target
 from xent.objective import Objective, Options
 from xent.reference import Gradients
+from xent.sparse import SparseTarget
 
 
 def linear_cross_entropy(
     input: ArrayLike,
     linear_weight: ArrayLike,
-    target: ArrayLike,
+    target: ArrayLike | SparseTarget,
     *,
     linear_bias: ArrayLike | None = None,
     sample_weight: ArrayLike | None = None,
@@ -37,7 +39,8 @@ def linear_cross_entropy(
     ----------
     input : array (..., features)
     linear_weight : array (C, features)
-    target : class indices of shape (...), or class probabilities of shape (..., C)
+    target : class indices of shape (...), or class probabilities of shape (..., C); or a `SparseTarget` that lists
+        classes (..., k)
     linear_bias : array (C,), optional
     sample_weight : one weight for each loss; see `cross_entropy`.
     workspace : bytes, or text such as "128MB": the memory for a chunk of the logits, and all else that the call needs
@@ -77,7 +80,7 @@ def linear_cross_entropy(
 def linear_cross_entropy_value_and_grad(
     input: ArrayLike,
     linear_weight: ArrayLike,
-    target: ArrayLike,
+    target: ArrayLike | SparseTarget,
     *,
     linear_bias: ArrayLike | None = None,
     sample_weight: ArrayLike | None = None,
@@ -191,7 +194,7 @@ def _linear_rows(
     input: ArrayLike,
     linear_weight: ArrayLike,
     linear_bias: ArrayLike | None,
-    target: ArrayLike,
+    target: ArrayLike | SparseTarget,
     workspace: int | str,
     options: Options,
     sample_weight: ArrayLike | None = None,
@@ -202,21 +205,25 @@ def _linear_rows(
     shape = x.shape
     check_linear_shapes(call, x.shape, w.shape, None if b is None else b.shape)
     logits_shape = (*x.shape[:-1], w.shape[0])
-    y = as_target(call, target, logits_shape)
-    how = Layout(logits_shape, class_axis=len(logits_shape) - 1, soft=y.shape == logits_shape)
-    checked_layout(call, "linear_weight", how, y.shape, floating_target=y.dtype.kind not in "iu")
-    dtypes = (_floating(x.dtype), _floating(w.dtype), _floating((w if b is None else b).dtype))
-    dtype = np.result_type(*dtypes) if all(_is_narrow(d) for d in dtypes) else np.dtype(np.float64)
+    if isinstance(target, SparseTarget):
+        y, how = sparse_target(call, target, logits_shape, len(logits_shape) - 1)
+    else:
+        y = as_target(call, target, logits_shape)
+        how = Layout(logits_shape, class_axis=len(logits_shape) - 1, soft=y.shape == logits_shape)
+        checked_layout(call, "linear_weight", how, y.shape, floating_target=y.dtype.kind not in "iu")
+    dtypes = (floating(x.dtype), floating(w.dtype), floating((w if b is None else b).dtype))
+    dtype = common_dtype(dtypes)
     common = checked(call, y, how, objective, dtype, as_rows, sample_weight)
     x, w = (side_by_side(array.astype(dtype, copy=False)) for array in (x.reshape(how.rows, x.shape[-1]), w))
     b = None if b is None else np.ascontiguousarray(b, dtype)
     return _LinearRows(*common, x, w, b, parse_bytes(call, workspace), shape, dtypes)
 
 
-def _floating(dtype: np.dtype[Any]) -> np.dtype[Any]:
+def floating(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """The dtype of an argument's gradient."""
     return dtype if dtype.kind in "fV" else np.dtype(np.float64)
 
 
-def _is_narrow(dtype: np.dtype[Any]) -> bool:
-    return dtype.itemsize <= 4
+def common_dtype(dtypes: Sequence[np.dtype[Any]]) -> np.dtype[Any]:
+    """The dtype in which arguments of these dtypes are multiplied."""
+    return np.result_type(*dtypes) if all(dtype.itemsize <= 4 for dtype in dtypes) else np.dtype(np.float64)

@@ -12,12 +12,17 @@ from xent import reference
 from xent.backends.cpu.tile import computing_dtype
 from xent.checks import as_blocks, as_numpy, as_rows, from_rows, layout
 from xent.errors import ObjectiveError, message
-from xent.numpy.rows import CPU, Array, Rows, as_bits, as_target, checked
+from xent.numpy.rows import CPU, Array, Rows, as_bits, as_target, checked, sparse_target
 from xent.objective import Objective, Options
+from xent.sparse import SparseTarget, dense, is_sparse
 
 
 def cross_entropy(
-    logits: ArrayLike, target: ArrayLike, *, sample_weight: ArrayLike | None = None, **options: Unpack[Options]
+    logits: ArrayLike,
+    target: ArrayLike | SparseTarget,
+    *,
+    sample_weight: ArrayLike | None = None,
+    **options: Unpack[Options],
 ) -> Array:
     """Softmax cross-entropy of logits: log loss, negative log-likelihood of the labels, `F.cross_entropy`.
 
@@ -28,7 +33,7 @@ def cross_entropy(
     ----------
     logits : array (C,), (N, C) or (N, C, d1, ...), real numbers; minus infinity masks a class.
     target : class indices of that shape without C, in [0, C) or equal to `ignore_index`; or class probabilities of
-        exactly that shape.
+        exactly that shape; or a `SparseTarget`, which lists a few classes of each row.
     sample_weight : one weight for each loss, of its shape. A mean divides by the sum of the weights (times those of the
         labels' classes). A loss of weight 0 counts for nothing, also an infinite one.
     **options : see `xent.Objective`.
@@ -64,7 +69,11 @@ def cross_entropy(
 
 
 def cross_entropy_value_and_grad(
-    logits: ArrayLike, target: ArrayLike, *, sample_weight: ArrayLike | None = None, **options: Unpack[Options]
+    logits: ArrayLike,
+    target: ArrayLike | SparseTarget,
+    *,
+    sample_weight: ArrayLike | None = None,
+    **options: Unpack[Options],
 ) -> tuple[Array, Array]:
     """`cross_entropy`, and its gradient with respect to the logits: softmax minus target, ``q - p``.
 
@@ -85,10 +94,13 @@ def cross_entropy_value_and_grad(
         gradient = CPU.backward(*arrays, saved, rows.gradient_scale(losses), rows.of_rows)
     else:
         losses, _, gradient = CPU.forward_backward(*arrays, rows.gradient_scale(), rows.objective)
-    return rows.reduced(losses), gradient.view(rows.logits.dtype).reshape(rows.layout.logits_shape)
+    gradient = gradient.view(rows.logits.dtype)
+    if is_sparse(rows.target):
+        return rows.reduced(losses), from_rows(gradient, rows.layout)
+    return rows.reduced(losses), gradient.reshape(rows.layout.logits_shape)
 
 
-def squared_error(logits: ArrayLike, target: ArrayLike, **options: Unpack[Options]) -> Array:
+def squared_error(logits: ArrayLike, target: ArrayLike | SparseTarget, **options: Unpack[Options]) -> Array:
     """Squared error between softmax(logits) and the target: L2 loss, the Brier score of a row.
 
     *Definition*: ``loss = sum((softmax(x) - p)**2)``, p one-hot for a label. Between 0 and 2, without a unit.
@@ -113,7 +125,7 @@ def squared_error(logits: ArrayLike, target: ArrayLike, **options: Unpack[Option
 
 
 def squared_error_value_and_grad(
-    logits: ArrayLike, target: ArrayLike, **options: Unpack[Options]
+    logits: ArrayLike, target: ArrayLike | SparseTarget, **options: Unpack[Options]
 ) -> tuple[Array, Array]:
     """`squared_error`, and its gradient with respect to the logits, ``2 q ((q - p) - sum(q (q - p)))``.
 
@@ -149,21 +161,33 @@ class _LogitRows(Rows):
     @property
     def kernel_target(self) -> Array:
         """Class indices, or class probabilities in the dtype that the kernels compute in."""
-        return self.target.astype(computing_dtype(self.dtype), copy=False) if self.layout.soft else self.target
+        is_whole = self.layout.soft and not is_sparse(self.target)
+        return self.target.astype(computing_dtype(self.dtype), copy=False) if is_whole else self.target
 
     def wide(self) -> tuple[Array, Array]:
         """Logits (rows, C) and target in float64, as the reference takes them."""
         logits = as_rows(self.logits, 1).astype(np.float64)
+        if is_sparse(self.target):
+            return logits, dense(self.target, self.layout.classes, np.float64)
         return logits, as_rows(self.target, 1).astype(np.float64) if self.layout.soft else self.target
 
 
 def _rows(
-    call: str, logits: ArrayLike, target: ArrayLike, options: Options, sample_weight: ArrayLike | None = None
+    call: str,
+    logits: ArrayLike,
+    target: ArrayLike | SparseTarget,
+    options: Options,
+    sample_weight: ArrayLike | None = None,
 ) -> _LogitRows:
     objective = Objective.of(call, options)
     x = as_numpy(call, "logits", logits)
-    y = as_target(call, target, x.shape)
     x = x.astype(np.float64) if x.dtype.kind in "iu" else x
+    if isinstance(target, SparseTarget):
+        rows, how = sparse_target(call, target, x.shape, 0 if x.ndim == 1 else 1)
+        return _LogitRows(
+            *checked(call, rows, how, objective, x.dtype, as_blocks, sample_weight), as_rows(x, how.class_axis)
+        )
+    y = as_target(call, target, x.shape)
     how = layout(call, "logits", x.shape, y.shape, floating_target=y.dtype.kind not in "iu")
     common = checked(call, y, how, objective, x.dtype, as_blocks, sample_weight)
     return _LogitRows(*common, as_blocks(x, how.class_axis))

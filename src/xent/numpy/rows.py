@@ -9,16 +9,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from xent.arrays import is_numpy_bfloat16
 from xent.backends.cpu.backend import CpuBackend
 from xent.backends.cpu.linear_steps import CpuSteps
 from xent.backends.cpu.threads import get_num_threads
 from xent.backends.cpu.tile import computing_dtype
 from xent.backends.definitions import NOTHING_IS_COMPILED, DefinitionsBackend, DefinitionsLinear
-from xent.checks import Layout, as_numpy, check_sample_weight, check_target, class_weight
+from xent.checks import (
+    Layout,
+    as_numpy,
+    check_options_of_labels,
+    check_sample_weight,
+    check_target,
+    class_weight,
+)
 from xent.focal import focal_loss, focal_slope
 from xent.linear.backend import LinearBackend
 from xent.objective import Objective
 from xent.reduction import gradient_scale, mean_denominator, reduce
+from xent.sparse import SparseTarget, is_sparse, packed
 
 Array = NDArray[Any]
 
@@ -79,6 +88,19 @@ def as_target(call: str, target: ArrayLike, logits_shape: tuple[int, ...]) -> Ar
     return array.astype(np.int64) if is_without_dtype and array.shape != logits_shape else array
 
 
+def sparse_target(
+    call: str, target: SparseTarget, logits_shape: tuple[int, ...], class_axis: int
+) -> tuple[Array, Layout]:
+    """A target that lists a few classes as rows, and how they lie."""
+    ids, given = as_numpy(call, "target", target.ids), as_numpy(call, "target", target.given)
+    given = given.astype(np.float32) if is_numpy_bfloat16(given.dtype) else given
+    probs, log_probs = (given, None) if target.log_probs is None else (None, given)
+    of_arrays = SparseTarget(ids, probs, log_probs, target.tail)
+    how = of_arrays.layout(call, logits_shape, class_axis)
+    rows: Array = packed(call, of_arrays, how, check=True)
+    return rows, how
+
+
 def checked(
     call: str,
     target: Array,
@@ -89,9 +111,14 @@ def checked(
     sample_weight: ArrayLike | None = None,
 ) -> tuple[Array, Objective, Layout, np.dtype[Any], float, Array | None]:
     """Check the values of target and weight; return the fields that all kinds of rows share."""
-    check_target(call, target, how, objective)
     weight = class_weight(call, objective, how.classes)
-    if how.soft:
+    if is_sparse(target):
+        check_options_of_labels(call, how, objective)
+    else:
+        check_target(call, target, how, objective)
+    if is_sparse(target):
+        rows = target
+    elif how.soft:
         rows = arrange(target, how.class_axis)
     else:
         rows = np.ascontiguousarray(target.reshape(-1), dtype=np.int64)

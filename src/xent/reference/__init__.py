@@ -4,6 +4,12 @@ They take rows of logits that have been checked (checks.py) and return one loss 
 (reduction.py). docs/definitions.md has the equations, docs/accuracy.md the errors.
 """
 
+from xent.reference.binary_cross_entropy import (
+    binary_cross_entropy,
+    binary_cross_entropy_gradient,
+    ignored_targets,
+)
+from xent.reference.contrastive import contrastive_gradients, contrastive_loss
 from xent.reference.cross_entropy import (
     cross_entropy,
     cross_entropy_gradient,
@@ -20,8 +26,13 @@ from xent.reference.squared_error import squared_error, squared_error_gradient
 
 __all__ = [
     "Gradients",
+    "binary_cross_entropy",
+    "binary_cross_entropy_gradient",
+    "contrastive_gradients",
+    "contrastive_loss",
     "cross_entropy",
     "cross_entropy_gradient",
+    "ignored_targets",
     "linear_cross_entropy",
     "linear_cross_entropy_gradients",
     "linear_logits",

@@ -146,7 +146,7 @@ def _with_gradient(
 def _gradients_of_logits(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
     backend, seen = ctx.call.backend, is_seen(upstream)
     ready, ctx.ready = ctx.ready, None
-    dlogits = _finished(ctx, ready, upstream) if ready is not None and backend.reads_values and not seen else None
+    dlogits = finished(ctx, ready, upstream) if ready is not None and backend.reads_values and not seen else None
     # The logits are asked for only if they are needed: they may have been written to since.
     if dlogits is not None and not any(ctx.needs_input_grad[1:3]):
         return dlogits, None, None, None
@@ -163,13 +163,13 @@ def _gradients_of_logits(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...
     dtarget = dweight = None
     lse = None if seen else saved if backend.has_second_derivatives else saved[0]
     if ctx.needs_input_grad[1]:
-        dtarget = target_gradient(logits, row_scale, objective, target.dtype, lse)
+        dtarget = target_gradient(logits, target, row_scale, objective, lse)
     if ctx.needs_input_grad[2]:
         dweight = weight_gradient(logits, target, row_scale, objective, lse).to(weight.dtype)
     return dlogits, dtarget, dweight, None
 
 
-def _finished(ctx: Any, ready: Tensor, upstream: Tensor) -> Tensor | None:
+def finished(ctx: Any, ready: Tensor, upstream: Tensor) -> Tensor | None:
     """The gradient that is ready, for this upstream gradient; None if it has to be made anew."""
     factor = upstream.item()
     EXPECTED.came(ctx.kind, factor)

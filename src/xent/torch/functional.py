@@ -22,6 +22,7 @@ from xent.backends.protocol import Backend, Statistics
 from xent.checks import Layout, check_options_of_labels, check_weight_shape, check_weights, layout, require_labels
 from xent.errors import ObjectiveError, message
 from xent.objective import Objective
+from xent.sparse import SparseTarget
 from xent.torch import autograd, operators
 from xent.torch._torch_private import (
     is_forward_mode,
@@ -34,6 +35,7 @@ from xent.torch._torch_private import (
 from xent.torch.reduced import reduced_by_formula
 from xent.torch.rows import (
     Call,
+    as_matrix,
     as_rows,
     check_floating,
     check_labels_now,
@@ -43,6 +45,7 @@ from xent.torch.rows import (
     labels_as_rows,
     refuse_recording,
     sample_weights,
+    sparse_as_rows,
     times,
 )
 from xent.torch.sharding import is_distributed
@@ -54,7 +57,7 @@ STANDARD = (-100, "mean", 0.0, 0.0, None, 1.0, None, 0.0)
 
 def cross_entropy(
     input: Tensor,
-    target: Tensor,
+    target: Tensor | SparseTarget,
     weight: Tensor | None = None,
     size_average: bool | None = None,
     ignore_index: int = -100,
@@ -81,7 +84,7 @@ def cross_entropy(
     input : tensor (C,), (N, C) or (N, C, d1, ...): logits of dtype float64, float32, bfloat16 or float16, with
         arbitrary strides; minus infinity masks a class.
     target : class indices of that shape without C, in [0, C) or equal to `ignore_index`; or class probabilities of
-        exactly that shape, which may require a gradient.
+        exactly that shape, which may require a gradient; or a `SparseTarget`, which lists a few classes of each row.
     weight : tensor (C,), optional: what one row of each class counts for, 0 or more. It may require a gradient.
     size_average, reduce : torch's names for `reduction` before version 1.0, deprecated there too.
     check : look at labels and weights also where that makes the host wait for the device; on the CPU they are always
@@ -126,14 +129,14 @@ def cross_entropy(
     ----------
     Bridle (1990), Probabilistic Interpretation of Feedforward Classification Network Outputs
     """
-    tensors = (input, target, weight, sample_weight)
+    tensors = (input, *(target.tensors if isinstance(target, SparseTarget) else (target,)), weight, sample_weight)
     watched = is_watched(*tensors)
     if watched and has_torch_function_variadic(*tensors) and takes_over(*tensors):
         options: dict[str, Any] = {"size_average": size_average, "ignore_index": ignore_index, "reduce": reduce}
         options |= {"reduction": reduction, "label_smoothing": label_smoothing, "z_loss": z_loss, "softcap": softcap}
         options |= {"logit_scale": logit_scale, "denominator": denominator, "check": check}
         options |= {"focal_gamma": focal_gamma, "sample_weight": sample_weight}
-        found: Tensor = handle_torch_function(cross_entropy, tensors, *tensors[:3], **(options | unknown))
+        found: Tensor = handle_torch_function(cross_entropy, tensors, input, target, weight, **(options | unknown))
         return found
     if size_average is not None or reduce is not None:
         reduction = legacy_reduction(size_average, reduce)
@@ -144,15 +147,18 @@ def cross_entropy(
     is_standard = not (watched or has_tensor or unknown) and given == STANDARD
     objective, learned = (DEFAULT, NUMBERS) if is_standard else objective_of(name, *given, **unknown)
     how = layout_of(name, input, target, weight, objective, check=check, watched=watched)
-    logits = learned.scaled(as_rows(input))
-    rows = as_rows(target) if how.soft else labels_as_rows(target, how)
+    if isinstance(target, SparseTarget):
+        logits, rows = as_matrix(input, how.class_axis), sparse_as_rows(name, target, how, check=check)
+    else:
+        logits, rows = as_rows(input), as_rows(target) if how.soft else labels_as_rows(target, how)
+    logits = learned.scaled(logits)
     weights, class_weight = sample_weights(name, sample_weight, weight, rows, how, objective)
     backend = backend_of(input.device) if watched else choose(input.device)
     if backend is FORMULA or watched:
         if backend is FORMULA:
             losses, _ = FORMULA.forward(logits, rows, objective.weighted(class_weight))
         else:
-            is_distributed(name, input=input, target=target, weight=weight)
+            is_distributed(name, input=input, target=rows, weight=weight)
             losses = operators.cross_entropy_rows(logits, rows, class_weight, objective)
         loss = reduced_by_formula(losses, rows, class_weight, objective, weights)
     else:
@@ -326,7 +332,7 @@ def may_look_at(tensor: Tensor) -> bool:
 def layout_of(
     call: str,
     input: Tensor,
-    target: Tensor,
+    target: Tensor | SparseTarget,
     weight: Tensor | None,
     objective: Objective,
     *,
@@ -337,14 +343,19 @@ def layout_of(
     """Check shapes, dtypes and places, and labels where they are looked at; return how input and target lie as rows."""
     if watched:
         refuse_recording(call)
-    check_tensors(call, place=place, input=input, target=target, weight=weight)
-    check_floating(call, "input", input)
-    soft = is_soft(call, target)
-    how = layout(call, "input", tuple(input.shape), tuple(target.shape), floating_target=soft)
+    if isinstance(target, SparseTarget):
+        check_tensors(call, place=place, input=input, target=target.ids, weight=weight)
+        check_tensors(call, place=place or input.device, target=target.given)
+        check_floating(call, "input", input)
+        how = target.layout(call, tuple(input.shape), 0 if input.ndim == 1 else 1)
+    else:
+        check_tensors(call, place=place, input=input, target=target, weight=weight)
+        check_floating(call, "input", input)
+        how = layout(call, "input", tuple(input.shape), tuple(target.shape), floating_target=is_soft(call, target))
     check_options_of_labels(call, how, objective)
     if weight is not None:
         check_class_weights(call, weight, how, check=check)
-    if not how.soft and (check or watched):
+    if isinstance(target, Tensor) and not how.soft and (check or watched):
         check_labels_now(call, target, how.classes, objective.ignore_index, check=check)
     return how
 

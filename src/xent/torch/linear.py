@@ -15,9 +15,10 @@ from torch import Tensor
 from xent.backends.choice import choose, choose_linear
 from xent.backends.protocol import Statistics
 from xent.checks import Layout, check_linear_shapes, check_options_of_labels, checked_layout, require_labels
-from xent.errors import DTypeError, message
+from xent.errors import DTypeError, ShapeError, message
 from xent.linear.plan import DEFAULT_WORKSPACE, parse_bytes
 from xent.objective import Objective
+from xent.sparse import SparseTarget
 from xent.torch import linear_autograd, linear_formula, linear_operators
 from xent.torch._torch_private import is_watched
 from xent.torch.functional import check_class_weights, has_to_be_formula, objective_of
@@ -34,6 +35,7 @@ from xent.torch.rows import (
     is_soft,
     refuse_recording,
     sample_weights,
+    sparse_as_rows,
 )
 from xent.torch.sharding import is_distributed
 
@@ -41,7 +43,7 @@ from xent.torch.sharding import is_distributed
 def linear_cross_entropy(
     input: Tensor,
     linear_weight: Tensor,
-    target: Tensor,
+    target: Tensor | SparseTarget,
     *,
     linear_bias: Tensor | None = None,
     weight: Tensor | None = None,
@@ -71,7 +73,8 @@ def linear_cross_entropy(
         weights). Or (C, d_1, ..., d_K, features), torch's K-dimensional loss: a layer for each position d, all of an
         input (N, features).
     target : class indices (...), in [0, C) or equal to `ignore_index`; or class probabilities (..., C), which may
-        require a gradient. Of a K-dimensional loss (N, d_1, ..., d_K) or (N, C, d_1, ..., d_K).
+        require a gradient; or a `SparseTarget` that lists classes (..., k). Of a K-dimensional loss (N, d_1, ..., d_K)
+        or (N, C, d_1, ..., d_K).
     linear_bias : tensor (C,) or (C, d_1, ..., d_K), optional
     weight : tensor (C,), optional: what one row of each class counts for, 0 or more. It may require a gradient.
     reduction, label_smoothing : as in torch.
@@ -133,6 +136,9 @@ def linear_cross_entropy(
     objective, learned = objective_of(name, *given, focal_gamma, **unknown)
     input, linear_bias = learned.scaled_layer(input, linear_bias)
     if isinstance(linear_weight, Tensor) and linear_weight.ndim > 2:
+        if isinstance(target, SparseTarget):
+            found = "found a SparseTarget for a weight of K dimensions"
+            raise ShapeError(message(name, "target", found, "Call it for each position, with a weight (C, features)"))
         tensors = (input, linear_weight, target, linear_bias, weight, sample_weight)
         loss = over_positions(name, linear_cross_entropy, objective, *tensors, workspace=workspace, check=check)
         return learned.divided(loss)
@@ -144,7 +150,7 @@ def linear_cross_entropy(
         losses = linear_formula.losses(rows.to(call.dtype), objective)
         loss = reduced_by_formula(losses, rows.target, class_weight, objective, weights)
     elif is_watched(*rows, weights):
-        others = {"linear_weight": linear_weight, "linear_bias": linear_bias, "target": target, "weight": weight}
+        others = {"linear_weight": linear_weight, "linear_bias": linear_bias, "target": rows.target, "weight": weight}
         loss = linear_operators.linear_cross_entropy(call, rows, by_rows=is_distributed(name, input=input, **others))
     else:
         loss = linear_autograd.linear_cross_entropy(call, rows)
@@ -220,7 +226,7 @@ def _call(
     input: Tensor,
     linear_weight: Tensor,
     linear_bias: Tensor | None,
-    target: Tensor,
+    target: Tensor | SparseTarget,
     weight: Tensor | None,
     workspace: int | str,
     check: bool,
@@ -230,7 +236,9 @@ def _call(
     linear: Any = None if has_to_be_formula() else choose_linear(input.device)
     room = parse_bytes(name, workspace, input.device.type)
     call = Call(name, objective, choose(input.device), linear, room, dtype, labels_are_checked=check)
-    if how.soft:
+    if isinstance(target, SparseTarget):
+        y = sparse_as_rows(name, target, how, check=check)
+    elif how.soft:
         y = target.reshape(how.rows, how.classes)
     else:
         y = int64(target if target.ndim == 1 else target.reshape(-1))
@@ -243,40 +251,50 @@ def layout_of(
     input: Tensor,
     linear_weight: Tensor,
     linear_bias: Tensor | None,
-    target: Tensor,
+    target: Tensor | SparseTarget,
     weight: Tensor | None,
     objective: Objective,
     *,
     check: bool = False,
 ) -> Layout:
     """Check shapes and dtypes, and with `check` the labels; return how input and target lie as rows."""
-    check_tensors(call, input=input, linear_weight=linear_weight, linear_bias=linear_bias, target=target, weight=weight)
+    parts = {"target": target} if not isinstance(target, SparseTarget) else {"target": target.ids}
+    check_tensors(call, input=input, linear_weight=linear_weight, linear_bias=linear_bias, weight=weight, **parts)
     bias_shape = None if linear_bias is None else tuple(linear_bias.shape)
     check_linear_shapes(call, tuple(input.shape), tuple(linear_weight.shape), bias_shape)
     logits_shape = (*input.shape[:-1], linear_weight.shape[0])
-    soft = is_soft(call, target)
-    how = Layout(logits_shape, len(logits_shape) - 1, soft=tuple(target.shape) == logits_shape)
-    how = checked_layout(call, "linear_weight", how, tuple(target.shape), floating_target=soft)
+    if isinstance(target, SparseTarget):
+        check_tensors(call, place=input.device, target=target.given)
+        how = target.layout(call, logits_shape, len(logits_shape) - 1)
+    else:
+        soft = is_soft(call, target)
+        how = Layout(logits_shape, len(logits_shape) - 1, soft=tuple(target.shape) == logits_shape)
+        how = checked_layout(call, "linear_weight", how, tuple(target.shape), floating_target=soft)
     check_options_of_labels(call, how, objective)
     if weight is not None:
         check_class_weights(call, weight, how, check=check)
-    if not how.soft:
+    if isinstance(target, Tensor) and not how.soft:
         check_labels_now(call, target, how.classes, objective.ignore_index, check=check)
     return how
 
 
 def product_dtype(call: str, input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> torch.dtype:
+    """The dtype of the products of a layer."""
+    return common_dtype(call, input=input, linear_weight=linear_weight, linear_bias=linear_bias)
+
+
+def common_dtype(call: str, **named: Tensor | None) -> torch.dtype:
     """The dtype of the products: that of the arguments, or of autocast, which leaves float64 alone."""
-    named = {"input": input, "linear_weight": linear_weight, "linear_bias": linear_bias}
     dtypes = {}
     for argument, tensor in named.items():
         if tensor is not None:
             check_floating(call, argument, tensor)
             dtypes[argument] = tensor.dtype
-    if (autocast := autocast_dtype(input.device, dtypes.values())) is not None:
+    name, first = next((name, tensor) for name, tensor in named.items() if tensor is not None)
+    if (autocast := autocast_dtype(first.device, dtypes.values())) is not None:
         return autocast
     for argument, dtype in dtypes.items():
-        if dtype != input.dtype:
-            found = f"found dtype {dtype} for an input of dtype {input.dtype}"
+        if dtype != first.dtype:
+            found = f"found dtype {dtype}, while {name} has {first.dtype}"
             raise DTypeError(message(call, argument, found, "Convert one of them, or call under torch.autocast"))
-    return input.dtype
+    return first.dtype

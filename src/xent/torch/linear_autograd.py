@@ -66,7 +66,7 @@ def _gradients_of_layer(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]
     dtarget = dclass = None
     own, lse = rows.to(call.dtype), None if call.backend.has_second_derivatives else saved[0]
     if ctx.needs_input_grad[3]:
-        dtarget = linear_formula.gradient_of_target(own, row_scale, call.objective, rows.target.dtype, lse)
+        dtarget = linear_formula.gradient_of_target(own, row_scale, call.objective, lse)
     if ctx.needs_input_grad[4]:
         dclass = linear_formula.gradient_of_class_weights(own, row_scale, call.objective)
     return (*gradients, dtarget, dclass, None)

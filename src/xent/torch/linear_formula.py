@@ -32,14 +32,12 @@ def statistics(rows: LinearRows, objective: Objective) -> Statistics:
     return Statistics(*(torch.cat(numbers) for numbers in zip(*parts, strict=True)))
 
 
-def gradient_of_target(
-    rows: LinearRows, row_scale: Tensor, objective: Objective, dtype: torch.dtype, lse: Tensor | None
-) -> Tensor:
+def gradient_of_target(rows: LinearRows, row_scale: Tensor, objective: Objective, lse: Tensor | None) -> Tensor:
     """The gradient by class probabilities (rows, classes), some rows at a time; `lse` is that of all shards."""
     weighted, found = objective.weighted(rows.class_weight), []
     for place, part in zip(_places(rows), _parts(rows), strict=True):
         known = None if lse is None else lse[place]
-        found.append(target_gradient(_logits(part), row_scale[place], weighted, dtype, known))
+        found.append(target_gradient(_logits(part), part.target, row_scale[place], weighted, known))
     return torch.cat(found)
 
 

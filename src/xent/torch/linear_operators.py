@@ -140,7 +140,7 @@ def _differentiate_loss(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Any, ...]:
     if ctx.needs_input_grad[3] or ctx.needs_input_grad[4]:
         row_scale, own = _row_scale(upstream, rows, objective), rows.to(ctx.parts[2])
         if ctx.needs_input_grad[3]:
-            dtarget = linear_formula.gradient_of_target(own, row_scale, objective, rows.target.dtype, None)
+            dtarget = linear_formula.gradient_of_target(own, row_scale, objective, None)
         if ctx.needs_input_grad[4]:
             dclass = linear_formula.gradient_of_class_weights(own, row_scale, objective)
     return *gradients, dtarget, dclass, *[None] * 4

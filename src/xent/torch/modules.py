@@ -1,21 +1,23 @@
 """The losses as modules, for models that are written as lists of modules.
 
-Both are subclasses of torch's modules of the same name. Every option is an attribute under its own name and nowhere
+All are subclasses of torch's modules of the same name. Every option is an attribute under its own name and nowhere
 else: setting it later is the same as passing it, and `forward` checks what it finds there.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Never, NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from xent.checks import check_weight_shape
+from xent.checks import BINARY_OPTIONS, binary_options, check_weight_shape
 from xent.errors import ArgumentError, DTypeError, XentError, message
 from xent.linear.plan import DEFAULT_WORKSPACE, parse_bytes
 from xent.objective import TEXT, Objective
+from xent.torch.binary import binary_cross_entropy_with_logits
 from xent.torch.functional import cross_entropy
 from xent.torch.linear import linear_cross_entropy
 from xent.torch.linear_positions import check_chunking, ignored_label
@@ -100,7 +102,92 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
 
     def __prepare_scriptable__(self) -> NoReturn:
         """Called by torch.jit.script, also for a model that contains this module."""
-        raise _not_scriptable("CrossEntropyLoss")
+        raise not_scriptable("CrossEntropyLoss")
+
+
+class BCEWithLogitsLoss(nn.BCEWithLogitsLoss):
+    """`xent.torch.binary_cross_entropy_with_logits` as a module: a `torch.nn.BCEWithLogitsLoss` with more options.
+
+    Parameters
+    ----------
+    weight, pos_weight : tensors that broadcast to the logits' shape, optional
+        Buffers, so that they move with the module and are saved with it.
+    size_average, reduce : torch's older names of a reduction; they override it, with torch's warning.
+    reduction : as in torch.
+    ignore_index, label_smoothing, softcap, logit_scale, denominator, focal_gamma : beyond it; see the function.
+    check : look at targets and weights also where that makes the host wait for the device.
+
+    Each is an attribute that may be set later, `size_average` and `reduce` as `reduction`.
+
+    Raises
+    ------
+    ObjectiveError, DTypeError
+        An option is out of its range: here, or in the next call if it was set later.
+
+    Examples
+    --------
+    >>> import torch
+    >>> loss = BCEWithLogitsLoss(pos_weight=torch.tensor([3.0, 1.0]), reduction="sum")
+    >>> loss
+    BCEWithLogitsLoss(reduction='sum')
+    >>> round(loss(torch.zeros(1, 2), torch.tensor([[1, 0]])).item(), 4)
+    2.7726
+    """
+
+    weight: Tensor | None
+    pos_weight: Tensor | None
+
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        size_average: bool | None = None,
+        reduce: bool | None = None,
+        reduction: str = "mean",
+        pos_weight: Tensor | None = None,
+        *,
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+        softcap: float | None = None,
+        logit_scale: float = 1.0,
+        denominator: float | None = None,
+        focal_gamma: float = 0.0,
+        check: bool = False,
+        **unknown: Never,
+    ) -> None:
+        name = "BCEWithLogitsLoss"
+        _check_weight(name, weight)
+        _check_weight(name, pos_weight, "pos_weight")
+        super().__init__(weight, size_average, reduce, reduction, pos_weight)
+        self.ignore_index = ignore_index
+        self.label_smoothing = label_smoothing
+        self.softcap = softcap
+        self.logit_scale = logit_scale
+        self.denominator = denominator
+        self.focal_gamma = focal_gamma
+        self.check = check
+        binary_options(name, unknown)
+        given: Any = _options(self, BINARY_OPTIONS)
+        Objective.of(name, given)  # a wrong option is found here, and not in the first step
+
+    def forward(self, input: Tensor, target: Tensor, sample_weight: Tensor | None = None) -> Tensor:
+        """Return the loss of logits and targets of one shape; rows may have weights."""
+        return binary_cross_entropy_with_logits(
+            input,
+            target,
+            self.weight,
+            pos_weight=self.pos_weight,
+            sample_weight=sample_weight,
+            check=self.check,
+            **_options(self, BINARY_OPTIONS),
+        )
+
+    def extra_repr(self) -> str:
+        """The options that differ from their defaults."""
+        return ", ".join(_changed(self, BINARY_OPTIONS))
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """Called by torch.jit.script, also for a model that contains this module."""
+        raise not_scriptable("BCEWithLogitsLoss")
 
 
 class LinearCrossEntropyLoss(TorchLinearCrossEntropyLoss):
@@ -226,17 +313,17 @@ class LinearCrossEntropyLoss(TorchLinearCrossEntropyLoss):
 
     def __prepare_scriptable__(self) -> NoReturn:
         """Called by torch.jit.script, also for a model that contains this module."""
-        raise _not_scriptable("LinearCrossEntropyLoss")
+        raise not_scriptable("LinearCrossEntropyLoss")
 
 
-def _options(module: nn.Module) -> dict[str, Any]:
+def _options(module: nn.Module, names: Iterable[str] = TEXT) -> dict[str, Any]:
     """The options of the loss by name, as they are set now."""
-    return {name: getattr(module, name) for name in TEXT}
+    return {name: getattr(module, name) for name in names}
 
 
-def _changed(module: nn.Module) -> list[str]:
+def _changed(module: nn.Module, names: Iterable[str] = TEXT) -> list[str]:
     """The options that differ from their defaults; compared as text, since a wrong value may be anything."""
-    defaults = {**{name: getattr(Objective, name) for name in TEXT}, "check": False}
+    defaults = {**{name: getattr(Objective, name) for name in names}, "check": False}
     values = {name: getattr(module, name) for name in defaults}
     return [
         f"{name}={value!r}"
@@ -245,11 +332,11 @@ def _changed(module: nn.Module) -> list[str]:
     ]
 
 
-def _check_weight(call: str, weight: Any) -> None:
-    """Raise DTypeError if the class weights are no tensor: as a buffer they have to be one."""
+def _check_weight(call: str, weight: Any, name: str = "weight") -> None:
+    """Raise DTypeError if weights are no tensor: as a buffer they have to be one."""
     if weight is not None and not isinstance(weight, Tensor):
         found = f"found a {type(weight).__name__}, expected a tensor (classes,)"
-        raise DTypeError(message(call, "weight", found, "Convert it with torch.tensor(weight)"))
+        raise DTypeError(message(call, name, found, f"Convert it with torch.tensor({name})"))
 
 
 def _sizes(call: str, out_features: Any) -> tuple[int, ...]:
@@ -260,6 +347,7 @@ def _sizes(call: str, out_features: Any) -> tuple[int, ...]:
     raise ArgumentError(message(call, "out_features", found, "Pass () for one loss for each row of the input"))
 
 
-def _not_scriptable(call: str) -> XentError:
+def not_scriptable(call: str) -> XentError:
+    """What `torch.jit.script` is told."""
     found = "torch.jit.script cannot compile this module"
     return XentError(message(call, "", found, "Use torch.compile or torch.export"))

@@ -68,7 +68,7 @@ def _differentiate_loss(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor |
     if ctx.needs_input_grad[0]:
         dlogits = LOSS_BACKWARD(logits, target, weight, saved, upstream, ctx.objective)
     if ctx.needs_input_grad[1]:
-        dtarget = target_gradient(logits, upstream, options, target.dtype)
+        dtarget = target_gradient(logits, target, upstream, options)
     if ctx.needs_input_grad[2]:
         dweight = weight_gradient(logits, target, upstream, options).to(weight.dtype)
     return dlogits, dtarget, dweight, None

@@ -14,6 +14,7 @@ from xent.checks import check_labels
 from xent.focal import focal_loss
 from xent.objective import Objective
 from xent.reduction import gradient_scale, mean_denominator, reduce
+from xent.sparse import is_sparse
 from xent.torch.rows import Call, weighted
 
 
@@ -21,7 +22,10 @@ def denominator_of(call: Call, target: Tensor, weight: Tensor | None) -> Any:
     """What a mean divides by; on a device where it has to be counted there."""
     of_rows = None if call.sample_weight is None else call.sample_weight.double()
     labels = None if target.is_floating_point() else target
-    rows = target.shape[0] * target.shape[2:].numel() if labels is None else target.numel()
+    if labels is not None:
+        rows = labels.numel()
+    else:
+        rows = target.shape[0] if is_sparse(target) else target.shape[0] * target.shape[2:].numel()
     found = mean_denominator(labels, weight, rows, call.objective, call.backend.count, of_rows)
     return found.item() if isinstance(found, Tensor) and call.backend.reads_values else found
 

@@ -14,6 +14,7 @@ from xent.checks import Layout, check_labels, check_sample_weight
 from xent.errors import ArgumentError, DTypeError, message
 from xent.linear.driver import Layer
 from xent.objective import Objective
+from xent.sparse import SparseTarget, is_sparse, packed
 from xent.torch._torch_private import (
     PLAIN,
     assert_on_device,
@@ -27,7 +28,7 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 """Of logits, class probabilities and layers."""
 
 
-OPTIONAL = ("weight", "linear_bias")
+OPTIONAL = ("weight", "linear_bias", "pos_weight", "sample_weight")
 
 
 def check_tensors(call: str, *, place: torch.device | None = None, **arguments: Any) -> None:
@@ -107,6 +108,11 @@ def refuse_recording(call: str) -> None:
         raise DTypeError(message(call, "", found, "Use torch.compile or torch.export, which see the operator"))
 
 
+def as_matrix(tensor: Tensor, class_axis: int) -> Tensor:
+    """View (or copy) logits of any shape as (rows, C)."""
+    return tensor.resolve_neg().movedim(class_axis, -1).reshape(-1, tensor.shape[class_axis])
+
+
 def as_rows(tensor: Tensor) -> Tensor:
     """View (or copy) logits or class probabilities as (N, C), or (N, C, S) with all positions on the last axis."""
     tensor = tensor.resolve_neg()  # kernels read memory, which does not know of a pending sign
@@ -121,6 +127,15 @@ def int64(labels: Tensor) -> Tensor:
         return labels
     wide = labels.to(torch.int64)
     return torch.where(wide < 0, torch.iinfo(torch.int64).max, wide) if labels.dtype is torch.uint64 else wide
+
+
+def sparse_as_rows(call: str, target: SparseTarget, layout: Layout, *, check: bool) -> Tensor:
+    """A target that lists a few classes as rows; a row that is wrong is NaN where numbers are not looked at."""
+    seen = check or target.ids.device.type == "cpu"
+    if torch.compiler.is_compiling() or without_numbers(target.ids) or is_transformed():
+        seen = False
+    rows: Tensor = packed(call, target, layout, check=seen)
+    return rows
 
 
 def labels_as_rows(labels: Tensor, layout: Layout) -> Tensor:
@@ -155,6 +170,8 @@ def _checked_weights(call: str, given: Tensor, target: Tensor, layout: Layout, o
     check_tensors(call, place=target.device, sample_weight=given)
     check_floating(call, "sample_weight", given)
     check_sample_weight(call, tuple(given.shape), layout)
+    if is_sparse(target):
+        return given.reshape(target.shape[0])
     if target.is_floating_point():
         return given.reshape(*target.shape[:1], *target.shape[2:])
     return torch.where(target == objective.ignore_index, 0.0, given.reshape(target.shape))
@@ -169,9 +186,9 @@ def weighted(losses: Tensor, sample_weight: Tensor | None) -> Tensor:
 
 
 def times(logits: Tensor, scale: Tensor) -> Tensor:
-    """Logits times a scale that is a tensor, in float32 for 16 bits; masked classes have no part in its gradient."""
+    """Logits times a scale that is a tensor, in float32 for 16 bits; infinite ones have no part in its gradient."""
     wide = logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
-    masked, scale = logits == -torch.inf, scale.to(wide.dtype)
+    masked, scale = logits.isinf(), scale.to(wide.dtype)
     return wide.masked_fill(masked, 0.0) * scale + wide.masked_fill(~masked, 0.0) * scale.detach()
 
 

@@ -15,12 +15,15 @@ from typing import Any
 from torch import Tensor
 
 from xent.errors import ArgumentError, message
-from xent.torch import linear_operators, operators
+from xent.torch import binary_operators, linear_operators, operators
 from xent.torch.dispatch import Operator
 
 
-def is_distributed(call: str, **tensors: Tensor | None) -> bool:
-    """Whether the tensors are DTensors; ArgumentError if only some are."""
+def is_distributed(call: str, weight_may_learn: bool = False, /, **tensors: Tensor | None) -> bool:
+    """Whether the tensors are DTensors; ArgumentError if only some are.
+
+    Weights of classes get no gradient there; those of elements, which torch multiplies with, do.
+    """
     module = sys.modules.get("torch.distributed.tensor")
     if module is None:
         return False
@@ -32,7 +35,7 @@ def is_distributed(call: str, **tensors: Tensor | None) -> bool:
         found = f"found an ordinary tensor, while {other} is a DTensor"
         raise ArgumentError(message(call, name, found, f"Distribute {name} with distribute_tensor, over the same mesh"))
     weight = tensors.get("weight")
-    if weight is not None and weight.requires_grad:
+    if weight is not None and weight.requires_grad and not weight_may_learn:
         found = "class weights that are DTensors get no gradient"
         remedy = "Pass weight.detach(), or multiply the losses of reduction='none' by the weights of their labels"
         raise ArgumentError(message(call, "weight", found, remedy))
@@ -49,6 +52,8 @@ def _register() -> None:
     _register_rows(operators.LOSS_BACKWARD, operators.LOSS_BACKWARD.by_rows, lambda _: [rows])
     _register_rows(operators.STATISTICS, operators.STATISTICS.by_rows, lambda _: [rows] * 6)
     _register_rows(operators.STATISTICS_BACKWARD, operators.STATISTICS_BACKWARD.by_rows, lambda _: [rows])
+    _register_rows(binary_operators.LOSS, binary_operators.LOSS.by_rows, lambda _: [rows])
+    _register_rows(binary_operators.LOSS_BACKWARD, binary_operators.LOSS_BACKWARD.by_rows, lambda _: [rows])
     # The loss comes row by row then, and its gradients later: empty here.
     _register_rows(linear_operators.LOSS, linear_operators.LOSS.by_rows, lambda _: [rows, whole, whole, whole])
     _register_rows(linear_operators.STATISTICS, linear_operators.STATISTICS.by_rows, lambda _: [rows] * 6)

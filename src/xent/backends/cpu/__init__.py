@@ -9,6 +9,7 @@
     across_positions.py    the loops when they are not, and when the class axis is not the last
     tile.py                the data of the rows that are processed together, for both
     blocks.py              the steps that both share: one pass over a block in the first-level cache
+    binary*.py, logistic.py  the binary cross-entropy: elements in blocks, softplus and sigmoid
     primitives.py          exp, log, tanh, softcap and its derivative, of one number
     formats.py             bfloat16 and float16 in memory
     streaming.py           prefetching, and stores that bypass the caches

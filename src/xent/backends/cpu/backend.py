@@ -31,7 +31,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xent import memory
+from xent.backends import sparse_rows
 from xent.backends.cpu import kernels
+from xent.backends.cpu.contrast import contrast_gradient
 from xent.backends.cpu.formats import as_kernel_array, bits, flat
 from xent.backends.cpu.statistics_gradient import statistics_gradient
 from xent.backends.cpu.threads import get_num_threads, over_rows
@@ -39,6 +41,7 @@ from xent.backends.cpu.tile import NO_LABELS, PARALLEL_SIZE, computing_dtype, fl
 from xent.backends.protocol import Statistics
 from xent.objective import Objective
 from xent.reduction import weighted_count
+from xent.sparse import is_sparse
 
 Array = NDArray[Any]
 
@@ -62,6 +65,8 @@ class CpuBackend:
 
     def forward(self, logits: Array, target: Array, objective: Objective) -> tuple[Array, Array]:
         """Return the loss and the log-sum-exp of each row."""
+        if is_sparse(target):
+            return sparse_rows.forward(self, logits, target, objective)
         call = _Call(logits, target, objective)
         loss, lse = np.empty(call.rows, call.dtype), np.empty(call.rows)
         call.run(kernels.forward, (loss, lse), self.threads)
@@ -82,6 +87,8 @@ class CpuBackend:
         In float64 it is made without them: a log-sum-exp of 100 has lost 7 bits of exp(z - lse), which float32
         gradients do not notice.
         """
+        if is_sparse(target):
+            return sparse_rows.backward(self, logits, target, saved, row_scale, objective, out=out)
         call = _Call(logits, target, objective)
         if call.dtype == np.float64:
             return self.forward_backward(logits, target, row_scale, objective, out=out)[2]
@@ -104,6 +111,8 @@ class CpuBackend:
 
         With `after`, which is not for 16 bits, the gradient is that number times what it is without, to the last bit.
         """
+        if is_sparse(target):
+            return sparse_rows.forward_backward(self, logits, target, row_scale, objective, out=out, after=after)
         call = _Call(logits, target, objective, after)
         loss, lse = np.empty(call.rows, call.dtype), np.empty(call.rows)
         out = memory.empty(logits.shape, logits.dtype) if out is None else out
@@ -137,6 +146,10 @@ class CpuBackend:
             rows, labels.reshape(-1), statistics, upstream, objective, out=gradient, threads=self.threads
         )
         return gradient if len(shape) == 2 else np.moveaxis(gradient.reshape(shape[0], shape[2], shape[1]), 2, 1)
+
+    def contrast_gradient(self, logits: Array, first: int | None, rows: Any, columns: Any, logit_scale: float) -> None:
+        """Replace the similarities of a contrastive loss by their gradient."""
+        contrast_gradient(logits, first, rows, columns, logit_scale, threads=self.threads)
 
     def count(
         self, labels: Array, weight: Array | None, ignore_index: int, sample_weight: Array | None = None

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xent import memory
+from xent.arrays import rounded
 from xent.backends.cpu import accumulation as kernels
 from xent.backends.cpu.formats import bits
 from xent.backends.cpu.products import (
@@ -232,13 +233,3 @@ class CpuSteps:
 
     def _run(self, kernel: Any, arguments: tuple[Any, ...], count: int, size: int | None = None) -> None:
         over_rows(kernel, arguments, count, self.threads if (size or count) > SMALL else 1)
-
-
-def rounded(sums: Array, dtype: np.dtype[Any]) -> Array:
-    """Float64 sums in a narrower dtype; uint16 stands for bfloat16."""
-    if dtype != BFLOAT16:
-        return sums.astype(dtype)
-    # To bfloat16 by way of float32, rounding to nearest even by adding half of what is dropped.
-    pattern = sums.astype(np.float32).view(np.uint32)
-    upper = ((pattern + 0x7FFF + ((pattern >> 16) & 1)) >> 16).astype(np.uint16)
-    return np.where(np.isnan(sums), np.uint16(0x7FC0), upper)

@@ -19,9 +19,11 @@ from xent.backends.cpu.linear_steps import CpuSteps
 from xent.backends.cpu.products import library_of_torch, side_by_side
 from xent.backends.protocol import Backend, Statistics
 from xent.linear.backend import LinearBackend
+from xent.linear.contrast import Contrast, Side
 from xent.linear.driver import Gradients, Layer, Wanted
 from xent.linear.plan import Plan
 from xent.objective import Objective
+from xent.sparse import is_sparse
 
 Array = NDArray[Any]
 
@@ -166,6 +168,29 @@ class TensorLinearBackend:
         gradients = self.arrays.statistics_gradient(layer_arrays(layer), known, numbers, objective, wanted)
         return gradient_tensors(gradients)
 
+    def contrast(self, layer: Layer, logit_scale: float, *, symmetric: bool, own: bool = True) -> Contrast:
+        """Return losses and log-sum-exps of a contrastive loss."""
+        found = self.arrays.contrast(layer_arrays(layer), logit_scale, symmetric=symmetric, own=own)
+        return Contrast(*map(torch.from_numpy, found))
+
+    def contrast_with_gradients(
+        self, layer: Layer, logit_scale: float, scale: float, wanted: Wanted
+    ) -> tuple[Contrast, Gradients]:
+        """Return the same and the wanted gradients."""
+        arrays = layer_arrays(layer)
+        found, gradients = self.arrays.contrast_with_gradients(arrays, logit_scale, scale, wanted)
+        return Contrast(*map(torch.from_numpy, found)), gradient_tensors(gradients)
+
+    def contrast_gradients(
+        self, layer: Layer, logit_scale: float, rows: Side, columns: Side | None, wanted: Wanted, *, own: bool = True
+    ) -> Gradients:
+        """Return the wanted gradients."""
+        of_rows, of_columns = Side(*(tensor.numpy() for tensor in rows)), None
+        if columns is not None:
+            of_columns = Side(*(tensor.numpy() for tensor in columns))
+        found = self.arrays.contrast_gradients(layer_arrays(layer), logit_scale, of_rows, of_columns, wanted, own=own)
+        return gradient_tensors(found)
+
 
 def steps(layer: Layer, wanted: Wanted, plan: Plan | None = None) -> CpuSteps:
     """The products of a layer, by torch and with its threads."""
@@ -194,9 +219,12 @@ def as_tensor(array: Array, dtype: torch.dtype) -> Tensor:
 
 
 def target_array(target: Tensor, logits: Array) -> Array:
-    """Labels as int64, class probabilities in the dtype that the logits are computed in."""
+    """Labels as int64, class probabilities in the dtype that the logits are computed in, rows of a few as they are."""
     if not target.is_floating_point():
         return labels_array(target)
+    if is_sparse(target):
+        rows: Array = target.detach().numpy()
+        return rows
     array: Array = target.detach().to(_computing(logits)).numpy()
     return array
 

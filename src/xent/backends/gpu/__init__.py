@@ -3,6 +3,7 @@
     backend.py     the `Backend`: forward, backward, forward_backward, statistics, statistics_gradient
     kernels.py     the kernels: what one program does with its tile, from labels to results
     tile.py        the options as numbers, and the steps on a tile: a few positions, a block of classes at a time
+    binary_backend.py, binary_kernels.py  the binary cross-entropy: elements in blocks
     order.py       maximum, rank and entropy, for the statistics
     primitives.py  exp, log, tanh, softcap and its derivative, the running maximum
     shapes.py      how large a tile is, and how many warps work on it

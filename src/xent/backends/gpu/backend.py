@@ -32,12 +32,15 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from xent.backends import sparse_rows
 from xent.backends.gpu import kernels, shapes
 from xent.backends.gpu.shapes import Tile
 from xent.backends.gpu.tile import ABSENT, Inputs, Strided, flattened
 from xent.backends.protocol import Statistics
+from xent.backends.tensor_contrast import contrast_gradient
 from xent.objective import Objective
 from xent.reduction import weighted_count
+from xent.sparse import is_sparse
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ class GpuBackend:
 
     def forward(self, logits: Tensor, target: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
         """Return the loss and the log-sum-exp of each row."""
+        if is_sparse(target):
+            return sparse_rows.forward(self, logits, target, objective)
         call = Call(logits, target, objective, self.tile)
         loss, lse = call.new_rows(call.dtype), call.new_rows(torch.float64)
         call.run(kernels.forward, (loss, lse))
@@ -75,6 +80,9 @@ class GpuBackend:
         In float64 it is made without them: a log-sum-exp of 100 has lost 7 bits of exp(z - lse), which float32
         gradients do not notice.
         """
+        if is_sparse(target):
+            made: Tensor = sparse_rows.backward(self, logits, target, saved, row_scale, objective, out=out)
+            return made
         if logits.dtype == torch.float64:
             return self.forward_backward(logits, target, row_scale, objective, out=out)[2]
         call = Call(logits, target, objective, self.tile)
@@ -97,6 +105,9 @@ class GpuBackend:
 
         If the number in `finished` is 1, nothing is done: the device decides, and the host need not know.
         """
+        if is_sparse(target):
+            more = (self, logits, target, row_scale, objective)
+            return sparse_rows.forward_backward(*more, out=out, finished=finished)
         call = Call(logits, target, objective, self.tile)
         loss, lse = call.new_rows(call.dtype), call.new_rows(torch.float64)
         in_place = out is not None and out.data_ptr() == logits.data_ptr()
@@ -105,6 +116,10 @@ class GpuBackend:
         results = (scale, finished, loss, lse, strided(out))
         call.run(kernels.forward_backward, results, in_place=in_place, PER_ROW=scale.numel() > 1)
         return loss, lse, out
+
+    def contrast_gradient(self, logits: Tensor, first: int | None, rows: Any, columns: Any, logit_scale: float) -> None:
+        """Replace the similarities of a contrastive loss by their gradient."""
+        contrast_gradient(logits, first, rows, columns, logit_scale)
 
     def statistics(self, logits: Tensor, labels: Tensor, objective: Objective) -> Statistics:
         """Return log-probability and rank of the label, entropy, log-sum-exp and argmax of each row, in one visit."""

@@ -89,7 +89,7 @@ class Ranks:
 
     def name(self, rank: int) -> str:
         """A rank of the group by its number among all processes, which is how the launcher numbers it."""
-        return f"rank {dist.get_global_rank(self.group, rank) if self.group is not None else rank}"
+        return f"rank {self._global(rank)}"
 
     # ------------------------------------------------------------------------------------------------------ agreement
 
@@ -174,6 +174,19 @@ class Ranks:
         """The sum of each number over the ranks, in place."""
         self._all_reduce(numbers, dist.ReduceOp.SUM)
         return numbers
+
+    def total_on(self, numbers: Tensor, rank: int) -> None:
+        """The sum of each number over the ranks, in place, on one of them; elsewhere the numbers are lost."""
+        with self._completed("a sum over the ranks"):
+            dist.reduce(numbers, self._global(rank), group=self.group)
+
+    def broadcast(self, numbers: Tensor, rank: int) -> None:
+        """The numbers of one rank, in place, on all of them."""
+        with self._completed("sending from one rank to the others"):
+            dist.broadcast(numbers, self._global(rank), group=self.group)
+
+    def _global(self, rank: int) -> int:
+        return rank if self.group is None else dist.get_global_rank(self.group, rank)
 
     # ----------------------------------------------------------------------------------------------------- collectives
 

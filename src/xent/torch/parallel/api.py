@@ -7,6 +7,7 @@ logits never do. torch.distributed carries them: gloo on the CPU, NCCL on a GPU.
 
     arguments.py                  the arguments of one rank, opened and checked
     agreement.py                  what the ranks compare before a call, their collectives, and errors on all ranks
+    pairs.py                      the contrastive loss of pairs that lie on several ranks
     combine.py, linear_shards.py  the loss of all classes from the losses of the shards, and its gradients
 
 Who holds what, with R ranks and classes C = C_1 + ... + C_R:

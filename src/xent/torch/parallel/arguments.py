@@ -25,6 +25,7 @@ from xent.errors import DTypeError, ObjectiveError, ShapeError, XentError, messa
 from xent.linear.driver import Wanted
 from xent.linear.plan import parse_bytes
 from xent.objective import Objective
+from xent.sparse import SparseTarget
 from xent.torch import functional
 from xent.torch import linear as layers
 from xent.torch.parallel.agreement import Ranks, check_group
@@ -90,6 +91,7 @@ class Arguments:
     @classmethod
     def of_logits(cls, options: Options, group: Group, input: Any, target: Any, weight: Any) -> Arguments:
         """The arguments of a call on logits."""
+        _refuse_sparse(options.call, target)
         axis = _class_axis(input)
         axes = (axis, None, None, axis if _is_soft(target) else None, 0)
         tensors = (input, None, None, target, weight)
@@ -109,6 +111,7 @@ class Arguments:
         workspace: int | str,
     ) -> Arguments:
         """The arguments of a call on a linear layer."""
+        _refuse_sparse(options.call, target)
         axes = (None, 0, 0, target.ndim - 1 if _is_soft(target) else None, 0)
         tensors = (input, linear_weight, linear_bias, target, weight)
         rows, group, problem = _opened(options.call, group, tensors, axes)
@@ -316,6 +319,12 @@ def _plain(value: Any) -> Any:
 
 
 # ------------------------------------------------------------------------------------------------------------ tensors
+
+
+def _refuse_sparse(call: str, target: Any) -> None:
+    if isinstance(target, SparseTarget):
+        found = "found a SparseTarget, which sharded classes do not take yet"
+        raise DTypeError(message(call, "target", found, "Pass class probabilities of each shard"))
 
 
 def _is_soft(target: Any) -> bool:
