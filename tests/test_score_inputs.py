@@ -70,6 +70,20 @@ def test_ids_beyond_64_bits_in_typed_files():
     assert {row.id for row in xent.score(frame, "y", proba="p", id="id").surprising} == {str(2**63), str(2**63 + 1)}
 
 
+def test_missing_numbers_are_found_wherever_they_are(monkeypatch):
+    from xent.scoring import readers
+
+    monkeypatch.setattr(readers, "batch_rows", lambda columns: 100)
+    lines = [f"{k},1,{0.25 + 0.5 * (k % 2)}" for k in range(50_000)]
+    lines[40_000], lines[40_001], lines[49_999] = "40000,1,NA", "", "49999,1,"
+    write("a.csv", "id,y,p\n" + "\n".join(lines) + "\n")
+    found = xent.score("a.csv", "y", proba="p", id="id", invalid="skip")
+    assert found.left_out == {"a value that is not a probability": 2}
+    assert found.rows == 49_997
+    expected = -(24_999 * math.log(0.25) + 24_998 * math.log(0.75)) / 49_997
+    assert found.cross_entropy.nats == pytest.approx(expected, rel=1e-12)
+
+
 def test_blank_lines_are_no_rows():
     for text in ("y,p\n1,0.5\n\n", "y,p\r\n1,0.5\r\n\r\n\r\n", "y,p\n\n1,0.5\n"):
         write("a.csv", text)

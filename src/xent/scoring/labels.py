@@ -57,9 +57,9 @@ def class_indices(
         )
     if skip and labels.dtype.is_float():
         labels = labels.fill_nan(None)  # how pandas marks a missing integer
-    missing = labels.is_null()
-    if labels.null_count() and not skip:
-        row = first_row + int(missing.arg_max() or 0)
+    missing = labels.is_null().to_numpy() if labels.null_count() else None
+    if missing is not None and not skip:
+        row = first_row + int(missing.argmax())
         remedy = f"Leave such rows out, or pass {option('invalid', 'skip')}"
         raise DataError(message(CALL, "label", f"row {row} has no label", remedy))
     if labels.dtype.is_integer() and way is None and classes == tuple(map(str, range(len(classes)))):
@@ -73,12 +73,13 @@ def class_indices(
         indices = index.fill_null(0).cast(pl.Int64).to_numpy()
         if way is not None:
             indices = np.array([*way.classes.values(), 0])[indices]
-    unseen &= ~missing.to_numpy()
+    if missing is not None:
+        unseen &= ~missing
     if unseen.any():
         if way is None or not skip:
             raise _unknown(labels.filter(pl.Series(unseen)), classes, first_row + int(unseen.argmax()))
         indices = np.where(unseen, UNKNOWN, indices)
-    return np.where(missing.to_numpy(), MISSING, indices) if labels.null_count() else np.asarray(indices)
+    return np.asarray(indices) if missing is None else np.where(missing, MISSING, indices)
 
 
 def label_texts(labels: pl.Series, classes: Sequence[str]) -> pl.Series:

@@ -122,6 +122,8 @@ def _with_all_classes(rows: Rows, places: Array) -> dict[str, Array]:
 
 def counts_of_left_out(rows: Rows) -> dict[str, int]:
     """Return how many rows are left out, by the reason."""
+    if (rows.status == VALID).all():
+        return {}
     counts = np.bincount(rows.status.astype(np.int64) - NO_WEIGHT, minlength=len(REASONS) + 1).tolist()
     reasons = {WEIGHT_OF_ZERO: counts[0], **dict(zip(REASONS[1:], counts[2:], strict=True))}
     return {reason: count for reason, count in reasons.items() if count}
