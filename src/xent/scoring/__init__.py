@@ -1,10 +1,15 @@
 """How good predictions are, in which units, and which rows contribute most to the loss.
 
-    readers.py    files, frames and arrays, in pieces        clusters.py   Dask and Spark
-    form.py       which column is what                       batch.py      the score of each row of a piece
-    state.py      `ScoreState`, a sum over rows              loops.py      the compiled loops; sums.py, selection.py
-    score.py      `Score`, what a state says                 figures.py    computes it; calibration.py
-    api.py        `score`     compare.py   `compare`         sklearn.py    metrics and scorers for scikit-learn
+    files.py      which files, of which kind                 readers.py      tables and frames, in batches
+    tables.py     text by dialect.py, and lazy tables        array_rows.py   arrays; joined.py: labels of their own
+    form.py       which column is what                       labels.py       which label is which class
+    columns.py    a column as an array                       clusters.py     Dask and Spark; spark_columns.py
+    batch.py      the score of each row of a piece           settle.py       what a second look finds out: rounding.py
+    diagnosis.py  why rows cannot be scored                  limits.py, ids.py
+    state.py      `ScoreState`, a sum over rows              loops.py        the compiled loops; sums.py, selection.py
+    score.py      `Score`, what a state says                 figures.py      computes it; calibration.py
+    api.py        `score`; call.py                           compare.py      `compare`; row_table.py
+    sklearn.py    metrics and scorers for scikit-learn
 
 `score` returns a `Score`, `compare` a `Comparison`; notebooks show both as tables.
 """

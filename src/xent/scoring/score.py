@@ -13,7 +13,7 @@ from xent.names import shown_name
 from xent.scoring.calibration import Decomposition, ReliabilityBin, Temperature
 from xent.scoring.form import ONE_VS_REST_CLASSES, Form
 from xent.scoring.loops import REASONS
-from xent.scoring.selection import SelectedRows
+from xent.scoring.selection import WEIGHT_OF_ZERO, SelectedRows
 
 __all__ = ["ClassScore", "Estimate", "Information", "Score", "SegmentScore", "SurprisingRow"]
 
@@ -126,6 +126,8 @@ class Score:
     """(from, to, weight, loss) of each bin of finite losses that has rows."""
     sample: SelectedRows = dataclasses.field(repr=False)
     invalid: SelectedRows = dataclasses.field(repr=False)
+    left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """How many rows are in no figure, by the reason: those of weight 0, and invalid ones."""
     notes: tuple[str, ...] = ()
     """Remarks on the data from the time when they were read."""
 
@@ -174,6 +176,7 @@ class Score:
             "form": plain(self.form),
             "figures": {name: {"value": plain(value), "unit": UNITS[name]} for name, value in self.to_dict().items()},
             "likelihood": str(self.likelihood),
+            "left_out": dict(self.left_out),
             **{name: plain(getattr(self, name)) for name in parts},
             "surprising": [{**plain(row), "bits": plain(row.bits)} for row in self.surprising],
             "losses": plain(self.losses),
@@ -266,7 +269,16 @@ def _warnings(score: Score) -> list[str]:
             f"{_rows(score.clipped_rows)}, {score.impossible_rows:,} of them impossible."
         )
     if score.invalid_rows:
-        texts.append(f"{_rows(score.invalid_rows)} had no valid prediction, label or weight and were left out.")
+        counted = ", ".join(
+            f"{count:,} {reason}" for reason, count in score.left_out.items() if reason != WEIGHT_OF_ZERO
+        )
+        texts.append(
+            f"{_rows(score.invalid_rows)} could not be scored and were left out" + (f": {counted}." if counted else ".")
+        )
+    if weightless := score.left_out.get(WEIGHT_OF_ZERO, 0):
+        texts.append(f"{_rows(weightless)} had a weight of 0 and are in no figure.")
+    if score.form.renormalised:
+        texts.append("Probabilities were divided by their sum (renormalise).")
     absent = [c.name for c in score.classes if c.weight == 0]
     if absent:
         names = ", ".join(map(shown_name, absent[:5])) + (" ..." if len(absent) > 5 else "")

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import reduce
 from typing import Any
 
@@ -25,7 +26,16 @@ from xent.scoring.batch import CALL, NO_INDEX, Rows, as_array, checked_clip, che
 from xent.scoring.calibration import expected_calibration_error, reliability, temperature
 from xent.scoring.form import Form, check_segments, names_of
 from xent.scoring.score import Information, Score
-from xent.scoring.selection import MOST_INVALID, NO_ROWS, SelectedRows, check_columns, select, texts
+from xent.scoring.selection import (
+    MOST_INVALID,
+    NO_ROWS,
+    WEIGHT_OF_ZERO,
+    SelectedRows,
+    check_columns,
+    counts_of_left_out,
+    select,
+    texts,
+)
 from xent.scoring.sums import Array, merged, to_json, values, zeros
 
 __all__ = ["ScoreState"]
@@ -70,6 +80,8 @@ class ScoreState:
     sample: SelectedRows
     invalid_rows: int
     invalid: SelectedRows
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """How many rows were left out, by the reason: those of weight 0, and invalid ones."""
 
     @classmethod
     def from_batch(
@@ -86,6 +98,8 @@ class ScoreState:
         classes: Any = None,
         clip: float | None = None,
         tolerance: float | None = None,
+        renormalise: bool = False,
+        reasons: Any = None,
         first_row: int = 0,
         worst: int = 50,
         sample: int = 5_000,
@@ -101,12 +115,14 @@ class ScoreState:
         logits : array (rows, classes), in place of `proba`
         log_prob : array (rows,), natural log of the label's probability, in place of `proba`
         entropy : array (rows,), with `log_prob`: the entropy of the prediction in nats
-        weight : array (rows,), 0 or more
+        weight : array (rows,), 0 or more; a row of weight 0 is left out of everything
         ids : array (rows,) that names the rows
         by : mapping from a name to an array (rows,): segments
         classes : names of the classes
         clip : smallest probability of a label
         tolerance : how far from 1 a sum may be; by default what the rounding of the dtype explains (xent.arrays)
+        renormalise : divide probabilities by their sum, where they are 0 or more
+        reasons : integer array (rows,), places in `xent.scoring.loops.REASONS`: why a row is left out; 0 for the others
         first_row : the number of the batch's first row; row numbers name rows without ids
         worst, sample : how many of the most surprising rows, and of randomly sampled rows, are kept whole
 
@@ -121,7 +137,15 @@ class ScoreState:
             and named in `invalid`; `xent.score` raises an error for them.
         """
         rows = row_scores(
-            labels, proba, logits=logits, log_prob=log_prob, entropy=entropy, weight=weight, tolerance=tolerance
+            labels,
+            proba,
+            logits=logits,
+            log_prob=log_prob,
+            entropy=entropy,
+            weight=weight,
+            tolerance=tolerance,
+            renormalise=renormalise,
+            reasons=reasons,
         )
         count, number = len(rows.loss), rows.p.shape[1]
         if clip is not None and rows.target.shape[1]:
@@ -140,6 +164,7 @@ class ScoreState:
             entropy=entropy is not None,
             worst=checked_count(CALL, "worst", worst),
             sample=min(checked_count(CALL, "sample", sample), SAMPLE_NUMBERS // max(number, 1)),
+            renormalised=bool(renormalise and proba is not None),
         )
         state = cls.empty(form)
         if not count:
@@ -149,7 +174,8 @@ class ScoreState:
         return replace(
             state,
             segments={name: _segment_totals(name, rows, column, form.clip_loss) for name, column in by.items()},
-            invalid_rows=int((rows.status != loops.VALID).sum()),
+            invalid_rows=int((rows.status > loops.VALID).sum()),
+            left_out=counts_of_left_out(rows),
             **selected,
         )
 
@@ -177,6 +203,11 @@ class ScoreState:
         """Number of valid rows."""
         return int(self.totals[loops.ROWS, 0])
 
+    @property
+    def all_rows(self) -> int:
+        """Number of rows, those that were left out included."""
+        return self.rows + self.invalid_rows + self.left_out.get(WEIGHT_OF_ZERO, 0)
+
     def __add__(self, other: ScoreState) -> ScoreState:
         if not isinstance(other, ScoreState):
             return NotImplemented
@@ -193,6 +224,7 @@ class ScoreState:
             sample=(self.sample + other.sample).sampled(form.sample),
             invalid_rows=self.invalid_rows + other.invalid_rows,
             invalid=(self.invalid + other.invalid).sampled(MOST_INVALID),
+            left_out=dict(sorted((Counter(self.left_out) + Counter(other.left_out)).items())),
         )
 
     def __eq__(self, other: object) -> bool:
@@ -240,6 +272,7 @@ class ScoreState:
             losses=figures.loss_bins(self.losses),
             sample=self.sample,
             invalid=self.invalid,
+            left_out=self.left_out,
         )
 
     def to_json(self) -> str:
@@ -250,7 +283,9 @@ class ScoreState:
             name: {value: to_json(totals[value]) for value in sorted(totals)} for name, totals in self.segments.items()
         }
         written |= {name: getattr(self, name).to_json() for name in SELECTIONS}
-        return json.dumps({**written, "invalid_rows": self.invalid_rows})
+        return json.dumps(
+            {**written, "invalid_rows": self.invalid_rows, "left_out": dict(sorted(self.left_out.items()))}
+        )
 
     @classmethod
     def from_json(cls, text: str) -> ScoreState:
@@ -266,7 +301,7 @@ class ScoreState:
                 name: {value: totals.array() for value, totals in segments.items()}
                 for name, segments in written.segments.items()
             }
-            state = cls(form=form, **parts, invalid_rows=written.invalid_rows)
+            state = cls(form=form, **parts, invalid_rows=written.invalid_rows, left_out=written.left_out)
             _check_consistency(state)
         except (ValueError, TypeError, RecursionError, MemoryError, OverflowError, msgspec.MsgspecError) as error:
             problem = f"this is not a state that to_json wrote ({first_line(error)})"
@@ -358,6 +393,8 @@ def _check_consistency(state: ScoreState) -> None:
     pairs += [(totals, expected.totals) for segments in state.segments.values() for totals in segments.values()]
     if set(state.segments) != set(form.by) or any(a.shape != b.shape or a.dtype != b.dtype for a, b in pairs):
         raise ValueError("sums of another shape")
+    if not set(state.left_out) <= {WEIGHT_OF_ZERO, *loops.REASONS[1:]}:
+        raise ValueError("rows left out for an unknown reason")
     stored.check_sums(state.totals, "totals")
     for name, segments in state.segments.items():
         if segments:

@@ -111,6 +111,7 @@ class StoredForm(msgspec.Struct, forbid_unknown_fields=True):
     entropy: bool
     worst: Length
     sample: Length
+    renormalised: bool = False
 
 
 class StoredState(msgspec.Struct, forbid_unknown_fields=True):
@@ -128,6 +129,7 @@ class StoredState(msgspec.Struct, forbid_unknown_fields=True):
     sample: Rows
     invalid: Rows
     invalid_rows: Length
+    left_out: dict[str, Length] = {}
 
 
 DECODER = msgspec.json.Decoder(StoredState)
