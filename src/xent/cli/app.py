@@ -144,7 +144,7 @@ def number(value: float) -> str:
     """Four significant digits; nothing for NaN."""
     if math.isnan(value):
         return ""
-    return "infinite" if math.isinf(value) else f"{value:.4g}"
+    return ("-" if value < 0 else "") + "infinite" if math.isinf(value) else f"{value:.4g}"
 
 
 def percent(value: float) -> str:

@@ -20,7 +20,7 @@ from xent.backends.cpu.threads import get_num_threads
 from xent.errors import ArgumentError, DataError, DistributionError, message
 from xent.names import quoted, shown_name
 from xent.scoring import clusters, loops
-from xent.scoring.batch import checked_clip, checked_count
+from xent.scoring.batch import checked_clip, checked_count, tolerance_of
 from xent.scoring.form import CALL, ONE_ROW_PER_ID, Request, names_of
 from xent.scoring.readers import (
     ARRAY_FILES,
@@ -73,12 +73,14 @@ def score(
     ----------
     data : path, directory or pattern of Parquet, CSV, Arrow, npz or npy files; a frame of pandas, Polars, PyArrow,
         DuckDB, Dask or PySpark; an iterator of such frames; or an array (rows, classes) of probabilities, or (rows,)
-        with the probability of class 1 of two
+        with the probability of class 1 of two, of NumPy, torch (also bfloat16, on any device, with or without
+        gradient), JAX or CuPy
     label : the column of the labels; a list or pattern of columns for soft labels; with an array, an array
     proba : columns of probabilities: a pattern ('p_*'), a list of names, one column of lists, or one column with the
         probability of class 1 of two
-    logits : the same, of logits
-    log_prob : in place of both, the column with the natural logarithm of each label's probability (nats)
+    logits : the same, of logits; with an array, True if it holds logits
+    log_prob : in place of both, the column with the natural logarithm of each label's probability (nats); with an
+        array (rows,) of those, True
     entropy : with `log_prob`, the column with the entropy of each prediction (nats)
     weight, id, by : columns of weights, of names of the rows, and of segments (one or several)
     classes : names of the classes in the order of the columns of `proba`; the star of a pattern names them as well
@@ -134,12 +136,8 @@ def score(
             arrays = {kind: columns.pop(kind) for kind in predictions}
             pieces = array_pieces(arrays, columns, by, names, options)
         elif not files and is_array(data):
-            if any(columns is not None for columns in predictions.values()):
-                problem = "found it beside an array of probabilities"
-                raise ArgumentError(
-                    message(CALL, "proba, logits, log_prob", problem, "Pass columns with a frame or file")
-                )
-            pieces = array_pieces({"proba": data}, roles, by, names, options)
+            options["tolerance"] = tolerance if tolerance is not None else tolerance_of(data)
+            pieces = array_pieces({_kind_of_array(predictions): data}, roles, by, names, options)
         else:
             segments = names_of("by", by)
             request = Request(**predictions, **roles, by=segments, classes=names, options=options)
@@ -149,6 +147,18 @@ def score(
                 return _finished(state, [])
             pieces = frame_pieces(*batches_of(data, request))
         return _finished(*_sum_of(pieces, invalid == "skip", progress))
+
+
+def _kind_of_array(predictions: dict[str, Any]) -> str:
+    """Return what an array in memory holds: probabilities, or what is True of the arguments `logits` and `log_prob`."""
+    kinds = {kind: value for kind, value in predictions.items() if value is not None and value is not False}
+    if not kinds:
+        return "proba"
+    if len(kinds) > 1 or next(iter(kinds.values())) is not True:
+        problem = f"found {', '.join(f'{kind}={quoted(value)}' for kind, value in kinds.items())} beside an array"
+        remedy = "Pass columns with a frame or file, and with an array logits=True or log_prob=True if it holds those"
+        raise ArgumentError(message(CALL, "proba, logits, log_prob", problem, remedy))
+    return next(iter(kinds))
 
 
 def _sum_of(pieces: Iterable[Piece], skip_invalid: bool, progress: Progress | None) -> tuple[ScoreState, list[str]]:
@@ -204,9 +214,12 @@ def _checked(state: ScoreState, skip_invalid: bool) -> ScoreState:
 
 def _finished(state: ScoreState, notes: list[str]) -> Score:
     """Return the score of at least one valid row."""
-    if state.rows == 0 and state.invalid_rows == 0:
+    if state.rows_read == 0:
         raise DataError(message(CALL, "data", "there are no rows", "Check the file or the filter before it"))
     if state.rows == 0:
+        if not state.invalid_rows:
+            problem = f"all {state.rows_without_weight:,} rows have weight 0"
+            raise DataError(message(CALL, "weight", problem, "A row of weight 0 is left out; choose another column"))
         raise DistributionError(_invalid_message(state))
     if state.form.identified:
         ids = [str(name) for name in state.sample["id"].tolist()]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from xent.arrays import sum_tolerance
+from xent.arrays import is_numpy_bfloat16, sum_tolerance
 from xent.backends.cpu.backend import CpuBackend
 from xent.errors import ArgumentError, DTypeError, LabelError, ShapeError, message
 from xent.objective import Objective
@@ -63,6 +63,7 @@ def row_scores(
     if weight is not None:
         rows.weight = one_per_row("weight", _numbers("weight", weight), len(rows.loss)).astype(np.float64)
         rows.status[~((rows.weight >= 0) & (rows.weight <= MOST_WEIGHT))] = loops.WRONG_WEIGHT
+        rows.status[rows.weight == 0] = loops.NO_WEIGHT
     return rows
 
 
@@ -162,12 +163,24 @@ def _checked_labels(label: Array, classes: int) -> Array:
 
 
 def as_array(call: str, argument: str, values: Any) -> Array:
-    """Return values of any kind as a NumPy array; DTypeError if they do not make one."""
+    """Return values of any kind as a NumPy array; DTypeError if they do not make one.
+
+    Tensors lose their gradients, and bfloat16, which NumPy does not have, becomes float32.
+    """
     try:
-        return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
+        if hasattr(values, "detach"):
+            values = values.detach().cpu()
+            values = values.float() if str(values.dtype) == "torch.bfloat16" else values
+        array = np.asarray(values)
+        return array.astype(np.float32) if is_numpy_bfloat16(array.dtype) else array
     except (TypeError, ValueError, RuntimeError) as error:
         problem = f"found a {type(values).__name__} that NumPy cannot read ({error})"
         raise DTypeError(message(call, argument, problem, "Pass an array, or nested lists of equal length")) from None
+
+
+def tolerance_of(predictions: Any) -> float | None:
+    """Return how far from 1 the sums of an array of bfloat16 may be, which becomes float32; None for other dtypes."""
+    return sum_tolerance(2.0**-7) if str(getattr(predictions, "dtype", "")).endswith("bfloat16") else None
 
 
 def _numbers(argument: str, values: Any) -> Array:

@@ -86,11 +86,15 @@ def decomposition(histogram: Array) -> Decomposition:
 
 
 def reliability(histogram: Array) -> tuple[ReliabilityBin, ...]:
-    """Return the bins of the predicted class that have rows, with Wilson's interval for the share of correct rows."""
+    """Return the bins that have rows, with Wilson's interval for the share of correct rows.
+
+    Its number of rows is that of equally weighted ones that know as much, ``sum(weight)**2 / sum(weight**2)`` (Kish
+    1965), which does not depend on the scale of the weights.
+    """
     bins = []
-    for k, (weight, probability, correct) in enumerate(values(histogram)):
+    for k, (weight, probability, correct, squared) in enumerate(values(histogram)):
         if weight > 0:
-            low, high = _wilson(correct / weight, weight)
+            low, high = _wilson(correct / weight, weight * (weight / squared) if squared > 0 else math.nan)
             edges = k / len(histogram), (k + 1) / len(histogram)
             bins.append(ReliabilityBin(*edges, weight, probability / weight, correct / weight, low, high))
     return tuple(bins)
@@ -170,6 +174,8 @@ class _Rows:
 
 
 def _wilson(share: float, rows: float) -> tuple[float, float]:
+    if math.isnan(rows):
+        return math.nan, math.nan
     z, share = 1.959963984540054, min(max(share, 0.0), 1.0)
     middle = (share + z * z / (2 * rows)) / (1 + z * z / rows)
     half = z / (1 + z * z / rows) * math.sqrt(share * (1 - share) / rows + z * z / (4 * rows * rows))

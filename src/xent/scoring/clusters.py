@@ -61,7 +61,7 @@ def _sum_of_partitions(parts: list[tuple[int, str]]) -> ScoreState:
     for number, text in sorted(parts):
         state = ScoreState.from_json(text)
         states.append(state.moved(first - number * PARTITION))
-        first += state.rows + state.invalid_rows
+        first += state.rows_read
     if not states:
         raise DataError(message(CALL, "data", "there are no rows", "Check the filter before it"))
     return add_all(states)

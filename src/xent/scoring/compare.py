@@ -17,7 +17,7 @@ import polars as pl
 from scipy import special
 
 from xent.errors import ArgumentError, DataError, DistributionError, message
-from xent.names import quoted, shown_name
+from xent.names import listed, quoted, shown_name
 from xent.scoring import loops
 from xent.scoring.batch import checked_clip, checked_count, row_scores
 from xent.scoring.form import ONE_ROW_PER_ID, Names, Plan, Request, check_segments, names_of
@@ -70,6 +70,15 @@ class Comparison:
     better_b: int
     impossible_a: int
     impossible_b: int
+    """Rows whose label had probability 0. Where it had on both sides, the row counts as no difference."""
+    infinite_a: int
+    infinite_b: int
+    """Rows that are impossible on this side only: their differences are infinite, and decide."""
+    deciding: Mapping[str, tuple[str, ...]]
+    """The first ids of such rows."""
+    difference_possible: Estimate
+    """The mean difference of the rows that are possible on both sides."""
+    rows_without_weight: int
     only_in_a: int
     only_in_b: int
     missing: Mapping[str, tuple[str, ...]]
@@ -80,10 +89,35 @@ class Comparison:
 
     @property
     def winner(self) -> str:
-        """'a' or 'b' if the interval excludes 0, else 'neither'."""
+        """'a' or 'b' if the interval excludes 0, else 'neither'.
+
+        A row that is impossible on one side only decides, for its loss is infinitely larger there. If there are such
+        rows on both sides, the mean difference is undefined, and so is the winner: 'undefined'.
+        """
+        if self.infinite_a or self.infinite_b:
+            return "undefined" if self.infinite_a and self.infinite_b else "b" if self.infinite_a else "a"
         if self.difference.high < 0:
             return "a"
         return "b" if self.difference.low > 0 else "neither"
+
+    @property
+    def verdict(self) -> str:
+        """The winner and why, in a sentence or two."""
+        if not (self.infinite_a or self.infinite_b):
+            found = {"neither": "The interval includes 0: neither is better."}
+            return found.get(self.winner, f"{self.winner} is better.")
+        by_side = {"a": self.infinite_a, "b": self.infinite_b}
+        rows = ", and ".join(
+            f"{count:,} {'row is' if count == 1 else 'rows are'} impossible in {side} only "
+            f"(id {listed(ids[:5])}{', ...' if count > 5 else ''})"
+            for (side, count), ids in zip(by_side.items(), self.deciding.values(), strict=True)
+            if count
+        )
+        rest = self.difference_possible
+        other = "" if math.isnan(rest.nats) else f" The mean difference of the other rows is {rest.nats:.4g} nats"
+        ends = "" if math.isnan(rest.low) else f" ({rest.low:.4g} to {rest.high:.4g})"
+        start = "The mean difference is undefined" if self.winner == "undefined" else f"{self.winner} is better"
+        return f"{start}: {rows}.{other}{ends}{'.' if other else ''}"
 
     def to_dict(self) -> dict[str, float]:
         """Flat floats, named with their units."""
@@ -97,8 +131,14 @@ class Comparison:
             "p_value": self.p_value,
             "cross_entropy_a_nats": self.cross_entropy_a,
             "cross_entropy_b_nats": self.cross_entropy_b,
+            "difference_possible_nats": self.difference_possible.nats,
             "accuracy_a": self.accuracy_a,
             "accuracy_b": self.accuracy_b,
+            "impossible_a": self.impossible_a,
+            "impossible_b": self.impossible_b,
+            "infinite_a": self.infinite_a,
+            "infinite_b": self.infinite_b,
+            "rows_without_weight": self.rows_without_weight,
             "rows": self.rows,
             "only_in_a": self.only_in_a,
             "only_in_b": self.only_in_b,
@@ -108,7 +148,7 @@ class Comparison:
     def to_record(self) -> dict[str, Any]:
         """Everything as plain JSON: infinite numbers as "inf", NaN as null."""
         parts = {field.name: plain(getattr(self, field.name)) for field in fields(self)}
-        return {"record": "xent compare", "schema": SCHEMA, "winner": self.winner, **parts}
+        return {"record": "xent compare", "schema": SCHEMA, "winner": self.winner, "verdict": self.verdict, **parts}
 
     def _repr_html_(self) -> str:
         """A few small tables, which notebooks show."""
@@ -157,12 +197,15 @@ def compare(
     Raises
     ------
     DataError
-        No id is on both sides, an id is repeated on one side, or labels differ.
+        No id is on both sides, an id is repeated on one side, labels differ, or all weights are 0.
     DistributionError, LabelError, ArgumentError, DTypeError
         As in `xent.score`.
 
     Notes
     -----
+    A row that is impossible on one side only has an infinite difference, and decides the comparison; `deciding` names
+    such rows, and `difference_possible` is the mean of the others. Rows of weight 0 are left out.
+
     *Numerics*: differences in float64 with NumPy's pairwise summation; 40 bytes of memory per row.
 
     Examples
@@ -221,8 +264,8 @@ def row_table(side: str, data: Any, request: Request) -> pl.DataFrame:
 def _rows_of(side: str, plan: Plan, batch: pl.DataFrame, first: int) -> pl.DataFrame:
     rows = row_scores(**plan.row_arguments(batch, first))
     ids = batch[plan.request.id or ""]
-    if (rows.status != loops.VALID).any():
-        row = int((rows.status != loops.VALID).argmax())
+    if (rows.status > loops.VALID).any():
+        row = int((rows.status > loops.VALID).argmax())
         problem = (
             f"row {first + row} (id {shown_name(ids[row])}) cannot be scored: {loops.REASONS[int(rows.status[row])]}"
         )
@@ -251,6 +294,12 @@ def _compared(
     clip: float | None,
 ) -> Comparison:
     limit = math.inf if clip is None else 0.0 - math.log(clip)
+    paired = both.height
+    if "weight" in both.columns:
+        both = both.filter(pl.col("weight") > 0)
+        if not both.height:
+            problem = f"all {paired:,} rows that are on both sides have weight 0"
+            raise DataError(message(CALL, "weight", problem, "A row of weight 0 is left out; choose another column"))
     loss_a, loss_b = (np.minimum(both[name].to_numpy(), limit) for name in ("loss", "loss_b"))
     weight = both["weight"].to_numpy() if "weight" in both.columns else np.ones(both.height)
     # inf - inf is NaN: a row that is impossible on both sides counts as no difference, and is counted as impossible.
@@ -277,6 +326,14 @@ def _compared(
         better_b=int((difference > 0).sum()),
         impossible_a=int(np.isinf(both["loss"].to_numpy()).sum()),
         impossible_b=int(np.isinf(both["loss_b"].to_numpy()).sum()),
+        infinite_a=int((difference == math.inf).sum()),
+        infinite_b=int((difference == -math.inf).sum()),
+        deciding={
+            side: tuple(ids[i] for i in np.flatnonzero(difference == sign)[:MOST_MISSING])
+            for side, sign in (("a", math.inf), ("b", -math.inf))
+        },
+        difference_possible=_of_possible(difference, weight, groups),
+        rows_without_weight=paired - both.height,
         only_in_a=only_a.height,
         only_in_b=only_b.height,
         missing={side: tuple(t["id"].head(MOST_MISSING)) for side, t in (("a", only_a), ("b", only_b))},
@@ -288,34 +345,52 @@ def _compared(
 
 def _mean(values: Array | None, weight: Array) -> float:
     """Return the weighted mean; NaN without values or weight."""
-    return float(np.average(values, weights=weight)) if values is not None and weight.any() else math.nan
+    if values is None or not weight.any():
+        return math.nan
+    return _weighted_sum(values, weight) / float(weight.sum())
 
 
 def mean_difference(difference: Array, weight: Array, groups: Array | None = None) -> tuple[Estimate, float]:
     """Return the weighted mean with its interval, and the p-value of a mean of 0; with groups, from their sums."""
     total = weight.sum()
     if not total or not np.isfinite(difference).all():
-        return Estimate(_mean(difference, weight), math.nan, math.nan, math.nan), math.nan
+        return Estimate.of(_mean(difference, weight)), math.nan
     mean = float(difference @ weight / total)
     residual = weight * (difference - mean)
     if groups is not None:
         residual = np.asarray(np.bincount(groups.astype(np.int64), weights=residual), np.float64)
     units = len(residual)
     if units < 2:
-        return Estimate(mean, math.nan, math.nan, math.nan), math.nan
+        return Estimate.of(mean), math.nan
     error = math.sqrt(float(residual @ residual) * units / (units - 1)) / float(total)
-    half_width = float(special.stdtrit(units - 1, 0.975)) * error
     if error:
         p_value = float(2 * special.stdtr(units - 1, -abs(mean) / error))
     else:
         p_value = 1.0 if mean == 0 else 0.0
-    return Estimate(mean, error, mean - half_width, mean + half_width), p_value
+    return Estimate.of(mean, error, units), p_value
+
+
+def _of_possible(difference: Array, weight: Array, groups: Array | None) -> Estimate:
+    """Return the mean of the finite differences."""
+    rows = np.isfinite(difference)
+    return mean_difference(difference[rows], weight[rows], None if groups is None else _numbered(groups[rows]))[0]
+
+
+def _weighted_sum(difference: Array, weight: Array) -> float:
+    """Return the sum; NaN if infinite differences of both signs are in it."""
+    with np.errstate(invalid="ignore"):
+        return float((difference * weight).sum())
+
+
+def _numbered(groups: Array) -> Array:
+    """Return the groups of some rows, numbered from 0 without gaps."""
+    return np.asarray(np.unique(groups, return_inverse=True)[1])
 
 
 def _segments(
     both: pl.DataFrame, difference: Array, weight: Array, groups: Array | None, by: tuple[str, ...]
 ) -> tuple[SegmentDifference, ...]:
-    total = float(difference @ weight)
+    total = _weighted_sum(difference, weight)
     segments = []
     for column in by:
         values = both[f"by {column}"]
@@ -324,10 +399,15 @@ def _segments(
         parts = np.split(order, np.flatnonzero(np.diff(codes[order])) + 1)
         check_segments(CALL, column, len(parts))
         for rows in parts:
-            # The clusters of the segment, numbered from 0 without gaps.
-            inside = None if groups is None else np.unique(groups[rows], return_inverse=True)[1]
+            inside = None if groups is None else _numbered(groups[rows])
             estimate, _ = mean_difference(difference[rows], weight[rows], inside)
-            part = float(difference[rows] @ weight[rows])
-            share = part / total if total and math.isfinite(total) else math.nan
+            part = _weighted_sum(difference[rows], weight[rows])
+            share = part / total if total and math.isfinite(total) and math.isfinite(part) else math.nan
             segments.append(SegmentDifference(column, values[int(rows[0])], len(rows), estimate, share))
-    return tuple(sorted(segments, key=lambda s: (-abs(s.share) if not math.isnan(s.share) else 0.0, s.column, s.value)))
+    return tuple(sorted(segments, key=_order))
+
+
+def _order(segment: SegmentDifference) -> tuple[bool, float, str, str]:
+    """Segments with infinite differences come first, then those with the largest shares."""
+    share = 0.0 if math.isnan(segment.share) else abs(segment.share)
+    return math.isfinite(segment.difference.nats), -share, segment.column, segment.value

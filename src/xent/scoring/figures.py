@@ -24,15 +24,13 @@ def estimate(totals: Array) -> Estimate:
     """Weighted mean loss with the standard error of a mean of independent rows, and Student's interval."""
     weight, rows = exactly(totals[loops.WEIGHT]), int(totals[loops.ROWS, 0])
     if not weight:
-        return Estimate(math.nan, math.nan, math.nan, math.nan)
-    if values(totals)[loops.IMPOSSIBLE_WEIGHT] > 0:
-        return Estimate(math.inf, math.nan, math.nan, math.nan)
-    if not np.isfinite(totals[loops.LOSS]).all():
-        return Estimate(math.inf, math.nan, math.nan, math.nan)
+        return Estimate.of(math.nan)
+    if values(totals)[loops.IMPOSSIBLE_WEIGHT] > 0 or not np.isfinite(totals[loops.LOSS]).all():
+        return Estimate.of(math.inf)
     mean = exactly(totals[loops.LOSS]) / weight
     squares = totals[[loops.WEIGHTED_LOSS_SQUARED, loops.WEIGHTED_LOSS, loops.WEIGHT_SQUARED]]
     if rows < 2 or not np.isfinite(squares).all():
-        return Estimate(float(mean), math.nan, math.nan, math.nan)
+        return Estimate.of(float(mean))
     # sum(w**2 (l - mean)**2) from exact sums: in floats it cancels when the losses are nearly equal.
     spread = (
         exactly(totals[loops.WEIGHTED_LOSS_SQUARED])
@@ -40,8 +38,7 @@ def estimate(totals: Array) -> Estimate:
         + mean * mean * exactly(totals[loops.WEIGHT_SQUARED])
     )
     error = math.sqrt(max(Fraction(0), spread) / weight**2 * Fraction(rows, rows - 1))
-    half_width = float(special.stdtrit(rows - 1, 0.975)) * error
-    return Estimate(float(mean), error, float(mean) - half_width, float(mean) + half_width)
+    return Estimate.of(float(mean), error, rows)
 
 
 def base_rate(classes: Array, weight: float) -> float:
@@ -73,6 +70,8 @@ def segment_scores(form: Form, segments: Mapping[str, Array], all_loss: float) -
     for value, totals in segments.items():
         total = values(totals)
         weight = float(total[loops.WEIGHT])
+        if not total[loops.ROWS] and total[loops.ROWS_WITHOUT_WEIGHT]:
+            continue
         scores.append(
             SegmentScore(
                 value=value,

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from scipy import special
+
 from xent.likelihood import Likelihood
 from xent.names import shown_name
 from xent.scoring.calibration import Decomposition, ReliabilityBin, Temperature
@@ -40,6 +42,14 @@ class Estimate(Information):
     standard_error: float
     low: float
     high: float
+
+    @classmethod
+    def of(cls, mean: float, error: float = math.nan, units: int = 0) -> Estimate:
+        """Return a mean with Student's interval from its standard error; units are independent rows or clusters."""
+        if units < 2 or not math.isfinite(mean):
+            return cls(mean, math.nan, math.nan, math.nan)
+        half_width = float(special.stdtrit(units - 1, 0.975)) * error
+        return cls(mean, error, mean - half_width, mean + half_width)
 
 
 @dataclass(frozen=True)
@@ -102,6 +112,8 @@ class Score:
     invalid_rows: int
     impossible_rows: int
     clipped_rows: int
+    rows_without_weight: int
+    """Rows of weight 0, which are in no figure."""
     cross_entropy: Estimate
     cross_entropy_possible: float
     base_rate: Information
@@ -244,6 +256,7 @@ FIGURES: dict[str, tuple[str, Callable[[Score], float]]] = {
     "impossible_rows": ("rows whose label had probability 0", lambda s: s.impossible_rows),
     "clipped_rows": ("rows whose label had a probability below the clip", lambda s: s.clipped_rows),
     "invalid_rows": ("rows left out", lambda s: s.invalid_rows),
+    "rows_without_weight": ("rows of weight 0, left out", lambda s: s.rows_without_weight or math.nan),
     "clip": ("smallest probability of a label", lambda s: math.nan if s.form.clip is None else s.form.clip),
     "miscalibration_nats": (_AGAINST_REST, _mean_over_classes("miscalibration")),
     "discrimination_nats": (_AGAINST_REST, _mean_over_classes("discrimination")),
@@ -267,6 +280,9 @@ def _warnings(score: Score) -> list[str]:
         )
     if score.invalid_rows:
         texts.append(f"{_rows(score.invalid_rows)} had no valid prediction, label or weight and were left out.")
+    if score.rows_without_weight:
+        were = "was" if score.rows_without_weight == 1 else "were"
+        texts.append(f"{_rows(score.rows_without_weight)} of weight 0 {were} left out of every figure.")
     absent = [c.name for c in score.classes if c.weight == 0]
     if absent:
         names = ", ".join(map(shown_name, absent[:5])) + (" ..." if len(absent) > 5 else "")

@@ -67,8 +67,8 @@ NO_ROWS = SelectedRows({"key": np.empty(0, np.uint64)})
 def select(rows: Rows, ids: Array | None, first_row: int, worst: int, sample: int) -> dict[str, SelectedRows]:
     """Select the surprising, sampled and invalid rows of a batch whose first row has the number `first_row`."""
     keys = keys_of_rows(first_row, len(rows.loss)) if ids is None else keys_of_ids(ids)
-    valid, wrong = np.flatnonzero(rows.status == VALID), np.flatnonzero(rows.status != VALID)
-    loss, key = (rows.loss, keys) if not len(wrong) else (rows.loss[valid], keys[valid])
+    valid, wrong = np.flatnonzero(rows.status == VALID), np.flatnonzero(rows.status > VALID)
+    loss, key = (rows.loss, keys) if len(valid) == len(keys) else (rows.loss[valid], keys[valid])
     surprising = valid[largest_losses(loss, key, worst)]
     sampled = valid[smallest_keys(key, sample)]
     invalid = wrong[smallest_keys(keys[wrong], MOST_INVALID)]

@@ -30,7 +30,7 @@ from xent.scoring.sums import Array, merged, to_json, values, zeros
 
 __all__ = ["ScoreState"]
 
-SCHEMA = 1
+SCHEMA = 2
 SAMPLE_NUMBERS = 500_000
 """Probabilities that the sample may hold: with many classes it has fewer rows."""
 ARRAYS = ("totals", "classes", "one_vs_rest", "confidence", "losses", "clipped")
@@ -59,7 +59,7 @@ class ScoreState:
     one_vs_rest: Array
     """(weight, probability, label) for each class and bin of its probability."""
     confidence: Array
-    """(weight, probability, correct) for each bin of the predicted class's probability."""
+    """(weight, probability, correct, weight squared) for each bin of the predicted class's probability."""
     losses: Array
     """(weight, weight * loss) for each bin of the loss."""
     clipped: Array
@@ -149,7 +149,7 @@ class ScoreState:
         return replace(
             state,
             segments={name: _segment_totals(name, rows, column, form.clip_loss) for name, column in by.items()},
-            invalid_rows=int((rows.status != loops.VALID).sum()),
+            invalid_rows=int((rows.status > loops.VALID).sum()),
             **selected,
         )
 
@@ -162,7 +162,7 @@ class ScoreState:
             totals=zeros(loops.FIELDS),
             classes=zeros(classes, loops.CLASS_FIELDS),
             one_vs_rest=zeros(classes if form.one_vs_rest else 0, loops.PROBABILITY_BINS, 3),
-            confidence=zeros(loops.CONFIDENCE_BINS if classes else 0, 3),
+            confidence=zeros(loops.CONFIDENCE_BINS if classes else 0, 4),
             losses=zeros(loops.LOSS_BINS, 2),
             clipped=zeros(len(loops.CLIPS), 2),
             segments={name: {} for name in form.by},
@@ -176,6 +176,16 @@ class ScoreState:
     def rows(self) -> int:
         """Number of valid rows."""
         return int(self.totals[loops.ROWS, 0])
+
+    @property
+    def rows_without_weight(self) -> int:
+        """Number of rows of weight 0, which no figure and no selection of rows contains."""
+        return int(self.totals[loops.ROWS_WITHOUT_WEIGHT, 0])
+
+    @property
+    def rows_read(self) -> int:
+        """Number of rows that the state was made from."""
+        return self.rows + self.rows_without_weight + self.invalid_rows
 
     def __add__(self, other: ScoreState) -> ScoreState:
         if not isinstance(other, ScoreState):
@@ -222,6 +232,7 @@ class ScoreState:
             invalid_rows=self.invalid_rows,
             impossible_rows=int(total[loops.IMPOSSIBLE_ROWS]),
             clipped_rows=int(total[loops.CLIPPED_ROWS]),
+            rows_without_weight=self.rows_without_weight,
             cross_entropy=figures.estimate(self.totals),
             cross_entropy_possible=figures.ratio(loss, weight - total[loops.IMPOSSIBLE_WEIGHT]),
             base_rate=Information(figures.base_rate(self.classes, weight) if has_classes else math.nan),

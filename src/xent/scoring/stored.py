@@ -28,7 +28,7 @@ MOST_ROWS = 2**53
 ROUNDING = 1e-9
 """How far below 0 a sum of numbers of 0 or more may be, relative to the largest of its kind."""
 
-COUNTS = [loops.ROWS, loops.IMPOSSIBLE_ROWS, loops.CLIPPED_ROWS]
+COUNTS = [loops.ROWS, loops.IMPOSSIBLE_ROWS, loops.CLIPPED_ROWS, loops.ROWS_WITHOUT_WEIGHT]
 SIGNED_OR_SQUARED = [
     loops.ENTROPY,  # below 0 for soft labels that sum to more than 1, as a tolerance allows
     loops.WEIGHT_SQUARED,  # squares of large numbers are infinite
@@ -115,7 +115,7 @@ class StoredForm(msgspec.Struct, forbid_unknown_fields=True):
 
 class StoredState(msgspec.Struct, forbid_unknown_fields=True):
     state: Literal["xent score"]
-    schema: Literal[1]
+    schema: Literal[2]
     form: StoredForm
     totals: Numbers
     classes: Numbers
@@ -151,7 +151,7 @@ def check_sums(totals: Array, name: str) -> None:
     counts, sums = totals[..., COUNTS, :], values(totals)
     if (np.floor(counts) != counts).any() or (counts[..., 0] > MOST_ROWS).any() or counts[..., 1].any():
         raise ValueError(f"counts in {name!r} that are not whole")
-    if (sums[..., COUNTS] > sums[..., [loops.ROWS]]).any():
+    if (sums[..., COUNTS[:3]] > sums[..., [loops.ROWS]]).any():
         raise ValueError(f"counts in {name!r} of more rows than there are")
     check_amounts(np.delete(totals, SIGNED_OR_SQUARED, axis=-2), name)
     if not np.isfinite(totals[..., loops.ENTROPY, :]).all():
