@@ -191,6 +191,14 @@ def require_outputs(as_json: str | None, html: str | None = None, *, inputs: Seq
     return as_json == "-" or any(is_standard_output(path) for path in outputs.values() if path is not None)
 
 
+def require_inputs_kept(out: str, *inputs: str | None) -> None:
+    """DataError before the work if an output would replace one of the inputs."""
+    for data in inputs:
+        paths = [] if data is None else [Path(data)] if os.path.isfile(data) else files_of(data)
+        if data is not None and os.path.isfile(out) and Path(out).resolve() in {path.resolve() for path in paths}:
+            raise DataError(f"OUT {shown_path(out)}: this is {shown_path(data)}. Name another file.")
+
+
 def files_of(data: str) -> list[Path]:
     """The files that an argument stands for."""
     from xent.scoring import readers

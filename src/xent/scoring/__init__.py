@@ -4,7 +4,8 @@
     form.py       which column is what                       batch.py      the score of each row of a piece
     state.py      `ScoreState`, a sum over rows              loops.py      the compiled loops; sums.py, selection.py
     score.py      `Score`, what a state says                 figures.py    computes it; calibration.py
-    api.py        `score`     compare.py   `compare`         sklearn.py    metrics and scorers for scikit-learn
+    api.py        `score`     compare.py   `compare`         intervals.py  means and their intervals
+    recalibration.py  `Calibrator`; fitting.py               sklearn.py    metrics and scorers for scikit-learn
 
 `score` returns a `Score`, `compare` a `Comparison`; notebooks show both as tables.
 """
@@ -14,9 +15,10 @@ from xent.errors import missing_package
 try:
     from xent.scoring.api import score
     from xent.scoring.compare import Comparison, compare
+    from xent.scoring.recalibration import Calibrator
     from xent.scoring.score import Score
     from xent.scoring.state import ScoreState
 except ModuleNotFoundError as error:
     raise missing_package(error, "xent.scoring", "cli") from None
 
-__all__ = ["Comparison", "Score", "ScoreState", "compare", "score"]
+__all__ = ["Calibrator", "Comparison", "Score", "ScoreState", "compare", "score"]

@@ -16,11 +16,13 @@ nearer to 0 or 1 than 2**-20; their rows, impossible ones included, count with t
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import optimize, special
 
+from xent.scoring.intervals import mean_and_interval
 from xent.scoring.selection import SelectedRows
 from xent.scoring.sums import Array, values
 
@@ -111,39 +113,63 @@ def temperature(sample: SelectedRows) -> Temperature | None:
     if "p" not in sample.columns:
         return None
     usable = np.isfinite(sample["loss"]) & (sample["weight"] > 0)
-    p, weight, fold = sample["p"][usable], sample["weight"][usable], (sample["key"] % np.uint64(FOLDS))[usable]
-    if len(p) < FEWEST_ROWS or p.shape[1] < 2:
+    if usable.sum() < FEWEST_ROWS or sample["p"].shape[1] < 2:
         return None
-    possible = p > 0
-    z = np.log(np.where(possible, p, 1.0))
-    if "target" in sample.columns:
-        log_label = (sample["target"][usable] * z).sum(axis=1)
-    else:
-        log_label = z[np.arange(len(z)), sample["label"][usable]]
-    rows = _Rows(z, possible, log_label, weight)
+    target = sample["target"] if "target" in sample.columns else sample["label"]
+    with np.errstate(divide="ignore"):
+        rows = LogRows.of(np.log(sample["p"][usable]), target[usable], sample["weight"][usable])
     best = rows.best(1.0)
-    gain = np.empty(len(p))
-    for k in range(FOLDS):
-        held_out = fold == k
+
+    def fitted_losses(rest: LogRows, held_out: LogRows) -> Array:
+        return held_out.losses(rest.best(best))
+
+    gain = cross_fitted_gains(rows, fold_of(sample["key"][usable]), fitted_losses)
+    estimate, _ = mean_and_interval(gain, rows.weight)
+    return Temperature(1 / best, estimate.nats, estimate.low, estimate.high, len(gain))
+
+
+def fold_of(keys: Array) -> Array:
+    """Return the part of each row for cross-fitting."""
+    return np.asarray(keys % np.uint64(FOLDS))
+
+
+def cross_fitted_gains(rows: LogRows, fold: Array, fitted_losses: Callable[[LogRows, LogRows], Array]) -> Array:
+    """Return by how much each row's loss falls under what was fitted without its part, in nats.
+
+    `fitted_losses` fits on its first argument and returns the losses of its second.
+    """
+    gain = np.empty(len(rows.weight))
+    for part in np.unique(fold):
+        held_out = fold == part
         judged = rows.take(held_out)
-        gain[held_out] = judged.losses(1.0) - judged.losses(rows.take(~held_out).best(best))
-    mean = float(np.average(gain, weights=weight))
-    error = math.sqrt(float((weight**2 * (gain - mean) ** 2).sum())) / float(weight.sum())
-    half_width = float(special.stdtrit(len(p) - 1, 0.975)) * error
-    return Temperature(1 / best, mean, mean - half_width, mean + half_width, len(p))
+        gain[held_out] = judged.losses(1.0) - fitted_losses(rows.take(~held_out), judged)
+    return gain
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """Logarithms of the probabilities, which of these are positive, the logarithm of the label's, and weights."""
+class LogRows:
+    """Logarithms of probabilities (0 for an impossible class), which classes are possible, labels, and weights."""
 
     z: Array
     possible: Array
+    target: Array
+    """Class indices, or a distribution for each row."""
     log_label: Array
+    """Logarithm of the label's probability; for distributions the expected one."""
     weight: Array
 
-    def take(self, chosen: Array) -> _Rows:
-        return _Rows(self.z[chosen], self.possible[chosen], self.log_label[chosen], self.weight[chosen])
+    @classmethod
+    def of(cls, log_p: Array, target: Array, weight: Array) -> LogRows:
+        """Return rows whose labels are all possible; an impossible class has the logarithm -inf."""
+        possible = log_p > -math.inf
+        z = np.where(possible, log_p, 0.0)
+        log_label = (target * z).sum(axis=1) if target.ndim == 2 else z[np.arange(len(z)), target]
+        return cls(z, possible, target, log_label, weight)
+
+    def take(self, chosen: Array) -> LogRows:
+        """Return some of the rows."""
+        parts = (self.z, self.possible, self.target, self.log_label, self.weight)
+        return LogRows(*(part[chosen] for part in parts))
 
     def losses(self, beta: float) -> Array:
         """Return the losses at an inverse temperature."""

@@ -14,15 +14,15 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from scipy import special
 
 from xent.errors import ArgumentError, DataError, DistributionError, message
 from xent.names import listed, quoted, shown_name
 from xent.scoring import loops
 from xent.scoring.batch import checked_clip, checked_count, row_scores
 from xent.scoring.form import ONE_ROW_PER_ID, Names, Plan, Request, check_segments, names_of
+from xent.scoring.intervals import Estimate, mean_and_interval, weighted_mean, weighted_sum
 from xent.scoring.readers import batches_of, reading
-from xent.scoring.score import Estimate, plain
+from xent.scoring.score import plain
 from xent.scoring.sums import Array
 
 __all__ = ["Comparison", "RowDifference", "SegmentDifference", "compare"]
@@ -306,7 +306,7 @@ def _compared(
     with np.errstate(invalid="ignore"):
         difference = np.where(np.isinf(loss_a) & np.isinf(loss_b), 0.0, loss_a - loss_b)
     groups = None if cluster is None else both[f"by {cluster}"].rank("dense").to_numpy() - 1
-    estimate, p_value = mean_difference(difference, weight, groups)
+    estimate, p_value = mean_and_interval(difference, weight, groups)
     only_a, only_b = left.join(right, on="id", how="anti"), right.join(left, on="id", how="anti")
     order = np.argsort(-np.abs(difference), kind="stable")[:worst]
     ids = both["id"].to_list()
@@ -318,10 +318,10 @@ def _compared(
         clusters=None if groups is None else int(groups.max()) + 1,
         difference=estimate,
         p_value=p_value,
-        cross_entropy_a=_mean(loss_a, weight),
-        cross_entropy_b=_mean(loss_b, weight),
-        accuracy_a=_mean(correct_a, weight),
-        accuracy_b=_mean(correct_b, weight),
+        cross_entropy_a=weighted_mean(loss_a, weight),
+        cross_entropy_b=weighted_mean(loss_b, weight),
+        accuracy_a=weighted_mean(correct_a, weight),
+        accuracy_b=weighted_mean(correct_b, weight),
         better_a=int((difference < 0).sum()),
         better_b=int((difference > 0).sum()),
         impossible_a=int(np.isinf(both["loss"].to_numpy()).sum()),
@@ -343,43 +343,10 @@ def _compared(
     )
 
 
-def _mean(values: Array | None, weight: Array) -> float:
-    """Return the weighted mean; NaN without values or weight."""
-    if values is None or not weight.any():
-        return math.nan
-    return _weighted_sum(values, weight) / float(weight.sum())
-
-
-def mean_difference(difference: Array, weight: Array, groups: Array | None = None) -> tuple[Estimate, float]:
-    """Return the weighted mean with its interval, and the p-value of a mean of 0; with groups, from their sums."""
-    total = weight.sum()
-    if not total or not np.isfinite(difference).all():
-        return Estimate.of(_mean(difference, weight)), math.nan
-    mean = float(difference @ weight / total)
-    residual = weight * (difference - mean)
-    if groups is not None:
-        residual = np.asarray(np.bincount(groups.astype(np.int64), weights=residual), np.float64)
-    units = len(residual)
-    if units < 2:
-        return Estimate.of(mean), math.nan
-    error = math.sqrt(float(residual @ residual) * units / (units - 1)) / float(total)
-    if error:
-        p_value = float(2 * special.stdtr(units - 1, -abs(mean) / error))
-    else:
-        p_value = 1.0 if mean == 0 else 0.0
-    return Estimate.of(mean, error, units), p_value
-
-
 def _of_possible(difference: Array, weight: Array, groups: Array | None) -> Estimate:
     """Return the mean of the finite differences."""
     rows = np.isfinite(difference)
-    return mean_difference(difference[rows], weight[rows], None if groups is None else _numbered(groups[rows]))[0]
-
-
-def _weighted_sum(difference: Array, weight: Array) -> float:
-    """Return the sum; NaN if infinite differences of both signs are in it."""
-    with np.errstate(invalid="ignore"):
-        return float((difference * weight).sum())
+    return mean_and_interval(difference[rows], weight[rows], None if groups is None else _numbered(groups[rows]))[0]
 
 
 def _numbered(groups: Array) -> Array:
@@ -390,7 +357,7 @@ def _numbered(groups: Array) -> Array:
 def _segments(
     both: pl.DataFrame, difference: Array, weight: Array, groups: Array | None, by: tuple[str, ...]
 ) -> tuple[SegmentDifference, ...]:
-    total = _weighted_sum(difference, weight)
+    total = weighted_sum(difference, weight)
     segments = []
     for column in by:
         values = both[f"by {column}"]
@@ -400,8 +367,8 @@ def _segments(
         check_segments(CALL, column, len(parts))
         for rows in parts:
             inside = None if groups is None else _numbered(groups[rows])
-            estimate, _ = mean_difference(difference[rows], weight[rows], inside)
-            part = _weighted_sum(difference[rows], weight[rows])
+            estimate, _ = mean_and_interval(difference[rows], weight[rows], inside)
+            part = weighted_sum(difference[rows], weight[rows])
             share = part / total if total and math.isfinite(total) and math.isfinite(part) else math.nan
             segments.append(SegmentDifference(column, values[int(rows[0])], len(rows), estimate, share))
     return tuple(sorted(segments, key=_order))

@@ -71,6 +71,8 @@ class Request:
     """clip, tolerance, worst: for `ScoreState.from_batch`."""
     also: tuple[str, ...] = ()
     """Further columns to read."""
+    labelled: bool = True
+    """Whether there have to be labels."""
 
     def __post_init__(self) -> None:
         for option in ("label", "proba", "logits", "log_prob", "entropy", "weight", "id"):
@@ -197,7 +199,8 @@ class _Planner:
             self._check(kind, names)
             return Plan(kind, (names,), None, (), r)
         columns, classes = self._predictions(kind, names)
-        return Plan(kind, columns, classes, self._labels(classes, (*columns, r.weight, r.id, *r.by)), r)
+        labels = self._labels(classes, (*columns, r.weight, r.id, *r.by)) if r.labelled else ()
+        return Plan(kind, columns, classes, labels, r)
 
     def _predictions(self, kind: str, names: Names) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
         """Return the columns of the predictions, and the names of the classes."""

@@ -8,12 +8,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from scipy import special
-
 from xent.likelihood import Likelihood
 from xent.names import shown_name
 from xent.scoring.calibration import Decomposition, ReliabilityBin, Temperature
 from xent.scoring.form import ONE_VS_REST_CLASSES, Form
+from xent.scoring.intervals import Estimate, Information
 from xent.scoring.loops import REASONS
 from xent.scoring.selection import SelectedRows
 
@@ -21,35 +20,6 @@ __all__ = ["ClassScore", "Estimate", "Information", "Score", "SegmentScore", "Su
 
 SCHEMA = 1
 FEW_ROWS = 30
-
-
-@dataclass(frozen=True)
-class Information:
-    """An amount of information."""
-
-    nats: float
-
-    @property
-    def bits(self) -> float:
-        """The same amount in bits."""
-        return self.nats / math.log(2)
-
-
-@dataclass(frozen=True)
-class Estimate(Information):
-    """A mean per row with its standard error and 95% interval, in nats."""
-
-    standard_error: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, mean: float, error: float = math.nan, units: int = 0) -> Estimate:
-        """Return a mean with Student's interval from its standard error; units are independent rows or clusters."""
-        if units < 2 or not math.isfinite(mean):
-            return cls(mean, math.nan, math.nan, math.nan)
-        half_width = float(special.stdtrit(units - 1, 0.975)) * error
-        return cls(mean, error, mean - half_width, mean + half_width)
 
 
 @dataclass(frozen=True)
