@@ -13,6 +13,7 @@ import torch
 import xent
 from xent.errors import ArgumentError, DataError
 from xent.information import softmax
+from xent.scoring.sklearn import log_loss
 
 RNG = np.random.default_rng(7)
 ROWS = 400
@@ -107,7 +108,7 @@ def test_weights_that_are_all_0_are_an_error():
         with pytest.raises(DataError, match="all 400 rows have weight 0"):
             xent.score(PROBA, LABELS, weight=weight)
     with pytest.raises(DataError, match="weight 0"):
-        xent.scoring.sklearn.log_loss(LABELS, PROBA, sample_weight=np.zeros(ROWS))
+        log_loss(LABELS, PROBA, sample_weight=np.zeros(ROWS))
 
 
 def frames():

@@ -57,6 +57,10 @@ def score(
     weight: Any = None,
     id: Any = None,
     by: Any = (),
+    cluster: Any = None,
+    bytes: Any = None,
+    characters: Any = None,
+    multilabel: bool = False,
     classes: Sequence[Any] | None = None,
     clip: float | None = None,
     tolerance: float | None = None,
@@ -83,6 +87,11 @@ def score(
         array (rows,) of those, True
     entropy : with `log_prob`, the column with the entropy of each prediction (nats)
     weight, id, by : columns of weights, of names of the rows, and of segments (one or several)
+    cluster : the column whose equal values mark rows that may depend on each other (of one user, one document):
+        intervals are those of independent clusters; 88 bytes of memory for each cluster
+    bytes, characters : columns with the length of each row's text, for bits per byte and per character
+    multilabel : label and predictions have a column for each label, and a row any number of labels: each pair of a row
+        and a label is scored as a row of two classes, with the label as a segment and the row as a cluster
     classes : names of the classes in the order of the columns of `proba`; the star of a pattern names them as well
     clip : smallest probability that a label is scored with; by default an impossible label costs +inf
     tolerance : how far from 1 probabilities may sum; by default what the rounding of the dtype explains
@@ -126,7 +135,10 @@ def score(
         raise ArgumentError(message(CALL, "invalid", f"found {invalid!r}", "It is 'raise' or 'skip'"))
     names = None if classes is None else names_of("classes", classes)
     options = {"clip": checked_clip(CALL, clip), "tolerance": tolerance, "worst": checked_count(CALL, "worst", worst)}
+    if multilabel:
+        options["multilabel"] = True
     roles = {"label": label, "weight": weight, "id": id, "entropy": entropy}
+    roles |= {"cluster": cluster, "bytes": bytes, "characters": characters}
     predictions = {"proba": proba, "logits": logits, "log_prob": log_prob}
     pieces: Iterable[Piece]
     with reading(data if is_path(data) else f"the {type(data).__name__}"):

@@ -20,7 +20,7 @@ from xent.names import listed, quoted, shown_name
 from xent.scoring import loops
 from xent.scoring.batch import checked_clip, checked_count, row_scores
 from xent.scoring.form import ONE_ROW_PER_ID, Names, Plan, Request, check_segments, names_of
-from xent.scoring.intervals import Estimate, mean_and_interval, weighted_mean, weighted_sum
+from xent.scoring.intervals import Estimate, mean_and_interval, numbered, weighted_mean, weighted_sum
 from xent.scoring.readers import batches_of, reading
 from xent.scoring.score import plain
 from xent.scoring.sums import Array
@@ -346,12 +346,7 @@ def _compared(
 def _of_possible(difference: Array, weight: Array, groups: Array | None) -> Estimate:
     """Return the mean of the finite differences."""
     rows = np.isfinite(difference)
-    return mean_and_interval(difference[rows], weight[rows], None if groups is None else _numbered(groups[rows]))[0]
-
-
-def _numbered(groups: Array) -> Array:
-    """Return the groups of some rows, numbered from 0 without gaps."""
-    return np.asarray(np.unique(groups, return_inverse=True)[1])
+    return mean_and_interval(difference[rows], weight[rows], None if groups is None else numbered(groups[rows]))[0]
 
 
 def _segments(
@@ -366,7 +361,7 @@ def _segments(
         parts = np.split(order, np.flatnonzero(np.diff(codes[order])) + 1)
         check_segments(CALL, column, len(parts))
         for rows in parts:
-            inside = None if groups is None else _numbered(groups[rows])
+            inside = None if groups is None else numbered(groups[rows])
             estimate, _ = mean_and_interval(difference[rows], weight[rows], inside)
             part = weighted_sum(difference[rows], weight[rows])
             share = part / total if total and math.isfinite(total) and math.isfinite(part) else math.nan

@@ -26,6 +26,8 @@ ONE_ROW_PER_ID = "An id names one row; omit id=, or choose a column without repe
 ONE_VS_REST_CLASSES = 100
 """Up to this many classes, each has a reliability histogram of its own; otherwise only the predicted class has one."""
 MOST_SEGMENTS = 10_000
+AMOUNTS = ("bytes", "characters")
+"""Of text, in which a row's loss can be counted."""
 Names = str | Sequence[str]
 
 
@@ -42,6 +44,11 @@ class Form:
     by: tuple[str, ...] = ()
     identified: bool = False
     entropy: bool = False
+    bytes: bool = False
+    characters: bool = False
+    clustered: bool = False
+    multilabel: bool = False
+    """The rows are pairs of a row and a label."""
     worst: int = 50
     sample: int = 5_000
 
@@ -65,6 +72,9 @@ class Request:
     entropy: str | None = None
     weight: str | None = None
     id: str | None = None
+    bytes: str | None = None
+    characters: str | None = None
+    cluster: str | None = None
     by: tuple[str, ...] = ()
     classes: tuple[str, ...] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -75,7 +85,7 @@ class Request:
     """Whether there have to be labels."""
 
     def __post_init__(self) -> None:
-        for option in ("label", "proba", "logits", "log_prob", "entropy", "weight", "id"):
+        for option in ("label", "proba", "logits", "log_prob", "entropy", "weight", "id", *AMOUNTS, "cluster"):
             names = getattr(self, option)
             several = option in ("label", "proba", "logits") and isinstance(names, Collection) and len(names)
             if names is not None and not all(isinstance(n, str) for n in (names if several else [names])):
@@ -83,6 +93,12 @@ class Request:
                     f"found {quoted(names)}, expected {'one or more column names' if several else 'a column name'}"
                 )
                 raise ArgumentError(message(CALL, option, problem, "Pass text, such as 'p', or ['p_cat', 'p_dog']"))
+
+    @property
+    def amounts(self) -> dict[str, str]:
+        """The columns of bytes and characters that were named."""
+        named = {"bytes": self.bytes, "characters": self.characters}
+        return {name: column for name, column in named.items() if column is not None}
 
     def plan(self, columns: Sequence[str], dtypes: Mapping[str, Any]) -> Plan:
         """Find the columns in a table that has these columns."""
@@ -120,7 +136,8 @@ class Plan:
     def needed(self) -> list[str]:
         """All columns to read."""
         r = self.request
-        others = [name for name in (r.entropy, r.weight, r.id, *r.by, *r.also) if name is not None]
+        named = (r.entropy, r.weight, r.id, r.cluster, *r.amounts.values(), *r.by, *r.also)
+        others = [name for name in named if name is not None]
         return list(dict.fromkeys([*self.label, *self.columns, *others]))
 
     def arguments(self, frame: pl.DataFrame, first_row: int = 0) -> dict[str, Any]:
@@ -130,6 +147,8 @@ class Plan:
             **self.row_arguments(frame, first_row),
             "ids": None if r.id is None else _ids(frame[r.id], first_row),
             "by": {name: frame[name].cast(pl.String).to_numpy() for name in r.by},
+            "cluster": None if r.cluster is None else frame[r.cluster].cast(pl.String).to_numpy(),
+            **{name: _numbers(frame, [column])[:, 0] for name, column in r.amounts.items()},
             "classes": self.class_names(frame),
             "first_row": first_row,
             **r.options,
@@ -191,7 +210,7 @@ class _Planner:
             remedy = f"Name the columns by exactly one of the three; there are {listed(self.columns)}"
             raise ArgumentError(message(CALL, "proba, logits, log_prob", problem, remedy))
         ((kind, names),) = kinds.items()
-        others = {"entropy": r.entropy, "weight": r.weight, "id": r.id}
+        others = {"entropy": r.entropy, "weight": r.weight, "id": r.id, "cluster": r.cluster, **r.amounts}
         for option, name in (*others.items(), *(("by", name) for name in r.by), *(("by", name) for name in r.also)):
             if name is not None:
                 self._check(option, name)
@@ -199,7 +218,8 @@ class _Planner:
             self._check(kind, names)
             return Plan(kind, (names,), None, (), r)
         columns, classes = self._predictions(kind, names)
-        labels = self._labels(classes, (*columns, r.weight, r.id, *r.by)) if r.labelled else ()
+        taken = (*columns, r.weight, r.id, r.cluster, *r.amounts.values(), *r.by)
+        labels = self._labels(classes, taken) if r.labelled else ()
         return Plan(kind, columns, classes, labels, r)
 
     def _predictions(self, kind: str, names: Names) -> tuple[tuple[str, ...], tuple[str, ...] | None]:

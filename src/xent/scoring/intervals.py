@@ -66,6 +66,11 @@ def mean_and_interval(values: Array, weight: Array, groups: Array | None = None)
     return Estimate.of(mean, error, units), p_value
 
 
+def numbered(groups: Array | None) -> Array | None:
+    """Return the groups of rows, numbered from 0 without gaps; None without any."""
+    return None if groups is None else np.asarray(np.unique(groups, return_inverse=True)[1])
+
+
 def weighted_mean(values: Array | None, weight: Array) -> float:
     """Return the weighted mean; NaN without values or weight."""
     if values is None or not weight.any():

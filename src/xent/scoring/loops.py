@@ -51,11 +51,14 @@ NO_WEIGHT = -1
     CORRECT,
     ENTROPY,
     ROWS_WITHOUT_WEIGHT,
-) = range(14)
-"""Places of the sums over rows. The first three and the last are counts, the others are weighted; WEIGHTED_LOSS is
-sum(weight**2 * loss). Infinite losses count in IMPOSSIBLE_WEIGHT and in none of the sums of losses. Rows of weight 0
-count in the last place and in no other."""
-FIELDS = 14
+    BYTES,
+) = range(15)
+"""Places of the sums over rows. The first three and ROWS_WITHOUT_WEIGHT are counts, the others are weighted;
+WEIGHTED_LOSS is sum(weight**2 * loss). Infinite losses count in IMPOSSIBLE_WEIGHT and in none of the sums of losses.
+Rows of weight 0 count in their own place and in no other. From BYTES on there are three places each for the bytes and
+the characters a of rows: sum(weight * a), sum((weight * a)**2) and sum(weight**2 * loss * a)."""
+PER_AMOUNT = 3
+FIELDS = BYTES + 2 * PER_AMOUNT
 
 CLASS_WEIGHT, CLASS_LOSS, CLASS_IMPOSSIBLE_WEIGHT, CLASS_CORRECT, CLASS_PREDICTED = range(5)
 """Places of the sums for each class: over the rows labelled with it, and for the last over the rows predicted as it."""

@@ -305,6 +305,7 @@ def array_pieces(
             "entropy": part["entropy"],
             "weight": part["weight"],
             "ids": part["id"],
+            **{name: part[name] for name in ("bytes", "characters", "cluster") if name in part},
             "by": {name: column[first:last] for name, column in segments.items()},
             "classes": None if kind == "log_prob" else names,
             "first_row": first,

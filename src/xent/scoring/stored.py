@@ -20,7 +20,9 @@ from msgspec import UNSET, Meta, UnsetType
 from xent.scoring import loops
 from xent.scoring.batch import MOST_WEIGHT
 from xent.scoring.form import MOST_SEGMENTS, Form
+from xent.scoring.grouped_sums import GroupedSums
 from xent.scoring.sums import Array, values
+from xent.scoring.tallies import GROUP_FIELDS
 
 MOST_CLASSES = 10_000_000
 MOST_ROWS = 2**53
@@ -35,6 +37,7 @@ SIGNED_OR_SQUARED = [
     loops.LOSS_SQUARED,
     loops.WEIGHTED_LOSS,
     loops.WEIGHTED_LOSS_SQUARED,
+    *range(loops.BYTES, loops.FIELDS),  # squares as well; the amounts themselves are checked apart
 ]
 LARGEST = math.nextafter(math.inf, 0)
 RANGES = {
@@ -93,12 +96,33 @@ class Rows(msgspec.Struct, forbid_unknown_fields=True):
     p: Numbers | UnsetType = UNSET
     brier: Numbers | UnsetType = UNSET
     target: Numbers | UnsetType = UNSET
+    cluster: Numbers | UnsetType = UNSET
     reason: Numbers | UnsetType = UNSET
     total: Numbers | UnsetType = UNSET
 
     def arrays(self) -> dict[str, Array]:
         columns = {name: getattr(self, name) for name in self.__struct_fields__}
         return {name: column.array() for name, column in columns.items() if column is not UNSET}
+
+
+class Groups(msgspec.Struct, forbid_unknown_fields=True):
+    """The sums of clusters."""
+
+    key: Numbers
+    part: Numbers
+    sums: Numbers
+
+    def sums_of_groups(self) -> GroupedSums:
+        """Return the sums; ValueError unless there are some for each key, and the keys ascend."""
+        groups = GroupedSums(self.key.array(), self.part.array(), self.sums.array())
+        count = len(groups.key)
+        kinds = [part.dtype.kind for part in (groups.key, groups.part, groups.sums)]
+        if kinds != ["u", "u", "f"] or groups.key.ndim != 1 or groups.part.shape != (count,):
+            raise ValueError("clusters of another shape")
+        if groups.sums.shape != (count, GROUP_FIELDS, 2) or (groups.key[1:] <= groups.key[:-1]).any():
+            raise ValueError("clusters of another shape, or not in order")
+        check_amounts(groups.sums, "clusters")
+        return groups
 
 
 class StoredForm(msgspec.Struct, forbid_unknown_fields=True):
@@ -109,6 +133,10 @@ class StoredForm(msgspec.Struct, forbid_unknown_fields=True):
     by: tuple[str, ...]
     identified: bool
     entropy: bool
+    bytes: bool
+    characters: bool
+    clustered: bool
+    multilabel: bool
     worst: Length
     sample: Length
 
@@ -121,6 +149,8 @@ class StoredState(msgspec.Struct, forbid_unknown_fields=True):
     classes: Numbers
     one_vs_rest: Numbers
     confidence: Numbers
+    positive: Numbers
+    confusion: Numbers
     losses: Numbers
     clipped: Numbers
     segments: dict[str, Annotated[dict[str, Numbers], Meta(max_length=MOST_SEGMENTS)]]
@@ -128,6 +158,8 @@ class StoredState(msgspec.Struct, forbid_unknown_fields=True):
     sample: Rows
     invalid: Rows
     invalid_rows: Length
+    clusters: Groups
+    segment_clusters: dict[str, Groups]
 
 
 DECODER = msgspec.json.Decoder(StoredState)
@@ -154,6 +186,7 @@ def check_sums(totals: Array, name: str) -> None:
     if (sums[..., COUNTS[:3]] > sums[..., [loops.ROWS]]).any():
         raise ValueError(f"counts in {name!r} of more rows than there are")
     check_amounts(np.delete(totals, SIGNED_OR_SQUARED, axis=-2), name)
+    check_amounts(totals[..., loops.BYTES :: loops.PER_AMOUNT, :], name)
     if not np.isfinite(totals[..., loops.ENTROPY, :]).all():
         raise ValueError(f"numbers in {name!r} that are not finite")
 
