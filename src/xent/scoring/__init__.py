@@ -6,6 +6,7 @@
     score.py      `Score`, what a state says                 figures.py    computes it; calibration.py
     api.py        `score`     compare.py   `compare`         intervals.py  means and their intervals
     recalibration.py  `Calibrator`; fitting.py               sklearn.py    metrics and scorers for scikit-learn
+    metric.py     `Metric`, for loops of one's own           multilabel.py, segments.py, grouped_sums.py
 
 `score` returns a `Score`, `compare` a `Comparison`; notebooks show both as tables.
 """
@@ -15,10 +16,11 @@ from xent.errors import missing_package
 try:
     from xent.scoring.api import score
     from xent.scoring.compare import Comparison, compare
+    from xent.scoring.metric import Metric
     from xent.scoring.recalibration import Calibrator
     from xent.scoring.score import Score
     from xent.scoring.state import ScoreState
 except ModuleNotFoundError as error:
     raise missing_package(error, "xent.scoring", "cli") from None
 
-__all__ = ["Calibrator", "Comparison", "Score", "ScoreState", "compare", "score"]
+__all__ = ["Calibrator", "Comparison", "Metric", "Score", "ScoreState", "compare", "score"]
