@@ -13,6 +13,8 @@ SHARES = ("explained", "accuracy")
 SHOWN = {
     "cross_entropy_nats": "cross-entropy",
     "cross_entropy_bits": "",
+    "bits_per_byte": "of text",
+    "bits_per_character": "",
     "cross_entropy_possible_nats": "without impossible rows",
     "perplexity": "perplexity",
     "base_rate_nats": "base rate",
