@@ -271,3 +271,15 @@ def test_clusters_lengths_and_several_labels_are_options(tmp_path):
     expected = -(labels * np.log(q) + (1 - labels) * np.log1p(-q)).mean()
     assert record["figures"]["cross_entropy_nats"]["value"] == pytest.approx(expected, rel=1e-12)
     assert [s["value"] for s in record["segments"]["label"]] in (["0", "1"], ["1", "0"])
+
+
+def test_compare_says_which_impossible_rows_decide():
+    rows = {"id": list("abcd"), "p": [0.5, 0.6, 0.7, 0.8], "y": [1, 1, 1, 1]}
+    pl.DataFrame(rows).write_csv("a.csv")
+    pl.DataFrame({**rows, "p": [0.4, 0.0, 0.7, 0.9]}).write_csv("b.csv")
+    found = invoke("compare", "a.csv", "b.csv", "--id", "id", "--label", "y", "--proba", "p")
+    assert found.exit_code == 0, found.stderr
+    shown = " ".join(found.stdout.split())
+    assert "a minus b -infinite" in shown
+    assert "a is better: 1 row is impossible in b only (id b). The mean difference of the other rows is" in shown
+    assert "neither" not in shown

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
+import dask.dataframe
 import numpy as np
+import pandas as pd
 import polars as pl
 import pytest
 from scipy import stats
@@ -103,6 +105,14 @@ def test_clusters_named_by_numbers_and_by_text_are_the_same_in_any_division(kind
     frame.write_csv(tmp_path / "p.csv")
     roles = {"proba": "p_*", "cluster": "user", "bytes": "bytes", "by": "s"}
     assert xent.score(tmp_path / "p.csv", "y", **roles).to_dict() == pytest.approx(expected.to_dict(), rel=1e-12)
+
+
+def test_workers_of_dask_return_clusters_and_lengths():
+    columns = {f"p_{k}": PROBA[:, k] for k in range(CLASSES)}
+    frame = pd.DataFrame({"y": LABELS, "user": USER, "bytes": BYTES, "s": SEGMENT, **columns})
+    roles = {"proba": "p_*", "cluster": "user", "bytes": "bytes", "by": "s"}
+    found = xent.score(dask.dataframe.from_pandas(frame, npartitions=3), "y", **roles).to_dict()
+    assert found == pytest.approx(xent.score(frame, "y", **roles).to_dict(), rel=1e-12)
 
 
 def test_a_missing_cluster_is_a_cluster_and_one_cluster_has_no_interval():

@@ -88,7 +88,7 @@ def score(
     entropy : with `log_prob`, the column with the entropy of each prediction (nats)
     weight, id, by : columns of weights, of names of the rows, and of segments (one or several)
     cluster : the column whose equal values mark rows that may depend on each other (of one user, one document):
-        intervals are those of independent clusters; 88 bytes of memory for each cluster
+        intervals are those of independent clusters; 80 bytes of memory for each cluster
     bytes, characters : columns with the length of each row's text, for bits per byte and per character
     multilabel : label and predictions have a column for each label, and a row any number of labels: each pair of a row
         and a label is scored as a row of two classes, with the label as a segment and the row as a cluster

@@ -21,7 +21,7 @@ def check_consistency(state: Any, empty: Any, arrays: Sequence[str]) -> None:
     pairs += [(totals, empty.totals) for segments in state.segments.values() for totals in segments.values()]
     if set(state.segments) != set(form.by) or any(a.shape != b.shape or a.dtype != b.dtype for a, b in pairs):
         raise ValueError("sums of another shape")
-    groups = [state.clusters, *state.segment_clusters.values()]
+    groups = [groups.whole for groups in (state.clusters, *state.segment_clusters.values())]
     if set(state.segment_clusters) != (set(form.by) if form.clustered else set()):
         raise ValueError("clusters of other segments")
     if any(len(part.key) > state.rows or (len(part.key) and not form.clustered) for part in groups):

@@ -12,7 +12,7 @@ from scipy import special
 from xent.scoring import loops
 from xent.scoring.decomposition import Decomposition, Recalibration
 from xent.scoring.form import Form
-from xent.scoring.grouped_sums import GroupedSums, estimate, hashes
+from xent.scoring.grouped_sums import Groups, estimate, hashes
 from xent.scoring.score import ClassScore, SegmentScore, SurprisingRow
 from xent.scoring.selection import SelectedRows
 from xent.scoring.sums import Array, values
@@ -45,7 +45,7 @@ def class_scores(
 
 
 def segment_scores(
-    form: Form, segments: Mapping[str, Array], clusters: GroupedSums | None, all_loss: float
+    form: Form, segments: Mapping[str, Array], clusters: Groups | None, all_loss: float
 ) -> tuple[SegmentScore, ...]:
     """Return the score of each segment of a column, the worst first and those without valid rows last."""
     scores = []

@@ -147,7 +147,7 @@ class Plan:
             **self.row_arguments(frame, first_row),
             "ids": None if r.id is None else _ids(frame[r.id], first_row),
             "by": {name: frame[name].cast(pl.String).to_numpy() for name in r.by},
-            "cluster": None if r.cluster is None else frame[r.cluster].cast(pl.String).to_numpy(),
+            "cluster": None if r.cluster is None else frame[r.cluster],
             **{name: _numbers(frame, [column])[:, 0] for name, column in r.amounts.items()},
             "classes": self.class_names(frame),
             "first_row": first_row,

@@ -1,8 +1,8 @@
 """Sums by cluster, and by cluster and segment, which intervals of dependent rows are made of.
 
 Rows of one cluster (a user, a document) may depend on each other, so that an interval needs the sums of the clusters.
-Clusters are remembered by 64-bit hashes of their names, with 64 bytes of sums each: two of a million clusters share a
-hash with a probability of 3e-8.
+Clusters are remembered by 64-bit hashes of their names, in 80 bytes each: two of a million clusters share a hash with a
+probability of 3e-8.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ NO_KEYS = np.empty(0, np.uint64)
 
 
 @dataclass(frozen=True)
-class GroupedSums:
+class Groups:
     """Sums of the rows of each group."""
 
     key: Array = field(default_factory=lambda: NO_KEYS)
@@ -34,26 +35,53 @@ class GroupedSums:
     """Hash of the segment that the group is in; 0 without segments."""
     sums: Array = field(default_factory=lambda: np.empty((0, GROUP_FIELDS, 2)))
 
-    def __add__(self, other: GroupedSums) -> GroupedSums:
-        if not len(other.key) or not len(self.key):
-            return self if len(self.key) else other
-        key = np.union1d(self.key, other.key)
+    def __add__(self, other: Groups) -> Groups:
+        key = np.concatenate([self.key, other.key])
+        key.sort(kind="stable")  # a merge of two ascending runs; union1d hashes all keys anew
+        key = key[np.concatenate([key[:1] == key[:1], key[1:] != key[:-1]])]
         part, sums = np.empty(len(key), np.uint64), np.zeros((len(key), GROUP_FIELDS, 2))
         for side in (self, other):
             places = np.searchsorted(key, side.key)
             part[places] = side.part
             sums[places] = merged(sums[places], side.sums)
-        return GroupedSums(key, part, sums)
+        return Groups(key, part, sums)
 
-    def of_part(self, part: Any) -> GroupedSums:
+    def of_part(self, part: Any) -> Groups:
         """Return the groups of one segment."""
         chosen = self.part == part
-        return GroupedSums(self.key[chosen], self.part[chosen], self.sums[chosen])
+        return Groups(self.key[chosen], self.part[chosen], self.sums[chosen])
 
 
-def hashes(names: Array) -> Array:
+@dataclass(frozen=True)
+class GroupedSums:
+    """The groups of some batches, as a few tables each at least twice as long as the next.
+
+    So a table is merged with one of about its length, and n batches take n log n steps, not n**2.
+    """
+
+    tables: tuple[Groups, ...] = ()
+
+    def __add__(self, other: GroupedSums) -> GroupedSums:
+        tables = sorted((*self.tables, *other.tables), key=lambda table: len(table.key))
+        done: list[Groups] = []
+        for table in tables:
+            done.append(table)
+            while len(done) > 1 and len(done[-1].key) < 2 * len(done[-2].key):
+                done[-2:] = [done[-2] + done[-1]]
+        return GroupedSums(tuple(done))
+
+    @property
+    def whole(self) -> Groups:
+        """All groups in one table."""
+        return reduce(Groups.__add__, self.tables) if self.tables else Groups()
+
+
+def hashes(names: Array | pl.Series) -> Array:
     """Return the 64-bit hash of each name; equal names of any type have equal hashes, and so have missing ones."""
-    series = pl.Series(names).cast(pl.String) if names.dtype.kind in "iu" else texts(names)
+    if isinstance(names, pl.Series) or names.dtype.kind in "iu":
+        series = pl.Series(names).cast(pl.String)
+    else:
+        series = texts(names)
     return np.asarray(series.fill_null("(missing)").hash(seed=0).to_numpy())
 
 
@@ -66,10 +94,10 @@ def grouped(
     sums = np.zeros((len(key), GROUP_FIELDS, 2))
     add_groups(amounts, loss, weight, group, clip_loss, sums.reshape(-1))
     part = np.zeros(len(key), np.uint64) if segment is None else segment[first]
-    return GroupedSums(key, part, sums)
+    return GroupedSums((Groups(key, part, sums),) if len(key) else ())
 
 
-def estimate(totals: Array, groups: GroupedSums | None, amount: int | None = None) -> Estimate:
+def estimate(totals: Array, groups: Groups | None, amount: int | None = None) -> Estimate:
     """Weighted mean loss with Student's interval: of independent rows, or of independent groups of rows.
 
     *Definition*: ``sum(w * loss) / sum(w)`` or, for an `amount` (0: bytes, 1: characters) of each row,

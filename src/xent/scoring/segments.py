@@ -52,7 +52,9 @@ def amounts_of(rows: int, first_row: int, **columns: Any) -> Array:
 
 
 def cluster_hashes(cluster: Any, rows: int) -> Array:
-    """Return the hash of each row's cluster."""
+    """Return the hash of each row's cluster; a column of Polars is not turned into an array of Python's texts."""
+    if isinstance(cluster, pl.Series) and len(cluster) == rows:
+        return hashes(cluster)
     return hashes(one_per_row("cluster", as_array(CALL, "cluster", cluster), rows))
 
 

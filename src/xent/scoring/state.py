@@ -278,7 +278,8 @@ class ScoreState:
         weight, loss = float(total[loops.WEIGHT]), float(total[loops.LOSS])
         has_classes, has_entropy = bool(form.classes), form.soft or form.entropy
         bins = reliability(self.confidence) if has_classes else ()
-        clusters = self.clusters if form.clustered else None
+        clusters = self.clusters.whole if form.clustered else None
+        of_segments = {name: groups.whole for name, groups in self.segment_clusters.items()}
         recalibrations = [Recalibration.of(histogram) for histogram in self.one_vs_rest] if weight else []
         nothing = Estimate.of(math.nan)
 
@@ -313,8 +314,7 @@ class ScoreState:
             confusion=tuple(map(tuple, (values(self.confusion) / (weight or math.nan)).tolist())),
             classes=figures.class_scores(form, self.classes, self.one_vs_rest, recalibrations, weight),
             segments={
-                name: figures.segment_scores(form, self.segments[name], self.segment_clusters.get(name), loss)
-                for name in form.by
+                name: figures.segment_scores(form, self.segments[name], of_segments.get(name), loss) for name in form.by
             },
             surprising=figures.surprising_rows(form, self.surprising),
             concentration=figures.concentration(self.losses),
@@ -399,7 +399,8 @@ def _class_names(classes: Any, number: int) -> tuple[str, ...]:
 
 
 def _written(groups: GroupedSums) -> dict[str, Any]:
-    return {name: to_json(getattr(groups, name)) for name in ("key", "part", "sums")}
+    whole = groups.whole
+    return {name: to_json(getattr(whole, name)) for name in ("key", "part", "sums")}
 
 
 def _difference(a: Form, b: Form) -> str:

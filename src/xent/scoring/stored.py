@@ -20,7 +20,7 @@ from msgspec import UNSET, Meta, UnsetType
 from xent.scoring import loops
 from xent.scoring.batch import MOST_WEIGHT
 from xent.scoring.form import MOST_SEGMENTS, Form
-from xent.scoring.grouped_sums import GroupedSums
+from xent.scoring.grouped_sums import GroupedSums, Groups
 from xent.scoring.sums import Array, values
 from xent.scoring.tallies import GROUP_FIELDS
 
@@ -105,7 +105,7 @@ class Rows(msgspec.Struct, forbid_unknown_fields=True):
         return {name: column.array() for name, column in columns.items() if column is not UNSET}
 
 
-class Groups(msgspec.Struct, forbid_unknown_fields=True):
+class StoredGroups(msgspec.Struct, forbid_unknown_fields=True):
     """The sums of clusters."""
 
     key: Numbers
@@ -114,7 +114,7 @@ class Groups(msgspec.Struct, forbid_unknown_fields=True):
 
     def sums_of_groups(self) -> GroupedSums:
         """Return the sums; ValueError unless there are some for each key, and the keys ascend."""
-        groups = GroupedSums(self.key.array(), self.part.array(), self.sums.array())
+        groups = Groups(self.key.array(), self.part.array(), self.sums.array())
         count = len(groups.key)
         kinds = [part.dtype.kind for part in (groups.key, groups.part, groups.sums)]
         if kinds != ["u", "u", "f"] or groups.key.ndim != 1 or groups.part.shape != (count,):
@@ -122,7 +122,7 @@ class Groups(msgspec.Struct, forbid_unknown_fields=True):
         if groups.sums.shape != (count, GROUP_FIELDS, 2) or (groups.key[1:] <= groups.key[:-1]).any():
             raise ValueError("clusters of another shape, or not in order")
         check_amounts(groups.sums, "clusters")
-        return groups
+        return GroupedSums((groups,) if count else ())
 
 
 class StoredForm(msgspec.Struct, forbid_unknown_fields=True):
@@ -158,8 +158,8 @@ class StoredState(msgspec.Struct, forbid_unknown_fields=True):
     sample: Rows
     invalid: Rows
     invalid_rows: Length
-    clusters: Groups
-    segment_clusters: dict[str, Groups]
+    clusters: StoredGroups
+    segment_clusters: dict[str, StoredGroups]
 
 
 DECODER = msgspec.json.Decoder(StoredState)
