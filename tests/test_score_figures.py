@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import math
 from itertools import pairwise
 
@@ -120,6 +122,38 @@ def test_a_missing_cluster_is_a_cluster_and_one_cluster_has_no_interval():
     user[user == 3] = None
     assert xent.score(PROBA, LABELS, cluster=user).clusters == len(np.unique(USER))
     assert math.isnan(xent.score(PROBA, LABELS, cluster=np.zeros(ROWS)).cross_entropy.low)
+
+
+def damaged(change):
+    """The JSON of a state with clusters, after a change of its first table of clusters."""
+    state = ScoreState.from_batch(LABELS[:20], PROBA[:20], cluster=USER[:20], by={"s": SEGMENT[:20]})
+    written = json.loads(state.to_json())
+    change(written)
+    return json.dumps(written)
+
+
+def numbers_of(array):
+    return {"dtype": array.dtype.str, "shape": list(array.shape), "base64": base64.b64encode(array).decode()}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda w: w.pop("clusters"),
+        lambda w: w["clusters"].update(key=numbers_of(np.arange(3, dtype="<u8"))),
+        lambda w: w["clusters"].update(key=w["clusters"]["sums"]),
+        lambda w: w["clusters"].update(w["segment_clusters"]["s"], key=numbers_of(np.zeros(2, "<u8"))),
+        lambda w: w["clusters"]["sums"].update(numbers_of(np.full(w["clusters"]["sums"]["shape"], np.nan))),
+        lambda w: w["clusters"]["sums"].update(numbers_of(np.full(w["clusters"]["sums"]["shape"], -1.0))),
+        lambda w: w["segment_clusters"].update(t=w["segment_clusters"]["s"]),
+        lambda w: w["form"].update(clustered=False),
+        lambda w: w["sample"].pop("cluster"),
+    ],
+)
+def test_clusters_that_no_rows_make_are_refused(change):
+    assert ScoreState.from_json(damaged(lambda written: None)).rows == 20
+    with pytest.raises(DataError, match="to_json"):
+        ScoreState.from_json(damaged(change))
 
 
 # Bytes and characters.
