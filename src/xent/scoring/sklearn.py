@@ -175,7 +175,7 @@ def brier_score_loss(
         proba, truth = coded_one_class("brier_score_loss", y_true, y_proba, pos_label)
     else:
         proba, truth = coded("brier_score_loss", y_true, y_proba, labels)
-    totals = _sums("brier_score_loss", proba, truth, sample_weight, None)
+    totals = _sums("brier_score_loss", proba, truth, sample_weight, brier=True)
     score = float(exactly(totals[loops.BRIER]) / exactly(totals[loops.WEIGHT]))
     two = proba.ndim == 1 or proba.shape[1] < 3
     return score / 2 if (two if scale_by_half == "auto" else scale_by_half) else score
@@ -322,13 +322,14 @@ def _mean_loss(call: str, proba: Array, truth: Array, weight: Any, clip: float |
     return float(total / exactly(totals[loops.WEIGHT]) if normalize else total)
 
 
-def _sums(call: str, proba: Array, truth: Array, weight: Any, clip: float | None) -> Array:
+def _sums(call: str, proba: Array, truth: Array, weight: Any, clip: float | None = None, brier: bool = False) -> Array:
     """Return the sums over the rows, of which at least one counts; an error names the first row that is wrong."""
     weight, clip = _weights(call, weight, len(proba)), checked_clip(call, clip)
     if clip is not None and truth.ndim == 2:
         problem = "found it with distributions as labels, whose loss has a term for each class"
         raise ArgumentError(message(call, "clip", problem, "Omit it, or raise the probabilities yourself"))
-    totals = _totals(proba, truth, weight, math.inf if clip is None else 0.0 - math.log(clip)) if len(proba) else None
+    clip_loss = math.inf if clip is None else 0.0 - math.log(clip)
+    totals = _totals(proba, truth, weight, clip_loss, brier) if len(proba) else None
     if totals is None or not totals[loops.ROWS, 0]:
         score(proba, truth, weight=weight)  # raises the error that names the row and the reason
         raise ArgumentError(message(call, "y_true, y_proba", "there are no rows", "Pass at least one"))
@@ -350,8 +351,8 @@ def _undefined(reason: str) -> float:
     return math.nan
 
 
-def _totals(proba: Array, truth: Array, weight: Array | None, clip_loss: float) -> Array | None:
-    """Return the sums over the rows alone, without histograms; None if a row cannot be scored."""
+def _totals(proba: Array, truth: Array, weight: Array | None, clip_loss: float, brier: bool) -> Array | None:
+    """Return the sums over the rows alone, with Brier scores if asked for; None if a row cannot be scored."""
     size = max(1024, BATCH_NUMBERS // (proba.shape[1] if proba.ndim == 2 else 2))
 
     def totals_of(first: int) -> Array | None:
@@ -360,7 +361,8 @@ def _totals(proba: Array, truth: Array, weight: Array | None, clip_loss: float) 
         if (rows.status > loops.VALID).any():
             return None
         totals = zeros(loops.FIELDS)
-        per_row = (rows.loss, rows.brier, rows.correct, EMPTY, rows.weight, NO_INDEX, rows.status)
+        squares, correct = (rows.brier, rows.correct) if brier else (EMPTY, EMPTY)
+        per_row = (rows.loss, squares, correct, EMPTY, rows.weight, NO_INDEX, rows.status)
         loops.add_rows(*per_row, clip_loss, totals.reshape(-1))
         return totals
 
