@@ -189,7 +189,11 @@ def test_few_rows_have_no_gain():
         (ArgumentError, "probability for each class", lambda: Calibrator.fit(xent.score([-1.0], log_prob=True))),
         (ArgumentError, "logits=True", lambda: Calibrator.fit(P, Y, logits="z_*")),
         (LabelError, "9", lambda: Calibrator.fit(P, np.full(len(Y), 9))),
-        (DistributionError, "row 2 ", lambda: Calibrator.fit(np.where(np.arange(3000)[:, None] == 2, 2.0, P), Y)),
+        (
+            DistributionError,
+            "row 2: a sum of 6",
+            lambda: Calibrator.fit(np.where(np.arange(3000)[:, None] == 2, 2.0, P), Y),
+        ),
         (DataError, "weight 0", lambda: Calibrator.fit(P, Y, weight=np.zeros(len(Y)))),
         (ShapeError, "3 classes", lambda: Calibrator.fit(P, Y).transform(P[:, :2])),
         (DistributionError, "row 0 .*logits=True", lambda: Calibrator.fit(P, Y).transform(np.log(P))),

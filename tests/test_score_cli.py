@@ -149,12 +149,12 @@ BAD_INPUT = {
     "no rows": ("a.csv", "id,y,p_0,p_1\n", [], ["no rows"]),
     "a truncated Parquet file": ("a.parquet", "truncated", ["a.parquet"], ["a.parquet", "cannot be read"]),
     "no Parquet inside": ("a.parquet", GOOD.encode(), ["a.parquet"], ["a.parquet", "cannot be read"]),
-    "mixed types": ("a.csv", GOOD + "3,1,many,0.5\n", [], ["p_0", "not numbers"]),
+    "mixed types": ("a.csv", GOOD + "3,1,many,0.5\n", [], ["a.csv, line 4", "'p_0'", "'many' is not a number"]),
     "mixed types, far down": (
         "a.csv",
         GOOD + "3,1,0.5,0.5\n" * 20_000 + "4,1,many,0.5\n",
         ["--id="],
-        ["a.csv", "many"],
+        ["a.csv, line 20004", "many"],
     ),
     "ragged lines": ("a.csv", GOOD + "1,0,0.5,0.5,9\n", [], ["a.csv", "cannot be read"]),
     "NaN": ("a.csv", GOOD + "3,1,NaN,0.5\n", [], ["row 2 (id 3)", "not a probability"]),
@@ -162,7 +162,7 @@ BAD_INPUT = {
     "a repeated id": ("a.csv", GOOD + "2,1,0.5,0.5\n", [], ["repeat the id"]),
     "a pattern without a match": ("a.csv", GOOD, ["--proba=q_*"], ["'q_*'", "p_0, p_1"]),
     "an unseen label": ("a.csv", GOOD + "3,7,0.5,0.5\n", [], ["7", "row 2", "0, 1"]),
-    "another kind of file": ("a.txt", GOOD, ["a.txt"], ["a.txt", ".parquet"]),
+    "another kind of file": ("a.doc", GOOD, ["a.doc"], ["a.doc", ".parquet"]),
     "a clip of 2": ("a.csv", GOOD, ["--clip=2"], ["clip", "2.0"]),
     "a folder as a report": ("a.csv", GOOD, ["--html=."], ["cannot be written"]),
 }

@@ -94,20 +94,20 @@ def test_a_row_of_weight_0_is_in_no_figure_and_no_table():
     by = {"s": SEGMENT[kept], "third": IDS[kept] % 3}
     without = xent.score(p[kept], LABELS[kept], weight=weight[kept], id=IDS[kept], by=by)
     assert found.rows_without_weight == int((~kept).sum())
-    ignored = ("rows_without_weight", "warnings", ".row")  # a row's number counts all rows
+    ignored = ("rows_without_weight", "left_out", "warnings", ".row")  # a row's number counts all rows
     assert numbers(found, *ignored) == numbers(without, *ignored)
     assert [s.value for s in found.segments["third"]] == [s.value for s in without.segments["third"]]
     assert math.isfinite(found.cross_entropy.nats)
     said = " ".join(found.warnings)
     assert "infinite" not in said
-    assert f"{found.rows_without_weight} rows of weight 0 were left out" in said
+    assert f"{found.rows_without_weight} rows had a weight of 0 and are in no figure" in said
 
 
 def test_weights_that_are_all_0_are_an_error():
     for weight in (np.zeros(ROWS), [0] * ROWS):
-        with pytest.raises(DataError, match="all 400 rows have weight 0"):
+        with pytest.raises(DataError, match="all weights are 0"):
             xent.score(PROBA, LABELS, weight=weight)
-    with pytest.raises(DataError, match="weight 0"):
+    with pytest.raises(DataError, match="all weights are 0"):
         log_loss(LABELS, PROBA, sample_weight=np.zeros(ROWS))
 
 

@@ -17,7 +17,7 @@ import pytest
 import xent
 from xent import information
 from xent.errors import ArgumentError, DataError, DistributionError, DTypeError, LabelError, ShapeError
-from xent.scoring import api, readers
+from xent.scoring import ids, readers
 
 ROWS, CLASSES = 400, ("bee", "ant", "cow")
 
@@ -168,6 +168,31 @@ def test_spark_and_dask_name_rows_that_cannot_be_scored(in_spark):
     for frame in (in_spark(twice), in_dask(twice)):
         with pytest.raises(DataError, match="several rows"):
             xent.score(frame, **ROLES)
+
+
+def test_spark_columns_of_vectors_maps_and_structures_and_with_dots(spark):
+    from pyspark.ml.linalg import Vectors
+    from pyspark.sql import functions
+
+    rows = [
+        ("cat", Vectors.dense([0.5, 0.5]), {"cat": 0.5, "dog": 0.5}, 0.5, 0.5, "p.cat"),
+        ("dog", Vectors.sparse(2, [0, 1], [0.25, 0.75]), {"dog": 0.75, "cat": 0.25}, 0.25, 0.75, "p.dog"),
+    ]
+    frame = spark.createDataFrame(rows, ["y", "probability", "m", "p.cat", "p.dog", "whole"])
+    frame = frame.withColumn("s", functions.struct(frame["m"]["cat"].alias("cat"), frame["m"]["dog"].alias("dog")))
+    expected = -math.log(0.5 * 0.75) / 2
+    for proba, label in (("probability", "y"), ("m", "y"), ("s.*", "y"), ("p.*", "whole")):
+        options = {"classes": ["cat", "dog"]} if proba == "probability" else {}
+        found = xent.score(frame, label, proba=proba, **options)
+        assert found.cross_entropy.nats == pytest.approx(expected, rel=1e-15), proba
+
+
+def test_dask_labels_that_are_called_otherwise():
+    frame = in_dask(PLAIN.with_columns(animal="p_" + pl.col("animal")))
+    assert xent.score(frame, "animal", proba="p_*").rows == ROWS
+    skipped = in_dask(PLAIN.with_columns(animal=pl.when(pl.col("code") == 0).then(None).otherwise("animal")))
+    found = xent.score(skipped, "animal", proba="p_*", invalid="skip")
+    assert found.left_out == {"no label": int((PLAIN["code"] == 0).sum())}
 
 
 WRITERS = {
@@ -377,7 +402,7 @@ def test_bad_arrays_are_named(case):
         assert word in str(caught.value)
 
 
-def test_a_tensor_of_a_kind_that_numpy_lacks_is_refused():
+def test_a_tensor_of_a_kind_that_is_no_probability_is_refused():
     torch = pytest.importorskip("torch")
     with pytest.raises(DTypeError, match="Float8"):
         xent.score(torch.tensor(P).to(torch.float8_e4m3fn), [0, 1])
@@ -390,12 +415,9 @@ def renamed(names):
 
 
 BAD_FRAMES = {
-    "numbers as names": lambda: renamed(range(PLAIN.width)),
     "a name twice": lambda: renamed(["animal"] * PLAIN.width),
-    "names of two levels": lambda: renamed(pd.MultiIndex.from_product([["a"], PLAIN.columns])),
     "text among the numbers": lambda: PLAIN.to_pandas().assign(p_bee=[0.5, "x"] * (ROWS // 2)),
     "text among the numbers, in Dask": lambda: in_dask(PLAIN.with_columns(p_bee=pl.lit("x"))),
-    "numbers as names, in Dask": lambda: dask.dataframe.from_pandas(renamed(range(PLAIN.width)), npartitions=2),
     "an iterator of numbers": lambda: iter([5]),
     "an iterator of frames and numbers": lambda: iter([PLAIN, 5]),
     "an iterator of other tables": lambda: iter([PLAIN, PLAIN.drop("p_bee")]),
@@ -433,15 +455,8 @@ def test_rows_that_cannot_be_scored_are_left_out_and_named_when_asked():
     assert found.cross_entropy == rest.cross_entropy
 
 
-def test_sums_of_rounded_numbers_need_a_tolerance_that_is_asked_for():
-    frame = PLAIN.with_columns(pl.selectors.starts_with("p_").round(2))
-    with pytest.raises(DistributionError, match="tolerance"):
-        xent.score(frame, **ROLES)
-    assert xent.score(frame, **ROLES, tolerance=0.02, clip=0.01).rows == ROWS
-
-
 def test_too_many_ids_to_remember_are_said_to_be_unchecked(monkeypatch):
-    monkeypatch.setattr(api, "MOST_CHECKED_IDS", 100)
+    monkeypatch.setattr(ids, "MOST_CHECKED_IDS", 100)
     assert any("checked" in warning for warning in xent.score(PLAIN, **ROLES).warnings)
     # The sample still finds a repetition.
     with pytest.raises(DataError, match="several rows"):

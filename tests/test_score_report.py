@@ -57,6 +57,7 @@ OTHERS = {
     "one class": lambda: xent.score(np.ones((30, 1)), [0] * 30),
     "certain": lambda: xent.score(np.eye(3)[[0, 1, 2] * 20], [0, 1, 2] * 20),
     "soft": lambda: ScoreState.from_batch(np.full((40, 2), 0.5), np.full((40, 2), 0.5)).finalize(),
+    "every row impossible": lambda: xent.score(np.tile([0.0, 1.0], (9, 1)), [0] * 9),
     "two classes": lambda: xent.score(predictions(99, 2)[1], predictions(99, 2)[0], cluster=np.arange(99) // 3),
     "text": lambda: xent.score(-np.linspace(0, 3, 60), log_prob=True, bytes=np.ones(60), by={"s": np.arange(60) % 2}),
     "several labels": lambda: xent.score(predictions(60)[1], np.eye(4)[predictions(60)[0]], multilabel=True),

@@ -437,12 +437,22 @@ def test_a_gzip_that_calls_itself_csv_is_bounded_and_the_limit_is_named(command,
     assert result.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("start", [b"\x28\xb5\x2f\xfd", b"\x78\x9c"])
-def test_other_compressed_text_is_refused(start, folder):
+@pytest.mark.parametrize(
+    ("start", "words"),
+    [
+        (b"\x28\xb5\x2f\xfd", "a.csv"),
+        (b"\x78\x9c", "Decompress it first"),
+        (b"BZh91AY", "a.csv cannot be decompressed"),
+        (b"\xfd7zXZ", "a.csv cannot be decompressed"),
+        (b"PK\x03\x04", "a.csv cannot be decompressed"),
+    ],
+)
+def test_damaged_compressed_text_is_refused(start, words, folder):
     Path("a.csv").write_bytes(start + bytes(100))
     result = score("a.csv", "--label", "y", "--proba", "p_*")
     assert result.exit_code == 2
-    assert "Decompress it first" in result.stderr
+    assert words in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 def test_a_bomb_is_left_as_soon_as_it_is_known_for_one(folder, monkeypatch):

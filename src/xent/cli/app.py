@@ -23,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from xent import __version__
-from xent.errors import DataError, XentError
+from xent.errors import DataError, XentError, words_of_the_command_line
 from xent.files import check_writable, is_standard_output, make_folder, write_text
 from xent.names import shown_name, shown_path, visible
 
@@ -66,9 +66,10 @@ def _main(
 
 @contextmanager
 def reported_errors() -> Iterator[None]:
-    """Turn an error of ours into one line and exit code 2."""
+    """Turn an error of ours into one line, in the words of the command line, and exit code 2."""
     try:
-        yield
+        with words_of_the_command_line():
+            yield
     except XentError as error:
         print_error("xent", error)
         raise typer.Exit(2) from None
@@ -114,13 +115,14 @@ def _known_rows(data: str) -> int | None:
     """The number of rows in the metadata of Parquet files; None for other formats."""
     import polars as pl
 
-    from xent.scoring import readers
+    from xent.scoring.files import find_files, reading
+    from xent.scoring.tables import scan_files
 
-    paths = files_of(data)
-    if paths[0].suffix.lower() != ".parquet":
+    found = find_files(data)
+    if found.kind != "parquet" or found.address is not None:
         return None
-    with readers.reading(data):
-        return int(readers.scan_files(paths).select(pl.len()).collect(engine="streaming").item())
+    with reading(data):
+        return int(scan_files(found).select(pl.len()).collect(engine="streaming").item())
 
 
 # ----------------------------------------------------------------------------------------------------- text and tables
@@ -201,9 +203,9 @@ def require_inputs_kept(out: str, *inputs: str | None) -> None:
 
 def files_of(data: str) -> list[Path]:
     """The files that an argument stands for."""
-    from xent.scoring import readers
+    from xent.scoring.files import find_files
 
-    return readers.find_files(data)
+    return list(find_files(data).paths)
 
 
 def write_json(record: dict[str, Any], as_json: str | None) -> list[Path]:
@@ -223,18 +225,20 @@ def print_written(paths: Sequence[Path]) -> None:
         terminal().print(Text.assemble("Written: ", (shown_path(path), "bold")), soft_wrap=True)
 
 
-def source_of(data: str) -> dict[str, Any]:
+def source_of(data: str, name: str | None = None) -> dict[str, Any]:
     """The name, size and SHA-256 of the input, and the versions that scored it."""
     import numpy
     import polars
 
-    from xent.scoring import readers
+    from xent.scoring.files import digest as digest_of
+    from xent.scoring.files import reading
 
-    with readers.reading(data):
+    with reading(data):
         paths = files_of(data)
-        size, digest = sum(path.stat().st_size for path in paths), readers.digest(paths)
+        size = sum(path.stat().st_size for path in paths)
+        digest = digest_of(tuple(paths)) if paths else None  # an address is not read twice
     return {
-        "name": data,
+        "name": name or data,
         "files": len(paths),
         "bytes": size,
         "sha256": digest,

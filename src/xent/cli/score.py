@@ -26,12 +26,19 @@ from xent.cli.app import (
     terminal,
     write_json,
 )
+from xent.cli.streams import input_files
 from xent.names import shown_name, shown_path, visible
 
 if TYPE_CHECKING:
     from xent.scoring import Score
 
-Data = Annotated[str, typer.Argument(help="File, folder or pattern: Parquet, CSV, Arrow, npz or npy.")]
+Data = Annotated[
+    str,
+    typer.Argument(
+        help="File, folder, pattern or address: Parquet, CSV, TSV, JSON lines, Arrow, Excel, npz or npy; CSV and JSON "
+        "also as gz, zst, bz2, xz or zip. '-' is standard input."
+    ),
+]
 Label = Annotated[str | None, typer.Option(help="Column of the labels; a pattern such as 't_*' for soft labels.")]
 Proba = Annotated[
     list[str] | None,
@@ -47,7 +54,29 @@ Cluster = Annotated[str | None, typer.Option(help="Column: rows of one value dep
 By = Annotated[list[str] | None, typer.Option(help="Column of segments; can be given more than once.")]
 Classes = Annotated[str | None, typer.Option(help="Names of the classes, with commas, in the order of the columns.")]
 Clip = Annotated[float | None, typer.Option(help="Smallest probability that a label is scored with.")]
-Tolerance = Annotated[float | None, typer.Option(help="How far from 1 probabilities may sum.")]
+Tolerance = Annotated[
+    float | None,
+    typer.Option(help="How far from 1 probabilities may sum; by default as far as their rounding explains."),
+]
+Renormalise = Annotated[bool, typer.Option("--renormalise", help="Divide the probabilities of each row by their sum.")]
+SkipInvalid = Annotated[
+    bool, typer.Option("--skip-invalid", help="Leave out, count and name rows that cannot be scored.")
+]
+Labels = Annotated[
+    str | None,
+    typer.Option(help="File of the labels, if it is another: joined by --id or, without it, by the order of the rows."),
+]
+Exclude = Annotated[list[str] | None, typer.Option(help="Column that no pattern matches; can be given more than once.")]
+Explode = Annotated[
+    list[str] | None,
+    typer.Option(help="Column of lists, each item of which is a row (tokens); dots reach into structures."),
+]
+Separator = Annotated[
+    str | None, typer.Option(help="What separates the fields of a CSV file, if it is not to be found out: ';', tab.")
+]
+NoHeader = Annotated[
+    bool, typer.Option("--no-header", help="The CSV file has no header: columns are column_1, column_2, ...")
+]
 Json = Annotated[str | None, typer.Option("--json", help="Write everything as JSON: to a file, or '-' to print it.")]
 
 
@@ -67,13 +96,17 @@ def score(
     multilabel: Annotated[
         bool, typer.Option("--multilabel", help="Rows have any number of labels, each with a column of 0 and 1.")
     ] = False,
+    labels: Labels = None,
+    exclude: Exclude = None,
     classes: Classes = None,
     clip: Clip = None,
     tolerance: Tolerance = None,
+    renormalise: Renormalise = False,
     worst: Annotated[int, typer.Option(min=1, max=1000, help="Most surprising rows to keep.")] = 50,
-    skip_invalid: Annotated[
-        bool, typer.Option("--skip-invalid", help="Leave out, count and name rows that cannot be scored.")
-    ] = False,
+    skip_invalid: SkipInvalid = False,
+    explode: Explode = None,
+    separator: Separator = None,
+    no_header: NoHeader = False,
     as_json: Json = None,
     html: Annotated[str | None, typer.Option(help="Write the report, one file that opens offline.")] = None,
 ) -> None:
@@ -83,14 +116,16 @@ def score(
     - `xent score churn.csv --label churned --proba p --id customer --by country --html churn.html`
     - `xent score 'tokens/*.parquet' --log-prob logp --cluster document --bytes bytes --json -`
     - `xent score tags.parquet --label 't_*' --proba 'p_*' --multilabel`
+    - `xent score submission.csv --labels solution.csv --id id --label target --proba 'Class_*'`
+    - `xent score log.jsonl --explode logprobs.content --log-prob logprobs.content.logprob --id request`
     """
-    with reported_errors():
+    with reported_errors(), input_files(data, *([] if labels is None else [labels])) as paths:
         from xent.scoring import score as score_predictions
 
-        silent = require_outputs(as_json, html, inputs=[data])
-        with row_progress(data) as report:
+        silent = require_outputs(as_json, html, inputs=paths)
+        with row_progress(paths[0]) as report:
             result = score_predictions(
-                data,
+                paths[0],
                 label,
                 proba=column_names(proba),
                 logits=column_names(logits),
@@ -103,16 +138,24 @@ def score(
                 bytes=bytes_,
                 characters=characters,
                 multilabel=multilabel,
+                labels=None if labels is None else paths[1],
+                exclude=tuple(exclude or ()),
                 classes=class_names(classes),
                 clip=clip,
                 tolerance=tolerance,
+                renormalise=renormalise,
                 worst=worst,
                 invalid="skip" if skip_invalid else "raise",
+                explode=tuple(explode or ()),
+                separator=separator,
+                header=False if no_header else None,
                 progress=report,
             )
         written = []
         if as_json is not None or html is not None:
-            record = {**result.to_record(), "source": source_of(data)}
+            record = {**result.to_record(), "source": source_of(paths[0], data)}
+            if labels is not None:
+                record["labels"] = source_of(paths[1], labels)
             written = write_json(record, as_json)
             if html is not None:
                 from xent.report import write_score
@@ -131,8 +174,14 @@ def class_names(text: str | None) -> list[str] | None:
 def _print_score(score: Score, data: str) -> None:
     console = terminal()
     clip = "" if score.form.clip is None else f", clipped at {score.form.clip:g}"
+    clip += ", renormalised" if score.form.renormalised else ""
     classes = f", {len(score.form.classes)} classes" if score.form.classes else ""
-    console.print(Text.assemble((shown_path(data), "bold"), f": {score.rows:,} rows{classes}{clip}"), soft_wrap=True)
+    console.print(
+        Text.assemble(
+            ("standard input" if data == "-" else shown_path(data), "bold"), f": {score.rows:,} rows{classes}{clip}"
+        ),
+        soft_wrap=True,
+    )
     console.print(_headline(score))
     if score.form.classes and len(score.classes) <= 20:
         console.print(_class_table(score))

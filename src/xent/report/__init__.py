@@ -1,8 +1,8 @@
 """Records as reports: one HTML file that works offline, and a JSON file with all of its numbers.
 
 page.py makes a page from a template, texts and charts. why_text.py, why_answer.py, why_tables.py and why_charts/ have
-those of `xent why`, score_text.py and score_charts.py those of `xent score`, and replay_page.py those of
-`xent why --predictions`.
+those of `xent why`, score_text.py and score_charts.py those of `xent score`, comparison_page.py those of
+`xent compare`, and replay_page.py those of `xent why --predictions`.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ except ModuleNotFoundError as error:
 if TYPE_CHECKING:
     from xent.why.record import Record
 
-__all__ = ["write_replay", "write_score", "write_why"]
+__all__ = ["write_comparison", "write_replay", "write_score", "write_why"]
 
 SCHEMA = 1
-"""Of all three kinds of records."""
+"""Of all kinds of records."""
 REMEDY = "Pass the JSON that this version of xent wrote"
 DAMAGE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, TemplateError)
 
@@ -70,6 +70,22 @@ def write_score(record: Mapping[str, Any], path: Path) -> Path:
     _check_head("write_score", record, "xent score")
     with _damage_named("write_score"):
         page = render("score.html.jinja", charts(record), texts(record), SEARCH)
+    return write_text(path, page)
+
+
+def write_comparison(record: Mapping[str, Any], path: Path) -> Path:
+    """Write the page of a comparison, one HTML file, completely or not at all; return its path.
+
+    Parameters
+    ----------
+    record : the result of `Comparison.to_record`; optional "sources" have the inputs of a and b
+    path : path of the file; an existing file is replaced
+    """
+    from xent.report.comparison_page import charts, texts
+
+    _check_head("write_comparison", record, "xent compare")
+    with _damage_named("write_comparison"):
+        page = render("comparison.html.jinja", charts(record), texts(record))
     return write_text(path, page)
 
 

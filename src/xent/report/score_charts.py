@@ -36,7 +36,9 @@ MOST_POINTS = 1500
 
 def charts(record: Mapping[str, Any]) -> dict[str, Layers]:
     """Return all charts for which the record has numbers, by their names in the template."""
-    by_name = {"scale": _scale(record), "surprisal-histogram": _losses(record)}
+    by_name = {"scale": _scale(record)}
+    if record["losses"]:  # not if all losses are infinite
+        by_name["surprisal-histogram"] = _losses(record)
     if record["concentration"]:
         by_name["concentration"] = _concentration(record)
     if record["reliability"]:

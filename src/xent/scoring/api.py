@@ -18,28 +18,23 @@ import numpy as np
 
 from xent.backends.cpu.threads import get_num_threads
 from xent.errors import ArgumentError, DataError, DistributionError, message
-from xent.names import quoted, shown_name
+from xent.names import quoted
 from xent.scoring import clusters, loops
-from xent.scoring.batch import checked_clip, checked_count, tolerance_of
-from xent.scoring.form import CALL, ONE_ROW_PER_ID, Request, names_of
-from xent.scoring.readers import (
-    ARRAY_FILES,
-    Piece,
-    array_pieces,
-    arrays_of_files,
-    batches_of,
-    engine_of,
-    find_files,
-    frame_pieces,
-    is_array,
-    is_path,
-    reading,
-)
+from xent.scoring.batch import checked_clip, checked_count
+from xent.scoring.call import Call, checked_switch
+from xent.scoring.diagnosis import explain_selected
+from xent.scoring.files import CALL, is_path, reading
+from xent.scoring.form import ONE_ROW_PER_ID, Request, names_of
+from xent.scoring.ids import RepeatedIds
+from xent.scoring.labels import UnknownLabelError
+from xent.scoring.multilabel import pairs
+from xent.scoring.pieces import Pieces, Settled
+from xent.scoring.readers import engine_of, with_text_names
 from xent.scoring.score import Score
+from xent.scoring.settle import check_rows, scored_again, settled_result
 from xent.scoring.state import ScoreState
 from xent.scoring.sums import Array
-
-MOST_CHECKED_IDS = 2**24
+from xent.scoring.tables import Layout
 
 Progress = Callable[[int], None]
 """Called with the number of rows scored so far."""
@@ -61,11 +56,17 @@ def score(
     bytes: Any = None,
     characters: Any = None,
     multilabel: bool = False,
+    labels: Any = None,
+    exclude: Any = (),
     classes: Sequence[Any] | None = None,
     clip: float | None = None,
     tolerance: float | None = None,
+    renormalise: bool = False,
     worst: int = 50,
     invalid: Literal["raise", "skip"] = "raise",
+    explode: Any = (),
+    separator: str | None = None,
+    header: bool | None = None,
     progress: Progress | None = None,
 ) -> Score:
     """Score predictions: mean cross-entropy and what explains it, of a file, a frame or arrays.
@@ -75,16 +76,16 @@ def score(
 
     Parameters
     ----------
-    data : path, directory or pattern of Parquet, CSV, Arrow, npz or npy files; a frame of pandas, Polars, PyArrow,
-        DuckDB, Dask or PySpark; an iterator of such frames; or an array (rows, classes) of probabilities, or (rows,)
-        with the probability of class 1 of two, of NumPy, torch (also bfloat16, on any device, with or without
-        gradient), JAX or CuPy
+    data : path, directory, pattern or address of Parquet, CSV, TSV, JSON lines, Arrow, Excel, npz or npy files, the
+        text files also compressed; a frame of pandas, Polars, PyArrow, DuckDB, Dask or PySpark; an iterator of such
+        frames; or an array (rows, classes) of probabilities, or (rows,) or (rows, 1) of those of class 1 of two, of
+        NumPy, torch (also bfloat16, on any device, with or without gradient), JAX or CuPy
     label : the column of the labels; a list or pattern of columns for soft labels; with an array, an array
     proba : columns of probabilities: a pattern ('p_*'), a list of names, one column of lists, or one column with the
         probability of class 1 of two
-    logits : the same, of logits; with an array, True if it holds logits
-    log_prob : in place of both, the column with the natural logarithm of each label's probability (nats); with an
-        array (rows,) of those, True
+    logits : the same, of logits; True says that an array in memory holds logits
+    log_prob : in place of both, the column with the natural logarithm of each label's probability (nats); True says
+        that an array (rows,) in memory holds those
     entropy : with `log_prob`, the column with the entropy of each prediction (nats)
     weight, id, by : columns of weights, of names of the rows, and of segments (one or several)
     cluster : the column whose equal values mark rows that may depend on each other (of one user, one document):
@@ -92,11 +93,17 @@ def score(
     bytes, characters : columns with the length of each row's text, for bits per byte and per character
     multilabel : label and predictions have a column for each label, and a row any number of labels: each pair of a row
         and a label is scored as a row of two classes, with the label as a segment and the row as a cluster
+    labels : a file or frame of labels, joined by `id` or, without it, by their order
+    exclude : columns that patterns do not match
     classes : names of the classes in the order of the columns of `proba`; the star of a pattern names them as well
     clip : smallest probability that a label is scored with; by default an impossible label costs +inf
-    tolerance : how far from 1 probabilities may sum; by default what the rounding of the dtype explains
+    tolerance : how far from 1 probabilities may sum; by default what the rounding of the dtype explains or, if all
+        probabilities have few digits, that of these digits, which a warning says
+    renormalise : divide the probabilities of each row by their sum
     worst : how many of the most surprising rows are kept
     invalid : "raise" raises an error for rows that cannot be scored; "skip" leaves them out, counts and names them
+    explode : columns of lists of which each item becomes a row: the tokens of a document
+    separator, header : of a CSV file, if not to be found out: its separator, and whether its first line has names
     progress : called with the number of rows scored so far
 
     Returns
@@ -134,66 +141,80 @@ def score(
     if invalid not in ("raise", "skip"):
         raise ArgumentError(message(CALL, "invalid", f"found {invalid!r}", "It is 'raise' or 'skip'"))
     names = None if classes is None else names_of("classes", classes)
-    options = {"clip": checked_clip(CALL, clip), "tolerance": tolerance, "worst": checked_count(CALL, "worst", worst)}
-    if multilabel:
-        options["multilabel"] = True
-    roles = {"label": label, "weight": weight, "id": id, "entropy": entropy}
-    roles |= {"cluster": cluster, "bytes": bytes, "characters": characters}
-    predictions = {"proba": proba, "logits": logits, "log_prob": log_prob}
-    pieces: Iterable[Piece]
+    options = {
+        "clip": checked_clip(CALL, clip),
+        "tolerance": tolerance,
+        "renormalise": checked_switch("renormalise", renormalise),
+        "worst": checked_count(CALL, "worst", worst),
+        **({"multilabel": True} if checked_switch("multilabel", multilabel) else {}),
+    }
+    of_rows = {"cluster": cluster, "bytes": bytes, "characters": characters}
+    request = Call(
+        roles={"label": label, "weight": weight, "id": id, "entropy": entropy, **of_rows},
+        predictions={"proba": proba, "logits": logits, "log_prob": log_prob},
+        labels=labels,
+        by=by,
+        exclude=names_of("exclude", exclude),
+        classes=names,
+        options=options,
+        layout=Layout(separator, header, names_of("explode", explode)),
+        skip=invalid == "skip",
+    )
     with reading(data if is_path(data) else f"the {type(data).__name__}"):
-        files = find_files(data) if is_path(data) else []
-        if files and files[0].suffix.lower() in ARRAY_FILES:
-            columns: dict[str, Any] = arrays_of_files(files, {**predictions, **roles})
-            arrays = {kind: columns.pop(kind) for kind in predictions}
-            pieces = array_pieces(arrays, columns, by, names, options)
-        elif not files and is_array(data):
-            options["tolerance"] = tolerance if tolerance is not None else tolerance_of(data)
-            pieces = array_pieces({_kind_of_array(predictions): data}, roles, by, names, options)
-        else:
-            segments = names_of("by", by)
-            request = Request(**predictions, **roles, by=segments, classes=names, options=options)
-            engine = "file" if files else engine_of(data)
-            if engine in clusters.STATES:
-                state = _checked(clusters.STATES[engine](data, request), invalid == "skip")
-                return _finished(state, [])
-            pieces = frame_pieces(*batches_of(data, request))
-        return _finished(*_sum_of(pieces, invalid == "skip", progress))
+        rows = request.rows(data)
+        if isinstance(rows, Request):
+            return _finished(*_of_cluster(data, rows))
+        may_round, skip = tolerance is None and not (renormalise or multilabel), request.skip
+        (state, remarks), notes = settled_result(
+            rows, skip, may_round, lambda settled, rounding: _sum_of(rows, settled, skip, rounding, progress)
+        )
+        return _finished(state, [*notes, *remarks])
 
 
-def _kind_of_array(predictions: dict[str, Any]) -> str:
-    """Return what an array in memory holds: probabilities, or what is True of the arguments `logits` and `log_prob`."""
-    kinds = {kind: value for kind, value in predictions.items() if value is not None and value is not False}
-    if not kinds:
-        return "proba"
-    if len(kinds) > 1 or next(iter(kinds.values())) is not True:
-        problem = f"found {', '.join(f'{kind}={quoted(value)}' for kind, value in kinds.items())} beside an array"
-        remedy = "Pass columns with a frame or file, and with an array logits=True or log_prob=True if it holds those"
-        raise ArgumentError(message(CALL, "proba, logits, log_prob", problem, remedy))
-    return next(iter(kinds))
+def _of_cluster(data: Any, request: Request) -> tuple[ScoreState, list[str]]:
+    """Return the state of a frame of Dask or Spark, and remarks on its labels."""
+    make, frame = clusters.STATES[engine_of(data)], with_text_names(data)
+    way = clusters.way_of_labels(frame, request) if request.skip else None
+    try:
+        state = make(frame, replace(request, way=way))
+    except UnknownLabelError:
+        if (way := clusters.way_of_labels(frame, request)) is None:
+            raise
+        state = make(frame, replace(request, way=way))
+    if state.invalid_rows and not request.skip:
+        raise DistributionError(explain_selected(state.invalid.columns, state.invalid_rows))
+    return state, [way.note] if way is not None and way.note else []
 
 
-def _sum_of(pieces: Iterable[Piece], skip_invalid: bool, progress: Progress | None) -> tuple[ScoreState, list[str]]:
-    """Return the sum of the states of all pieces, and remarks on the data."""
+def _sum_of(
+    rows: Pieces, settled: Settled, skip: bool, may_round: bool, progress: Progress | None
+) -> tuple[ScoreState, list[str]]:
+    """Return the sum of the states of all pieces, and remarks on ids."""
     total: ScoreState | None = None
-    rows, repeated = 0, _RepeatedIds()
+    count_of_rows, repeated = 0, RepeatedIds(skip)
 
-    def state_of(count: int, arguments: Callable[[], dict[str, Any]]) -> tuple[int, ScoreState]:
-        return count, ScoreState.from_batch(**arguments())
+    def state_of(count: int, arguments: Callable[[], dict[str, Any]], again: Array | None) -> tuple[int, ScoreState]:
+        found = arguments()
+        if again is not None:
+            reasons = found.get("reasons")
+            before = np.zeros(count, np.int8) if reasons is None else reasons
+            found["reasons"] = np.where(again & (before == loops.VALID), loops.REPEATED_ID, before)
+        state = ScoreState.from_batch(**found)
+        if state.invalid_rows:
+            judged = pairs(CALL, found) if found.get("multilabel") else found
+            check_rows(scored_again(judged), judged, rows, skip, may_round)
+        return count, state
 
     def jobs() -> Iterator[Callable[[], tuple[int, ScoreState]]]:
-        for count, keys, arguments in pieces:
-            if keys is not None:
-                repeated.add(keys)
-            yield partial(state_of, count, arguments)
+        for count, keys, arguments in rows.pieces(settled):
+            yield partial(state_of, count, arguments, None if keys is None else repeated.add(keys))
 
     with closing(in_threads(jobs())) as states:
         for count, state in states:
-            _checked(state, skip_invalid)
             total = state if total is None else total + state
-            rows += count
+            count_of_rows += count
             if progress is not None:
-                progress(rows)
+                progress(count_of_rows)
     notes = repeated.check()
     if total is None:
         raise DataError(message(CALL, "data", "there are no rows", "Check the file or the filter before it"))
@@ -217,67 +238,17 @@ def in_threads(jobs: Iterable[Callable[[], Result]]) -> Generator[Result]:
                 future.cancel()
 
 
-def _checked(state: ScoreState, skip_invalid: bool) -> ScoreState:
-    """Return the state; DistributionError if it has invalid rows that should not be skipped."""
-    if state.invalid_rows and not skip_invalid:
-        raise DistributionError(_invalid_message(state))
-    return state
-
-
 def _finished(state: ScoreState, notes: list[str]) -> Score:
     """Return the score of at least one valid row."""
-    if state.rows_read == 0:
+    if state.all_rows == 0:
         raise DataError(message(CALL, "data", "there are no rows", "Check the file or the filter before it"))
     if state.rows == 0:
         if not state.invalid_rows:
-            problem = f"all {state.rows_without_weight:,} rows have weight 0"
-            raise DataError(message(CALL, "weight", problem, "A row of weight 0 is left out; choose another column"))
-        raise DistributionError(_invalid_message(state))
+            raise DataError(message(CALL, "weight", "all weights are 0", "Check the column; 0 leaves a row out"))
+        raise DistributionError(explain_selected(state.invalid.columns, state.invalid_rows))
     if state.form.identified:
         ids = [str(name) for name in state.sample["id"].tolist()]
         if len(set(ids)) < len(ids):
             first = next(name for name in ids if ids.count(name) > 1)
             raise DataError(message(CALL, "id", f"the id {quoted(first)} names several rows", ONE_ROW_PER_ID))
     return replace(state.finalize(), notes=tuple(notes))
-
-
-class _RepeatedIds:
-    """Finds repeated ids by 64-bit keys; with too many ids to remember, it reports that not all were checked."""
-
-    def __init__(self) -> None:
-        self.keys: list[Array] = []
-        self.count = 0
-
-    def add(self, keys: Array) -> None:
-        self.count += len(keys)
-        if self.count <= MOST_CHECKED_IDS:
-            self.keys.append(keys)
-        else:
-            self.keys.clear()
-
-    def check(self) -> list[str]:
-        if self.count > MOST_CHECKED_IDS:
-            return [f"More than {MOST_CHECKED_IDS:,} ids: only those of kept rows were checked for repetition."]
-        if self.keys:
-            together = np.sort(np.concatenate(self.keys))
-            repeated = int((together[1:] == together[:-1]).sum())
-            if repeated:
-                raise DataError(message(CALL, "id", f"{repeated:,} rows repeat the id of another", ONE_ROW_PER_ID))
-        return []
-
-
-def _invalid_message(state: ScoreState) -> str:
-    invalid = state.invalid
-    columns = (invalid[name].tolist() for name in ("row", "id", "reason", "total"))
-    first = sorted(zip(*columns, strict=True), key=lambda columns: columns[0])[:3]
-    named = [
-        f"row {row}" + ("" if name is None else f" (id {shown_name(name)})") + f": {_reason(reason, total)}"
-        for row, name, reason, total in first
-    ]
-    problem = f"{state.invalid_rows:,} of the first rows cannot be scored; {'; '.join(named)}"
-    remedy = "Correct them; invalid='skip' (--skip-invalid) leaves them out; tolerance= allows sums of rounded numbers"
-    return message(CALL, "data", problem, remedy)
-
-
-def _reason(reason: int, total: float) -> str:
-    return f"a sum of {total:.6g}" if reason == loops.WRONG_SUM else loops.REASONS[reason]

@@ -47,6 +47,8 @@ def row_scores(
     entropy: Any = None,
     weight: Any = None,
     tolerance: float | None = None,
+    renormalise: bool = False,
+    reasons: Any = None,
 ) -> Rows:
     """Score each row of a batch; the arguments are those of `ScoreState.from_batch`."""
     predictions = {"proba": proba, "logits": logits, "log_prob": log_prob}
@@ -59,7 +61,10 @@ def row_scores(
     elif entropy is not None:
         raise ArgumentError(message(CALL, "entropy", "found it without log_prob", "Pass it together with log_prob"))
     else:
-        rows = _rows_of_classes(labels, kinds[0], predictions[kinds[0]], tolerance)
+        rows = _rows_of_classes(labels, kinds[0], predictions[kinds[0]], tolerance, renormalise)
+    if reasons is not None:
+        known = one_per_row("reasons", as_array(CALL, "reasons", reasons), len(rows.loss))
+        rows.status[:] = np.where(known > loops.VALID, known, rows.status)
     if weight is not None:
         rows.weight = one_per_row("weight", _numbers("weight", weight), len(rows.loss)).astype(np.float64)
         rows.status[~((rows.weight >= 0) & (rows.weight <= MOST_WEIGHT))] = loops.WRONG_WEIGHT
@@ -82,9 +87,11 @@ def _rows_of_log_probabilities(log_prob: Any, entropy: Any) -> Rows:
     return rows
 
 
-def _rows_of_classes(labels: Any, kind: str, predictions: Any, tolerance: float | None) -> Rows:
+def _rows_of_classes(labels: Any, kind: str, predictions: Any, tolerance: float | None, renormalise: bool) -> Rows:
     """Score rows with a probability or logit for each class."""
     p, tolerance = _matrix(kind, predictions, tolerance)
+    if renormalise and kind == "proba":
+        p = _renormalised(p)
     count, classes = p.shape
     label = as_array(CALL, "labels", labels)
     soft = label.ndim == 2
@@ -115,6 +122,14 @@ def _rows_of_classes(labels: Any, kind: str, predictions: Any, tolerance: float 
     return rows
 
 
+def _renormalised(p: Array) -> Array:
+    """Return rows of numbers of 0 or more divided by their sums; others are left, and not valid."""
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        total = p.sum(axis=1, keepdims=True, dtype=np.float64)
+        usable = (total > 0) & np.isfinite(total) & (p.min(axis=1, keepdims=True) >= 0)
+        return np.ascontiguousarray(np.where(usable, p / np.where(usable, total, 1.0), p))
+
+
 def _softmax(logits: Array, label: Array | None) -> tuple[Array, Array]:
     """Return probabilities, and the log-probability of each label or, without labels, those of all classes.
 
@@ -132,7 +147,9 @@ def _matrix(kind: str, predictions: Any, tolerance: float | None) -> tuple[Array
     """Return predictions as contiguous float32 or float64 (rows, classes), and how far from 1 their sums may be."""
     p = _numbers(kind, predictions)
     if tolerance is None:
-        tolerance = sum_tolerance(float(np.finfo(p.dtype).eps) if p.dtype.kind == "f" else 0.0)
+        is_bfloat16 = "bfloat16" in str(getattr(predictions, "dtype", ""))
+        eps = float(np.finfo(p.dtype).eps) if p.dtype.kind == "f" else 0.0
+        tolerance = sum_tolerance(2.0**-7 if is_bfloat16 else eps)
     elif not (isinstance(tolerance, Real) and tolerance >= 0):
         problem = f"found {tolerance!r}, expected a number of 0 or more"
         raise ArgumentError(message(CALL, "tolerance", problem, "Omit it for the tolerance of the dtype"))
@@ -140,7 +157,11 @@ def _matrix(kind: str, predictions: Any, tolerance: float | None) -> tuple[Array
         p = p.astype(np.float64, copy=False)
     if p.ndim == 1:
         second = p.astype(np.float64, copy=False)
-        p = np.stack([1.0 - second, second] if kind == "proba" else [np.zeros_like(second), second], axis=1)
+        if kind == "proba":  # what rounding left above 1 counts as 1
+            first = np.where((second > 1) & (second <= 1 + tolerance), 0.0, 1.0 - second)
+        else:
+            first = np.zeros_like(second)
+        p = np.stack([first, second], axis=1)
     if p.ndim != 2 or p.shape[1] == 0:
         problem = f"found shape {p.shape}, expected (rows, classes) or (rows,)"
         raise ShapeError(message(CALL, kind, problem, "Pass one row per prediction"))
@@ -168,19 +189,17 @@ def as_array(call: str, argument: str, values: Any) -> Array:
     Tensors lose their gradients, and bfloat16, which NumPy does not have, becomes float32.
     """
     try:
-        if hasattr(values, "detach"):
-            values = values.detach().cpu()
-            values = values.float() if str(values.dtype) == "torch.bfloat16" else values
-        array = np.asarray(values)
+        array = np.asarray(_of_torch(values) if hasattr(values, "detach") else values)
         return array.astype(np.float32) if is_numpy_bfloat16(array.dtype) else array
     except (TypeError, ValueError, RuntimeError) as error:
         problem = f"found a {type(values).__name__} that NumPy cannot read ({error})"
         raise DTypeError(message(call, argument, problem, "Pass an array, or nested lists of equal length")) from None
 
 
-def tolerance_of(predictions: Any) -> float | None:
-    """Return how far from 1 the sums of an array of bfloat16 may be, which becomes float32; None for other dtypes."""
-    return sum_tolerance(2.0**-7) if str(getattr(predictions, "dtype", "")).endswith("bfloat16") else None
+def _of_torch(tensor: Any) -> Any:
+    """Return a tensor that NumPy can read: without a gradient, in memory, and bfloat16 as float32."""
+    tensor = tensor.detach().cpu()
+    return tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor
 
 
 def _numbers(argument: str, values: Any) -> Array:

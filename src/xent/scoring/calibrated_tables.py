@@ -12,10 +12,12 @@ import polars as pl
 
 from xent.errors import ArgumentError, DataError, message
 from xent.names import listed, quoted, shown_path
+from xent.scoring.files import reading
 from xent.scoring.form import Names, Plan, Request, names_of
-from xent.scoring.readers import find_files, reading, scan_files
+from xent.scoring.readers import BATCH_ROWS, table_of, wanted_columns
 from xent.scoring.recalibration import Calibrator
 from xent.scoring.sums import Array
+from xent.scoring.tables import Layout
 
 CALL = "calibrate"
 
@@ -62,8 +64,9 @@ def calibrated_table(
     names = None if classes is None else names_of("classes", classes)
     request = Request(proba=proba, logits=logits, classes=names, labelled=False)
     with reading(data):
-        table = scan_files(find_files(data)).collect()
-    plan = request.plan(table.columns, table.schema)
+        source = table_of(data, Layout(), None, wanted_columns(request))
+        plan = request.plan(source.columns, source.dtypes)
+        table = pl.concat(list(source.batches(source.columns, plan.numbers, BATCH_ROWS)))
     found = plan.row_arguments(table)[plan.kind]
     own = plan.class_names(table) or ()
     if set(own) != set(calibrator.classes):

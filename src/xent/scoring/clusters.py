@@ -11,7 +11,9 @@ import polars as pl
 from xent import errors
 from xent.errors import DataError, message
 from xent.scoring.form import CALL, ONE_ROW_PER_ID, Plan, Request
-from xent.scoring.readers import to_polars
+from xent.scoring.labels import MOST_LABELS, UnknownLabelError, Way, find_way
+from xent.scoring.readers import to_polars, wanted_columns
+from xent.scoring.spark_columns import escaped, flattened
 from xent.scoring.state import ScoreState, add_all
 
 PARTITION = 2**40
@@ -23,7 +25,7 @@ def dask_state(frame: Any, request: Request) -> ScoreState:
     from dask.base import compute
     from dask.delayed import delayed
 
-    plan = request.plan(list(frame.columns), _dtypes_of_pandas(frame._meta))
+    plan = _plan_of_dask(frame, request)
     tasks = [delayed(_of_pandas)(part, plan, number) for number, part in enumerate(frame[plan.needed].to_delayed())]
     if request.id is not None:
         _refuse_repeated(int((frame[request.id].value_counts() > 1).sum().compute()))
@@ -40,11 +42,13 @@ def spark_state(frame: Any, request: Request) -> ScoreState:
         import pyarrow  # noqa: F401  in which the workers return the states
     except ModuleNotFoundError as error:
         raise errors.missing_package(error, CALL, "spark") from None
-    plan = request.plan(frame.columns, _dtypes_of_spark(frame))
+    frame, plan = _plan_of_spark(frame, request)
     if request.id is not None:
-        counts = frame.groupBy(request.id).count()
+        counts = frame.groupBy(escaped(request.id)).count()
         _refuse_repeated(counts.filter(functions.col("count") > 1).count())
-    states = frame.select(*plan.needed).mapInArrow(_of_arrow(plan), "number long, state string")
+    # PySpark itself looks the columns up by name, in which a dot would be a path.
+    plain = [functions.col(escaped(name)).alias(f"c{k}") for k, name in enumerate(plan.needed)]
+    states = frame.select(*plain).mapInArrow(_of_arrow(plan), "number long, state string")
     try:
         collected = states.collect()
     except PySparkException as error:
@@ -61,7 +65,7 @@ def _sum_of_partitions(parts: list[tuple[int, str]]) -> ScoreState:
     for number, text in sorted(parts):
         state = ScoreState.from_json(text)
         states.append(state.moved(first - number * PARTITION))
-        first += state.rows_read
+        first += state.all_rows
     if not states:
         raise DataError(message(CALL, "data", "there are no rows", "Check the filter before it"))
     return add_all(states)
@@ -69,8 +73,10 @@ def _sum_of_partitions(parts: list[tuple[int, str]]) -> ScoreState:
 
 def _own_error(error: Exception) -> Exception:
     """Return the XentError that a worker raised, which Spark reports as text; otherwise Spark's own error."""
-    match = re.search(r"^xent\.errors\.(\w+): (.*)$", str(error), re.MULTILINE)
-    kind = getattr(errors, match[1], None) if match else None
+    match = re.search(r"^xent\.[\w.]+\.(\w+): (.*)$", str(error), re.MULTILINE)
+    kind = (
+        (UnknownLabelError if match[1] == "UnknownLabelError" else getattr(errors, match[1], None)) if match else None
+    )
     return kind(match[2]) if match and kind else error
 
 
@@ -93,13 +99,17 @@ def _of_arrow(plan: Plan) -> Callable[[Iterator[Any]], Iterator[Any]]:
         parts, first = [], number * PARTITION
         for batch in batches:
             if batch.num_rows:
-                parts.append(ScoreState.from_batch(**plan.arguments(to_polars(batch), first)))
+                parts.append(ScoreState.from_batch(**plan.arguments(_named(to_polars(batch), plan), first)))
                 first += batch.num_rows
         if parts:
             text = add_all(parts).to_json()
             yield pyarrow.RecordBatch.from_pydict({"number": [number], "state": [text]})
 
     return states
+
+
+def _named(batch: pl.DataFrame, plan: Plan) -> pl.DataFrame:
+    return batch.rename(dict(zip(batch.columns, plan.needed, strict=True)))
 
 
 def _refuse_repeated(repeated: int) -> None:
@@ -113,6 +123,37 @@ def _dtypes_of_pandas(meta: Any) -> dict[str, Any]:
     return {str(name): pl.List(pl.Float64) for name in may_be_lists}
 
 
+def way_of_labels(frame: Any, request: Request) -> Way | None:
+    """Return how the labels of a frame stand for the classes; None if there are no labels, or no names of classes."""
+    is_spark = type(frame).__module__.split(".")[0] == "pyspark"
+    frame, plan = _plan_of_spark(frame, request) if is_spark else (frame, _plan_of_dask(frame, request))
+    if len(plan.label) != 1 or plan.classes is None:
+        return None
+    (label,) = plan.label
+    if is_spark:
+        values = [row[0] for row in frame.select(escaped(label)).distinct().limit(MOST_LABELS).collect()]
+        labels = pl.Series(values, strict=False)
+    else:
+        labels = pl.from_pandas(frame[[label]].drop_duplicates().compute().reset_index(drop=True))[label]
+    return find_way([labels], plan.classes, plan.columns if len(plan.columns) > 1 else ())
+
+
+def _plan_of_dask(frame: Any, request: Request) -> Plan:
+    return request.plan(list(frame.columns), _dtypes_of_pandas(frame._meta))
+
+
+def _plan_of_spark(frame: Any, request: Request) -> tuple[Any, Plan]:
+    frame = flattened(frame, wanted_columns(request))
+    return frame, request.plan(frame.columns, _dtypes_of_spark(frame))
+
+
 def _dtypes_of_spark(frame: Any) -> dict[str, Any]:
     lists = [f.name for f in frame.schema.fields if f.dataType.typeName() == "array"]
-    return {name: pl.List(pl.Float64) for name in lists}
+    structs = {f.name: f.dataType for f in frame.schema.fields if f.dataType.typeName() == "struct"}
+    fields = {name: [pl.Field(f.name, pl.Float64) for f in dtype.fields] for name, dtype in structs.items()}
+    maps = [f.name for f in frame.schema.fields if f.dataType.typeName() == "map"]
+    for name in maps:
+        inside = [n.removeprefix(f"{name}.") for n in frame.columns if n.startswith(f"{name}.")]
+        fields[name] = [pl.Field(n, pl.Float64) for n in inside]
+    lists_of = {name: pl.List(pl.Float64) for name in lists}
+    return {**lists_of, **{name: pl.Struct(found) for name, found in fields.items()}}

@@ -10,20 +10,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
 
-from xent.errors import ArgumentError, DataError, DistributionError, message
-from xent.names import listed, quoted, shown_name
+from xent.errors import ArgumentError, DataError, message, option
+from xent.names import listed, shown_name
 from xent.scoring import loops
-from xent.scoring.batch import checked_clip, checked_count, row_scores
-from xent.scoring.form import ONE_ROW_PER_ID, Names, Plan, Request, check_segments, names_of
+from xent.scoring.batch import checked_clip, checked_count
+from xent.scoring.call import Call, checked_switch
+from xent.scoring.form import Names, check_segments, names_of
 from xent.scoring.intervals import Estimate, mean_and_interval, numbered, weighted_mean, weighted_sum
-from xent.scoring.readers import batches_of, reading
+from xent.scoring.row_table import row_table, usable
 from xent.scoring.score import plain
 from xent.scoring.sums import Array
+from xent.scoring.tables import Layout
 
 __all__ = ["Comparison", "RowDifference", "SegmentDifference", "compare"]
 
@@ -86,6 +88,11 @@ class Comparison:
     segments: tuple[SegmentDifference, ...]
     drivers: tuple[RowDifference, ...]
     clip: float | None
+    invalid_a: int = 0
+    """Rows of both that could not be scored in a, and were left out."""
+    invalid_b: int = 0
+    notes: tuple[str, ...] = ()
+    """Remarks on the data from the time when they were read."""
 
     @property
     def winner(self) -> str:
@@ -161,7 +168,8 @@ def compare(
     a: Any,
     b: Any,
     *,
-    id: str,
+    id: str | None = None,
+    order: bool = False,
     label: Names | None = None,
     proba: Names | None = None,
     logits: Names | None = None,
@@ -170,10 +178,17 @@ def compare(
     weight: str | None = None,
     by: str | Sequence[str] = (),
     cluster: str | None = None,
+    labels: Any = None,
+    exclude: str | Sequence[str] = (),
     classes: Sequence[Any] | None = None,
     clip: float | None = None,
     tolerance: float | None = None,
+    renormalise: bool = False,
     worst: int = 20,
+    invalid: Literal["raise", "skip"] = "raise",
+    explode: str | Sequence[str] = (),
+    separator: str | None = None,
+    header: bool | None = None,
 ) -> Comparison:
     """Compare two sets of predictions of the same rows: which is better, by how much, and where.
 
@@ -181,10 +196,12 @@ def compare(
 
     Parameters
     ----------
-    a, b : paths or frames, as in `xent.score`, but not Dask or Spark frames
+    a, b : paths, frames or arrays, as in `xent.score`, but not Dask or Spark frames
     id : the column that names the rows on both sides
-    label, proba, logits, log_prob, weight, classes, clip, tolerance : as in `xent.score`, for both sides; weights are
-        those of a
+    order : in its place, that rows are paired by their order, of which both have to have as many
+    label, proba, logits, log_prob, weight, labels, exclude, classes, clip, tolerance, renormalise, explode, separator,
+        header : as in `xent.score`, for both sides; weights are those of a
+    invalid : "skip" leaves out rows that cannot be scored in a or in b, and counts them
     proba_b : the columns of b's probabilities, if their names differ
     by : columns of a: segments
     cluster : column of a; rows with the same value may depend on each other
@@ -221,67 +238,56 @@ def compare(
     Student (1908), The probable error of a mean; Cameron and Miller (2015), A Practitioner's Guide to Cluster-Robust
     Inference
     """
-    if id is None:
-        raise ArgumentError(message(CALL, "id", "found None", "Name the column that identifies the rows of both"))
+    if (id is None) != checked_switch("order", order):
+        problem = (
+            "found neither a column of ids nor that rows are paired by their order" if id is None else "found both"
+        )
+        remedy = f"Name the column by {option('id')}, or pass {option('order', True)} for files in the same order"
+        raise ArgumentError(message(CALL, "id", problem, remedy))
+    if invalid not in ("raise", "skip"):
+        raise ArgumentError(message(CALL, "invalid", f"found {invalid!r}", "It is 'raise' or 'skip'"))
     segments, clip = names_of("by", by), checked_clip(CALL, clip)
     worst = checked_count(CALL, "worst", worst)
-    names = None if classes is None else names_of("classes", classes)
-    extra = tuple(dict.fromkeys((*segments, *(() if cluster is None else (cluster,)))))
-    of_both = Request(label, proba, logits, log_prob, id=id, classes=names, options={"tolerance": tolerance})
-    of_b = of_both if proba_b is None else replace(of_both, proba=proba_b)
-    left, right = row_table("a", a, replace(of_both, weight=weight, also=extra)), row_table("b", b, of_b)
-    both = left.join(right, on="id", how="inner", suffix="_b", maintain_order="left")
-    if not both.height:
+    of_b = Call(
+        roles={"label": label, "weight": None, "id": id, "entropy": None},
+        predictions={"proba": proba if proba_b is None else proba_b, "logits": logits, "log_prob": log_prob},
+        labels=labels,
+        by=(),
+        exclude=names_of("exclude", exclude),
+        classes=None if classes is None else names_of("classes", classes),
+        options={"tolerance": tolerance, "renormalise": checked_switch("renormalise", renormalise)},
+        layout=Layout(separator, header, names_of("explode", explode)),
+        skip=invalid == "skip",
+    )
+    of_a = replace(
+        of_b,
+        roles={**of_b.roles, "weight": weight},
+        predictions={**of_b.predictions, "proba": proba},
+        by=tuple(dict.fromkeys((*segments, *(() if cluster is None else (cluster,))))),
+    )
+    left, notes = row_table("a", a, of_a)
+    right, notes_b = row_table("b", b, of_b)
+    if id is None and left.height != right.height:
+        problem = f"a has {left.height:,} rows and b {right.height:,}, which are to be paired by their order"
+        raise DataError(message(CALL, "order", problem, f"Pair them by a column of ids ({option('id')})"))
+    paired = left.join(right, on="id", how="inner", suffix="_b", maintain_order="left")
+    if not paired.height:
         problem = f"no id of {left.height} rows in a is among the {right.height} in b"
         raise DataError(message(CALL, "id", problem, "Choose the column that names the same rows on both sides"))
+    both, invalid_a, invalid_b = usable(paired)
+    if not both.height:
+        problem = "no row can be scored on both sides" if invalid_a or invalid_b else "all weights are 0"
+        raise DataError(message(CALL, "data" if invalid_a or invalid_b else "weight", problem, "Check the columns"))
     if "label" in both.columns and not (both["label"] == both["label_b"]).all():
         wrong = both.filter(pl.col("label") != pl.col("label_b"))
         problem = (
             f"{wrong.height} rows have other labels in b than in a, the first with id {shown_name(wrong['id'][0])}"
         )
         raise DataError(message(CALL, "label", problem, "Both have to predict the same"))
-    return _compared(left, right, both, segments, cluster, worst, clip)
-
-
-def row_table(side: str, data: Any, request: Request) -> pl.DataFrame:
-    """Return id, loss, correctness, label and further columns of each row."""
-    parts, first = [], 0
-    with reading(data if isinstance(data, str) else side):
-        plan, batches = batches_of(data, request)
-        for batch in batches:
-            parts.append(_rows_of(side, plan, batch, first))
-            first += batch.height
-    if not first:
-        raise DataError(message(CALL, side, "there are no rows", "Check the file or the filter before it"))
-    table = pl.concat(parts)
-    if table["id"].n_unique() < table.height:
-        repeated = table.filter(pl.col("id").is_duplicated())
-        problem = f"{repeated.height} rows share an id, such as {quoted(repeated['id'][0])}"
-        raise DataError(message(CALL, side, problem, ONE_ROW_PER_ID))
-    return table
-
-
-def _rows_of(side: str, plan: Plan, batch: pl.DataFrame, first: int) -> pl.DataFrame:
-    rows = row_scores(**plan.row_arguments(batch, first))
-    ids = batch[plan.request.id or ""]
-    if (rows.status > loops.VALID).any():
-        row = int((rows.status > loops.VALID).argmax())
-        problem = (
-            f"row {first + row} (id {shown_name(ids[row])}) cannot be scored: {loops.REASONS[int(rows.status[row])]}"
-        )
-        raise DistributionError(message(CALL, side, problem, "Correct it, or leave it out"))
-    columns: dict[str, Any] = {"id": ids.cast(pl.String), "loss": rows.loss}
-    if columns["id"].null_count():
-        raise DataError(message(CALL, side, "a row has no id", "Choose a column that names every row"))
-    if len(rows.correct):
-        columns["correct"] = rows.correct
-    if len(rows.label):
-        names = plan.class_names(batch) or ()
-        columns["label"] = pl.Series([names[k] for k in rows.label.tolist()], dtype=pl.String)
-    if len(rows.weight):
-        columns["weight"] = rows.weight
-    further = {f"by {name}": batch[name].cast(pl.String).fill_null("(missing)") for name in plan.request.also}
-    return pl.DataFrame({**columns, **further})
+    found = _compared(left, right, both, segments, cluster, worst, clip)
+    without = int((paired["status"] == loops.NO_WEIGHT).sum())
+    remarks = tuple(dict.fromkeys((*notes, *notes_b)))
+    return replace(found, rows_without_weight=without, invalid_a=invalid_a, invalid_b=invalid_b, notes=remarks)
 
 
 def _compared(
@@ -294,12 +300,6 @@ def _compared(
     clip: float | None,
 ) -> Comparison:
     limit = math.inf if clip is None else 0.0 - math.log(clip)
-    paired = both.height
-    if "weight" in both.columns:
-        both = both.filter(pl.col("weight") > 0)
-        if not both.height:
-            problem = f"all {paired:,} rows that are on both sides have weight 0"
-            raise DataError(message(CALL, "weight", problem, "A row of weight 0 is left out; choose another column"))
     loss_a, loss_b = (np.minimum(both[name].to_numpy(), limit) for name in ("loss", "loss_b"))
     weight = both["weight"].to_numpy() if "weight" in both.columns else np.ones(both.height)
     # inf - inf is NaN: a row that is impossible on both sides counts as no difference, and is counted as impossible.
@@ -333,7 +333,7 @@ def _compared(
             for side, sign in (("a", math.inf), ("b", -math.inf))
         },
         difference_possible=_of_possible(difference, weight, groups),
-        rows_without_weight=paired - both.height,
+        rows_without_weight=0,
         only_in_a=only_a.height,
         only_in_b=only_b.height,
         missing={side: tuple(t["id"].head(MOST_MISSING)) for side, t in (("a", only_a), ("b", only_b))},

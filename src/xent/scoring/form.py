@@ -8,6 +8,7 @@ list column, explicitly listed columns) and sets the order in which they are rep
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -17,12 +18,16 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from xent.errors import ArgumentError, DataError, LabelError, message
-from xent.names import listed, quoted, shown_name
+from xent.arrays import sum_tolerance
+from xent.errors import ArgumentError, DataError, message
+from xent.names import listed, quoted
+from xent.scoring.columns import id_array, is_lists, list_matrix, number_matrix, one_column, rounding_of
+from xent.scoring.labels import MISSING, UNKNOWN, Way, class_indices
+from xent.scoring.loops import NO_ID, NO_LABEL, UNKNOWN_LABEL, VALID
 from xent.scoring.sums import Array
 
 CALL = "score"
-ONE_ROW_PER_ID = "An id names one row; omit id=, or choose a column without repetitions"
+ONE_ROW_PER_ID = "An id names one row; name no id, or choose a column without repetitions"
 ONE_VS_REST_CLASSES = 100
 """Up to this many classes, each has a reliability histogram of its own; otherwise only the predicted class has one."""
 MOST_SEGMENTS = 10_000
@@ -51,6 +56,8 @@ class Form:
     """The rows are pairs of a row and a label."""
     worst: int = 50
     sample: int = 5_000
+    renormalised: bool = False
+    """Probabilities were divided by their sum."""
 
     @property
     def clip_loss(self) -> float:
@@ -78,21 +85,27 @@ class Request:
     by: tuple[str, ...] = ()
     classes: tuple[str, ...] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
-    """clip, tolerance, worst: for `ScoreState.from_batch`."""
+    """clip, tolerance, renormalise, worst: for `ScoreState.from_batch`."""
     also: tuple[str, ...] = ()
     """Further columns to read."""
     labelled: bool = True
     """Whether there have to be labels."""
+    exclude: tuple[str, ...] = ()
+    """Columns that no pattern matches."""
+    skip: bool = False
+    """Whether rows without a valid label or id are left out instead of being errors."""
+    way: Way | None = None
+    """How labels stand for classes, once it had to be found out."""
 
     def __post_init__(self) -> None:
-        for option in ("label", "proba", "logits", "log_prob", "entropy", "weight", "id", *AMOUNTS, "cluster"):
-            names = getattr(self, option)
-            several = option in ("label", "proba", "logits") and isinstance(names, Collection) and len(names)
+        for role in ("label", "proba", "logits", "log_prob", "entropy", "weight", "id", *AMOUNTS, "cluster"):
+            names = getattr(self, role)
+            several = role in ("label", "proba", "logits") and isinstance(names, Collection) and len(names)
             if names is not None and not all(isinstance(n, str) for n in (names if several else [names])):
                 problem = (
                     f"found {quoted(names)}, expected {'one or more column names' if several else 'a column name'}"
                 )
-                raise ArgumentError(message(CALL, option, problem, "Pass text, such as 'p', or ['p_cat', 'p_dog']"))
+                raise ArgumentError(message(CALL, role, problem, "Pass text, such as 'p', or ['p_cat', 'p_dog']"))
 
     @property
     def amounts(self) -> dict[str, str]:
@@ -132,6 +145,9 @@ class Plan:
     """One column of class names, or one for each class with soft labels; none with log_prob."""
     request: Request
 
+    way: Way | None = None
+    """How labels stand for classes, once it had to be found out."""
+
     @property
     def needed(self) -> list[str]:
         """All columns to read."""
@@ -140,29 +156,46 @@ class Plan:
         others = [name for name in named if name is not None]
         return list(dict.fromkeys([*self.label, *self.columns, *others]))
 
+    @property
+    def numbers(self) -> list[str]:
+        """Those of them that hold numbers, whatever they look like in a text."""
+        soft = self.label if len(self.label) > 1 else ()
+        named = (self.request.entropy, self.request.weight, *self.request.amounts.values())
+        others = [name for name in named if name is not None]
+        return list(dict.fromkeys([*self.columns, *soft, *others]))
+
     def arguments(self, frame: pl.DataFrame, first_row: int = 0) -> dict[str, Any]:
         """Read a batch as the arguments of `ScoreState.from_batch`."""
         r = self.request
         return {
             **self.row_arguments(frame, first_row),
-            "ids": None if r.id is None else _ids(frame[r.id], first_row),
+            "ids": None if r.id is None else _ids(frame[r.id], first_row, r.skip),
             "by": {name: frame[name].cast(pl.String).to_numpy() for name in r.by},
             "cluster": None if r.cluster is None else frame[r.cluster],
-            **{name: _numbers(frame, [column])[:, 0] for name, column in r.amounts.items()},
+            **{name: number_matrix(frame, [column])[:, 0] for name, column in r.amounts.items()},
             "classes": self.class_names(frame),
             "first_row": first_row,
-            **r.options,
+            **{name: value for name, value in r.options.items() if name not in ("tolerance", "renormalise")},
         }
 
     def row_arguments(self, frame: pl.DataFrame, first_row: int = 0) -> dict[str, Any]:
         """Read a batch as the arguments of `row_scores`."""
         r = self.request
+        predictions = self._predictions(frame)
+        labels = self._labels(frame, first_row)
+        reasons = np.zeros(frame.height, np.int8)
+        if r.skip and labels is not None and labels.ndim == 1:
+            labels, reasons = without_unknown(labels)
+        if r.skip and r.id is not None and frame[r.id].null_count():
+            reasons = np.where(frame[r.id].is_null().to_numpy(), NO_ID, reasons).astype(np.int8)
         return {
-            self.kind: self._predictions(frame),
-            "labels": self._labels(frame, first_row),
-            "entropy": None if r.entropy is None else _numbers(frame, [r.entropy])[:, 0],
-            "weight": None if r.weight is None else _numbers(frame, [r.weight])[:, 0],
-            "tolerance": r.options.get("tolerance"),
+            self.kind: predictions,
+            "labels": labels,
+            "entropy": None if r.entropy is None else number_matrix(frame, [r.entropy])[:, 0],
+            "weight": None if r.weight is None else number_matrix(frame, [r.weight])[:, 0],
+            "tolerance": self._tolerance(frame),
+            "renormalise": r.options.get("renormalise", False),
+            "reasons": reasons if (reasons != VALID).any() else None,
         }
 
     def class_names(self, frame: pl.DataFrame) -> tuple[str, ...] | None:
@@ -178,17 +211,34 @@ class Plan:
         return classes
 
     def _predictions(self, frame: pl.DataFrame) -> Array:
-        return _numbers(frame, list(self.columns)) if len(self.columns) > 1 else _column(frame, self.columns[0])
+        if len(self.columns) > 1:
+            return number_matrix(frame, list(self.columns))
+        found = one_column(frame, self.columns[0])
+        one_of_two = found.ndim == 2 and found.shape[1] == 1 and len(self.classes or "01") == 2
+        return found[:, 0] if one_of_two else found
+
+    def _tolerance(self, frame: pl.DataFrame) -> float | None:
+        """Return how far from 1 sums may be, where the matrix does not show how the columns were rounded."""
+        given: float | None = self.request.options.get("tolerance")
+        schema = frame.schema  # made anew by each call, of all columns
+        eps = max((rounding_of(schema[name]) for name in (*self.columns, *self.label[1:])), default=0.0)
+        return sum_tolerance(eps) if given is None and eps > 2.0**-23 else given
 
     def _labels(self, frame: pl.DataFrame, first_row: int) -> Array | None:
         if not self.label:
             return None
         if len(self.label) > 1:
-            return _numbers(frame, list(self.label))
+            return number_matrix(frame, list(self.label))
         column = frame[self.label[0]]
-        if isinstance(column.dtype, pl.List | pl.Array):
-            return _lists(column)
-        return class_indices(column, self.class_names(frame) or (), first_row)
+        if is_lists(column.dtype):
+            return list_matrix(column)
+        return class_indices(column, self.class_names(frame) or (), first_row, self.request.way, self.request.skip)
+
+
+def without_unknown(labels: Array) -> tuple[Array, Array]:
+    """Return class indices with a 0 in place of missing and unknown labels, and the reasons to leave those rows out."""
+    reasons = np.where(labels == MISSING, NO_LABEL, np.where(labels == UNKNOWN, UNKNOWN_LABEL, VALID))
+    return np.maximum(labels, 0), reasons.astype(np.int8)
 
 
 class _Planner:
@@ -211,10 +261,13 @@ class _Planner:
             raise ArgumentError(message(CALL, "proba, logits, log_prob", problem, remedy))
         ((kind, names),) = kinds.items()
         others = {"entropy": r.entropy, "weight": r.weight, "id": r.id, "cluster": r.cluster, **r.amounts}
-        for option, name in (*others.items(), *(("by", name) for name in r.by), *(("by", name) for name in r.also)):
+        for role, name in (*others.items(), *(("by", name) for name in r.by), *(("by", name) for name in r.also)):
             if name is not None:
-                self._check(option, name)
+                self._check(role, name)
         if kind == "log_prob":
+            if r.label is not None:
+                problem = "found it beside log-probabilities, which are those of the labels already"
+                raise ArgumentError(message(CALL, "label", problem, "Omit it, or name probabilities of all classes"))
             self._check(kind, names)
             return Plan(kind, (names,), None, (), r)
         columns, classes = self._predictions(kind, names)
@@ -235,30 +288,43 @@ class _Planner:
                 problem = f"found {len(classes)} names for {len(columns)} columns"
                 raise ArgumentError(message(CALL, "classes", problem, "Name the classes in the order of the columns"))
             return columns, columns if classes is None else classes
-        is_list = isinstance(self.dtypes.get(columns[0]), pl.List | pl.Array)
-        return columns, classes if classes is not None or is_list else ("0", "1")
+        dtype = self.dtypes.get(columns[0])
+        if isinstance(dtype, pl.Struct) and not is_lists(dtype):
+            fields = {f.name: f"{columns[0]}.{f.name}" for f in dtype.fields}
+            return self._in_order(kind, fields, classes)
+        return columns, classes if classes is not None or is_lists(dtype) else ("0", "1")
 
-    def _matching(self, option: str, pattern: str) -> dict[str, str]:
-        """Return the columns that match a pattern, by the part that the star stands for."""
-        names = [name for name in self.columns if fnmatch.fnmatchcase(name, pattern)]
+    def _matching(self, role: str, pattern: str) -> dict[str, str]:
+        """Return the columns that match a pattern, by the part that the star stands for.
+
+        Columns that have another role, such as the label, or are excluded, match no pattern.
+        """
+        r = self.request
+        named = {name for name in (r.label, r.weight, r.id, r.entropy, *r.by, *r.exclude) if isinstance(name, str)}
+        names = [name for name in self.columns if fnmatch.fnmatchcase(name, pattern) and name not in named]
         if not names:
             problem = f"no column matches {quoted(pattern)}"
-            raise ArgumentError(message(CALL, option, problem, f"The columns are {listed(self.columns)}"))
+            raise ArgumentError(message(CALL, role, problem, f"The columns are {listed(self.columns)}"))
         if pattern.count("*") != 1 or any(sign in pattern for sign in "?["):
             return {name: name for name in names}
         before, after = pattern.split("*")
         return {name[len(before) : len(name) - len(after) or None]: name for name in names}
 
     def _in_order(
-        self, option: str, columns: Mapping[str, str], classes: tuple[str, ...] | None
+        self, role: str, columns: Mapping[str, str], classes: tuple[str, ...] | None
     ) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Return the columns in the order of the classes, and the classes."""
         if classes is None:
             return tuple(columns.values()), tuple(columns)
-        if set(classes) != set(columns) or len(classes) != len(columns):
-            problem = f"the columns are of {listed(columns)}, the classes {listed(classes)}"
-            raise ArgumentError(message(CALL, f"{option}, classes", problem, "Name the classes as the columns do"))
-        return tuple(columns[name] for name in classes), classes
+        by_column = {column: column for column in columns.values()}
+        numbered = list(columns) in ([str(k + first) for k in range(len(columns))] for first in (0, 1))
+        if numbered and len(classes) == len(columns) and not any(name.isdigit() for name in classes):
+            return tuple(columns.values()), classes  # names for p_0, p_1, ... in their order
+        for named in (columns, by_column):
+            if set(classes) == set(named) and len(classes) == len(named):
+                return tuple(named[name] for name in classes), classes
+        problem = f"the columns are of {listed(columns)}, the classes {listed(classes)}"
+        raise ArgumentError(message(CALL, f"{role}, classes", problem, "Name the classes as the columns do"))
 
     def _labels(self, classes: tuple[str, ...] | None, taken: tuple[str | None, ...]) -> tuple[str, ...]:
         """Return the column of the labels, or those of soft labels in the order of the classes."""
@@ -273,46 +339,21 @@ class _Planner:
         names = (label,) if isinstance(label, str) else tuple(label)
         for name in names:
             self._check("label", name)
+            if isinstance(self.dtypes.get(name), pl.Struct):
+                problem = f"column {quoted(name)} holds structures"
+                remedy = "Name a field (a dot reaches into them); of pandas, to_json(orient='records') writes rows"
+                raise DataError(message(CALL, "label", problem, remedy))
         if not isinstance(label, str) and len(names) != len(classes or names):
             problem = f"found {len(names)} columns for {len(classes or ())} classes"
             raise ArgumentError(message(CALL, "label", problem, "Soft labels need one column for each class"))
         return names
 
-    def _check(self, option: str, name: Any) -> None:
+    def _check(self, role: str, name: Any) -> None:
         if name not in self.known:
+            near = difflib.get_close_matches(str(name), self.known, 1) if len(self.known) < 1000 else []
+            meant = f"Did you mean {quoted(near[0])}? " if near else ""
             problem = f"there is no column {quoted(name)}"
-            raise ArgumentError(message(CALL, option, problem, f"There are {listed(self.columns)}"))
-
-
-def class_indices(labels: pl.Series, classes: tuple[str, ...], first_row: int) -> Array:
-    """Return labels as indices of the classes that they name; LabelError for a label that names none."""
-    if len(set(classes)) < len(classes):
-        raise ArgumentError(
-            message(CALL, "classes", f"found a name twice in {listed(classes)}", "Name each class once")
-        )
-    if labels.null_count():
-        row = first_row + int(labels.is_null().arg_max() or 0)
-        raise DataError(message(CALL, "label", f"row {row} has no label", "Leave such rows out"))
-    if labels.dtype == pl.Boolean and not {"true", "false"} & {name.lower() for name in classes}:
-        labels = labels.cast(pl.Int8)
-    if labels.dtype.is_float() and bool((labels == labels.floor()).all()) and bool(labels.is_finite().all()):
-        labels = labels.cast(pl.Int64)
-    names = classes
-    if labels.dtype.is_integer() and classes == tuple(map(str, range(len(classes)))):
-        indices = labels.cast(pl.Int64).to_numpy()
-        unseen = (indices < 0) | (indices >= len(classes))
-    else:
-        if labels.dtype == pl.Boolean:
-            names = tuple(name.lower() for name in classes)
-        index = labels.cast(pl.String).cast(pl.Enum(names), strict=False).to_physical()
-        unseen = index.is_null().to_numpy()
-        indices = index.fill_null(0).cast(pl.Int64).to_numpy()
-    if unseen.any():
-        names_found = listed(labels.filter(pl.Series(unseen)).unique(maintain_order=True).cast(pl.String).to_list())
-        problem = f"the label {names_found} (first in row {first_row + int(unseen.argmax())}) is none of the classes"
-        remedy = f"The classes are {listed(classes)}; classes= names them in the order of the columns"
-        raise LabelError(message(CALL, "label", problem, remedy))
-    return np.asarray(indices)
+            raise ArgumentError(message(CALL, role, problem, f"{meant}There are {listed(self.columns)}"))
 
 
 def check_segments(call: str, column: str, count: int) -> None:
@@ -322,57 +363,8 @@ def check_segments(call: str, column: str, count: int) -> None:
         raise DataError(message(call, "by", f"column {quoted(column)} has more than {MOST_SEGMENTS} values", remedy))
 
 
-def id_array(ids: pl.Series) -> Array:
-    """Return ids as integers or text."""
-    return ids.to_numpy() if ids.dtype.is_integer() else ids.cast(pl.String).to_numpy()
-
-
-def _ids(ids: pl.Series, first_row: int) -> Array:
-    if ids.null_count():
+def _ids(ids: pl.Series, first_row: int, skip: bool) -> Array:
+    if ids.null_count() and not skip:
         row = first_row + int(ids.is_null().arg_max() or 0)
         raise DataError(message(CALL, "id", f"row {row} has no id", "Choose a column that names every row"))
-    return id_array(ids)
-
-
-def _column(frame: pl.DataFrame, name: str) -> Array:
-    column = frame[name]
-    return _lists(column) if isinstance(column.dtype, pl.List | pl.Array) else _numbers(frame, [name])[:, 0]
-
-
-def _numbers(frame: pl.DataFrame, columns: list[str]) -> Array:
-    """Return columns as a matrix; missing values are NaN."""
-    chosen = frame.select(columns)
-    for name, dtype in chosen.schema.items():
-        if not (dtype.is_numeric() or dtype == pl.Boolean):
-            problem = f"column {quoted(name)} holds {shown_name(dtype)}, not numbers"
-            raise DataError(message(CALL, "data", problem, "Convert the column, or leave it out of the pattern"))
-    if set(chosen.dtypes) != {pl.Float32}:
-        chosen = chosen.cast(pl.Float64)
-    return chosen.to_numpy(order="c").reshape(frame.height, len(columns))
-
-
-def _lists(column: pl.Series) -> Array:
-    """Return a column of lists of equal length as a matrix."""
-    if column.null_count():
-        row = int(column.is_null().arg_max() or 0)
-        raise DataError(
-            message(CALL, "data", f"column {quoted(column.name)} is empty in row {row} of its batch", "Fill it")
-        )
-    inner = column.dtype.inner  # type: ignore[attr-defined]
-    if not inner.is_numeric():
-        raise DataError(
-            message(
-                CALL, "data", f"column {quoted(column.name)} holds lists of {shown_name(inner)}", "Expected numbers"
-            )
-        )
-    if isinstance(column.dtype, pl.List):
-        lengths = column.list.len().unique().to_list()
-        if len(lengths) > 1:
-            problem = f"column {quoted(column.name)} holds lists of {min(lengths)} to {max(lengths)} numbers"
-            raise DataError(message(CALL, "data", problem, "Each row needs a number for each class"))
-        width = lengths[0] if lengths else 0
-    else:
-        width = column.dtype.shape[0]  # type: ignore[attr-defined]
-    flat = column.explode(empty_as_null=False) if len(column) else pl.Series([], dtype=inner)
-    dtype = pl.Float32 if inner == pl.Float32 else pl.Float64
-    return flat.cast(dtype).to_numpy().reshape(len(column), width)
+    return id_array(ids.fill_null(0 if ids.dtype.is_integer() else "") if ids.null_count() else ids)

@@ -25,16 +25,20 @@ from xent.backends.cpu.primitives import add_in_any_order, float_bits, log, maxi
 
 Array = NDArray[Any]
 
-VALID, NOT_A_PROBABILITY, WRONG_SUM, WRONG_LABEL, WRONG_WEIGHT = range(5)
+NO_WEIGHT, VALID, NOT_A_PROBABILITY, WRONG_SUM, WRONG_LABEL, WRONG_WEIGHT = range(-1, 5)
+NO_LABEL, UNKNOWN_LABEL, NO_ID, REPEATED_ID = range(5, 9)
+"""The status of a row. A weight of 0 leaves it out of everything; what is above VALID makes it invalid."""
 REASONS = (
     "",
     "a value that is not a probability",
     "a sum other than 1",
     "a label that is not a distribution",
     "a bad weight",
+    "no label",
+    "a label that is none of the classes",
+    "no id",
+    "the id of an earlier row",
 )
-NO_WEIGHT = -1
-"""Status of a row of weight 0, whatever else is wrong with it: it is left out, and no invalid row."""
 
 (
     ROWS,

@@ -14,7 +14,6 @@ from typing import Any, Literal
 from xent.errors import ArgumentError, DataError, DistributionError, message
 from xent.names import shown_name
 from xent.scoring import loops
-from xent.scoring.batch import tolerance_of
 from xent.scoring.score import Score
 from xent.scoring.state import ScoreState
 
@@ -145,7 +144,7 @@ class Metric:
 
     @property
     def _rows_read(self) -> int:
-        return 0 if self._state is None else self._state.rows_read
+        return 0 if self._state is None else self._state.all_rows
 
     def _add(self, state: ScoreState) -> None:
         self._state = state if self._state is None else self._state + state
@@ -164,7 +163,7 @@ class Metric:
             cluster=cluster,
             bytes=bytes,
             characters=characters,
-            tolerance=tolerance_of(preds) if self.tolerance is None else self.tolerance,
+            tolerance=self.tolerance,
             multilabel=self.multilabel,
             first_row=first,
             **self.options,

@@ -18,10 +18,24 @@ from xent.scoring.batch import as_array
 from xent.scoring.sums import Array
 
 SEGMENT = "label"
+OPTIONAL = (
+    "proba",
+    "logits",
+    "log_prob",
+    "weight",
+    "ids",
+    "by",
+    "cluster",
+    "bytes",
+    "characters",
+    "reasons",
+    "classes",
+)
 
 
 def pairs(call: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of `ScoreState.from_batch` for the pairs of its rows and labels."""
+    arguments = {**dict.fromkeys(OPTIONAL), **arguments}
     kind = "proba" if arguments["proba"] is not None else "logits"
     if arguments["log_prob"] is not None or arguments[kind] is None:
         problem = "found log_prob or no predictions"
@@ -43,7 +57,7 @@ def pairs(call: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     by = {name: _repeated(column, number) for name, column in (arguments["by"] or {}).items()}
     return {
         **arguments,
-        **{name: _repeated(arguments[name], number) for name in ("weight", "bytes", "characters")},
+        **{name: _repeated(arguments[name], number) for name in ("weight", "bytes", "characters", "reasons")},
         kind: predictions.reshape(-1),
         "labels": labels.astype(np.int64).reshape(-1),
         "ids": None if ids is None else _named(as_array(call, "ids", ids), names),

@@ -1,166 +1,241 @@
-"""Where rows come from: files, frames of many libraries, and arrays, each read in pieces that fit in memory.
+"""Where rows come from: files, and frames of many libraries, each read in batches that fit in memory.
 
-Tables reach the rest of the package as batches in Polars: Parquet, CSV and Arrow files through Polars' streaming
-engine, frames through narwhals. Arrays are sliced; npy files are memory-mapped.
+Tables reach the rest of the package as batches in Polars: files as tables.py reads them, frames through narwhals.
+array_rows.py has arrays.
 """
 
 from __future__ import annotations
 
-import glob
-import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import narwhals as nw
 import numpy as np
 import polars as pl
 
-from xent.errors import ArgumentError, DataError, DTypeError, ShapeError, message
-from xent.names import first_line, listed, quoted, shown_path
+from xent.errors import ArgumentError, DataError, DTypeError, message
+from xent.names import listed, quoted
+from xent.scoring.array_rows import arrays_of_files, is_array
 from xent.scoring.batch import as_array
-from xent.scoring.form import CALL, Plan, Request, class_indices, id_array
-from xent.scoring.limits import check_inflated, load_arrays
-from xent.scoring.selection import keys_of_ids
+from xent.scoring.columns import id_array, is_lists, is_vector, number_matrix, one_column
+from xent.scoring.files import ARRAY_KINDS, CALL, find_files, is_path, reading
+from xent.scoring.form import ONE_ROW_PER_ID, Plan, Request
+from xent.scoring.joined import with_labels
+from xent.scoring.labels import Way, find_way
+from xent.scoring.pieces import Piece, Settled
+from xent.scoring.selection import keys_of_ids, keys_of_rows, texts
 from xent.scoring.sums import Array
+from xent.scoring.tables import Layout, LazyTable, Table, table_of_files
 
-SCANNERS: dict[str, Callable[..., pl.LazyFrame]] = {
-    ".parquet": partial(pl.scan_parquet, glob=False),
-    ".csv": partial(pl.scan_csv, glob=False, infer_schema_length=10_000, null_values=[""]),
-    ".arrow": partial(pl.scan_ipc, glob=False),
-    ".feather": partial(pl.scan_ipc, glob=False),
-    ".ipc": partial(pl.scan_ipc, glob=False),
-}
-"""Readers of a list of files. Patterns were resolved before: a file may be named `[a].csv`."""
-ARRAY_FILES = (".npy", ".npz")
-KINDS = ", ".join([*SCANNERS, *ARRAY_FILES])
-LIBRARIES = ("polars", "narwhals", "pyarrow", "pandas", "duckdb", "_duckdb", "dask", "pyspark", "py4j", "zipfile")
-KNOWN = (OSError, UnicodeError, pl.exceptions.PanicException)
-"""Errors of files, whoever raises them; a panic is how Polars fails at files that break its assumptions."""
 BATCH_ROWS = 2**16
 BATCH_NUMBERS = 2**20
 """Probabilities per batch: with many classes a batch has fewer rows."""
 
-Piece = tuple[int, Array | None, Callable[[], dict[str, Any]]]
-"""Number of rows, keys of their ids, and a function that returns the arguments of `ScoreState.from_batch`."""
+
+def batch_rows(columns: int) -> int:
+    """Return how many rows a batch with this many columns of predictions has."""
+    return max(1024, min(BATCH_ROWS, BATCH_NUMBERS // max(columns, 1)))
 
 
-@contextmanager
-def reading(name: Any) -> Iterator[None]:
-    """Turn an error of the system or of another library into a DataError that names the input."""
-    try:
-        yield
-    except (Exception, pl.exceptions.PanicException) as error:
-        if not isinstance(error, KNOWN) and type(error).__module__.split(".")[0] not in LIBRARIES:
-            raise
-        remedy = "Check that the file is whole and that each column holds one type"
-        problem = f"{shown_path(name)} cannot be read ({first_line(error)})"
-        raise DataError(message(CALL, "data", problem, remedy)) from None
+@dataclass(frozen=True)
+class TableRows:
+    """The rows of a table, by a plan of its columns."""
+
+    table: Table
+    plan: Plan
+
+    @property
+    def again(self) -> bool:
+        return self.table.again
+
+    @property
+    def has_labels(self) -> bool:
+        return len(self.plan.label) == 1 and not is_lists(self.table.dtypes.get(self.plan.label[0]))
+
+    @property
+    def notes(self) -> Sequence[str]:
+        return tuple(getattr(self.table, "notes", ()))
+
+    def batches(self) -> Iterator[pl.DataFrame]:
+        """Yield what the plan needs."""
+        yield from self.table.batches(self.plan.needed, self.plan.numbers, batch_rows(len(self.plan.columns)))
+
+    def pieces(self, settled: Settled) -> Iterator[Piece]:
+        """Return the batches as pieces."""
+        plan, first_row = self.settled(settled), 0
+        for batch in self.batches():
+            if batch.height:
+                ids = None if plan.request.id is None else batch[plan.request.id]
+                keys = None if ids is None else _keys(ids, first_row)
+                yield batch.height, keys, partial(plan.arguments, batch, first_row)
+                first_row += batch.height
+
+    @cached_property
+    def classes(self) -> int:
+        """The number of classes."""
+        if len(self.plan.columns) > 1:
+            return len(self.plan.columns)
+        first = next(self.table.batches(list(self.plan.columns), self.plan.numbers, 1))
+        return len(self.plan.class_names(first) or ())
+
+    @property
+    def column_names(self) -> Sequence[str]:
+        """The columns of the predictions, or their one column's classes."""
+        one_value = self.plan.kind == "log_prob" or self.classes == 2
+        return self.plan.columns if one_value or len(self.plan.columns) > 1 else self.plan.classes or ()
+
+    def settled(self, settled: Settled) -> Plan:
+        """Return the plan by what was found out."""
+        request = replace(self.plan.request, way=settled.way)
+        if settled.tolerance is not None:
+            request = replace(request, options={**request.options, "tolerance": settled.tolerance})
+        return replace(self.plan, request=request)
+
+    def find_way(self) -> Way:
+        """Return how the labels stand for the classes; of a stream, those of its first frame."""
+        label, rows = self.plan.label[0], batch_rows(len(self.plan.columns)) if self.again else 1
+        first = next(self.table.batches(self.plan.needed, self.plan.numbers, rows))
+        classes = self.plan.class_names(first) or ()
+        labels = (batch[label] for batch in self.table.batches([label], [], rows))
+        return find_way(labels, classes, self.plan.columns if len(self.plan.columns) > 1 else ())
+
+    def matrices(self, soft: bool) -> Iterator[Array]:
+        """Yield all predictions, or all soft labels, as matrices."""
+        columns = list(self.plan.label if soft else self.plan.columns)
+        for batch in self.table.batches(columns, columns, batch_rows(len(self.plan.columns))):
+            yield one_column(batch, columns[0]) if len(columns) == 1 else number_matrix(batch, columns)
 
 
-# Files.
+def _keys(ids: pl.Series, first_row: int) -> Array:
+    """Return the keys of ids; of missing ones, which are refused or left out later, keys of their own."""
+    if not ids.null_count():
+        return keys_of_ids(id_array(ids))
+    filled = ids.fill_null(0) if ids.dtype.is_integer() else ids.cast(pl.String).fill_null("")
+    return np.where(ids.is_null().to_numpy(), keys_of_rows(2**62 + first_row, len(ids)), keys_of_ids(id_array(filled)))
 
 
-def is_path(data: Any) -> bool:
-    """Whether this names files."""
-    return isinstance(data, str | Path)
+def rows_of(data: Any, request: Request, layout: Layout | None = None, labels: Any = None) -> TableRows:
+    """Return the rows of a file or local frame, with labels of their own file if there is one."""
+    layout = layout or Layout()
+    wanted = wanted_columns(request)
+    table = table_of(data, layout, request.id, wanted)
+    if labels is not None:
+        with reading(labels if is_path(labels) else "the frame of labels"):
+            theirs = table_of(labels, replace(layout, separator=None, header=None, explode=()), None, wanted)
+        table, request = with_labels(table, theirs, request)
+    return TableRows(table, request.plan(table.columns, table.dtypes))
 
 
-def find_files(data: str | Path) -> list[Path]:
-    """Return the files that a path, a directory or a pattern stands for, all of one kind and sorted by name."""
-    name, path = shown_path(data), Path(data)
-    try:
-        files, is_folder = _matches(data), path.is_dir()
-        sizes = {p: p.stat().st_size for p in files}
-        "".join(map(str, files)).encode()  # Polars opens files whose names are UTF-8
-    except (OSError, ValueError) as error:  # a name too long, a NUL byte, a folder that may not be read
-        problem = f"{name} cannot be read ({first_line(error)})"
-        raise DataError(
-            message(CALL, "data", problem, f"Pass a file, a folder or a pattern of {KINDS} files")
-        ) from None
-    if not files:
-        problem = f"there is no table in the folder {name}" if is_folder else f"no such file, and no match: {name}"
-        raise DataError(message(CALL, "data", problem, f"Pass a file, a folder or a pattern of {KINDS} files"))
-    suffixes = {p.suffix.lower() for p in files}
-    if len(suffixes) > 1:
-        problem = f"{name} has files of different kinds: {listed(sorted(suffixes))}"
-        raise DataError(message(CALL, "data", problem, "Pass a pattern that matches one kind"))
-    if not suffixes <= {*SCANNERS, *ARRAY_FILES}:
-        problem = f"found {name}, expected one of {KINDS}"
-        raise DataError(message(CALL, "data", problem, "Convert the file, or rename it"))
-    for p, size in sizes.items():
-        if size == 0:
-            raise DataError(message(CALL, "data", f"{shown_path(p)} is empty", "Check that it was written to its end"))
-    return files
+def labels_as_array(data: Any, label: Any, id_name: Any = None, ids: Any = None) -> Array:
+    """Return the labels of a file or frame of their own, for arrays of predictions: by order or, with ids, by id."""
+    with reading(data if is_path(data) else "the labels"):
+        files = find_files(data) if is_path(data) else None
+        by_order = is_array(data) or (files is not None and files.kind in ARRAY_KINDS)
+        if ids is not None and (by_order or not isinstance(id_name, str)):
+            problem = "found it with labels that are arrays, or an array of ids: those are paired by their order"
+            raise ArgumentError(message(CALL, "id", problem, "Omit it, or pass frames"))
+        if is_array(data):
+            return as_array(CALL, "labels", data)
+        if files is not None and by_order:
+            return np.asarray(arrays_of_files(files, {"label": label if files.kind == "npz" else str(data)})["label"])
+        table = table_of(data, Layout(), None)
+        others = [name for name in table.columns if name != id_name]
+        if label is None and len(others) != 1:
+            problem = "which column of the labels holds them?"
+            raise ArgumentError(message(CALL, "label", problem, f"Name it; there are {listed(others)}"))
+        wanted = {"label": others[0] if label is None else label, **({} if ids is None else {"id": id_name})}
+        for role, name in wanted.items():
+            if name not in table.columns:
+                problem = f"there is no column {quoted(name)} in the labels"
+                raise ArgumentError(message(CALL, role, problem, f"There are {listed(table.columns)}"))
+        held = pl.concat(list(table.batches(list(wanted.values()), [], BATCH_ROWS)))
+        return _as_array(held[wanted["label"]] if ids is None else _labels_of(ids, held, wanted))
 
 
-def _matches(data: str | Path) -> list[Path]:
-    """Return the files of a folder, the file of that name or, if there is none, those that match the pattern."""
-    path = Path(data)
-    if path.is_dir():
-        return sorted(p for p in path.rglob("*") if p.suffix.lower() in SCANNERS and not _is_hidden(p, path))
-    return [path] if path.exists() else sorted(Path(name) for name in glob.glob(str(data), recursive=True))
+def _labels_of(ids: Array, held: pl.DataFrame, wanted: Mapping[str, str]) -> pl.Series:
+    """Return the label of each id; DataError unless each has one."""
+    theirs = held.select(id=pl.col(wanted["id"]).cast(pl.String), label=pl.col(wanted["label"]))
+    if theirs["id"].is_duplicated().any():
+        raise DataError(message(CALL, "labels", "rows of the labels share an id", ONE_ROW_PER_ID))
+    found = pl.DataFrame({"id": texts(ids)}).join(theirs, on="id", how="left", maintain_order="left")
+    alone = found.join(theirs, on="id", how="anti")
+    if alone.height:
+        problem = f"the id {quoted(alone['id'][0])} of the predictions has no label"
+        raise DataError(message(CALL, "labels", problem, "Add it, or leave such rows out"))
+    return found["label"]
 
 
-def _is_hidden(path: Path, root: Path) -> bool:
-    return any(part.startswith((".", "_")) for part in path.relative_to(root).parts)
+def _as_array(column: pl.Series) -> Array:
+    return column.to_numpy() if column.dtype.is_numeric() and not column.null_count() else _objects(column)
 
 
-def scan_files(files: list[Path]) -> pl.LazyFrame:
-    """Return the files as one lazy table."""
-    suffix = files[0].suffix.lower()
-    if suffix in ARRAY_FILES:
-        problem = f"{shown_path(files[0])} is a file of arrays, expected a table"
-        raise DataError(message(CALL, "data", problem, "Write the predictions to Parquet, with an id for each row"))
-    if suffix == ".csv":
-        for file in files:
-            check_inflated(file)
-    return SCANNERS[suffix](files)
+def _objects(column: pl.Series) -> Array:
+    array = np.empty(len(column), object)
+    array[:] = column.to_list()
+    return array
 
 
-def digest(files: list[Path]) -> str:
-    """SHA-256 over the contents of the files, in their order."""
-    total = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()
+def wanted_columns(request: Request) -> list[str]:
+    """Return every name and pattern of a request."""
+    r = request
+    several = [[v] if isinstance(v, str) else list(v or ()) for v in (r.label, r.proba, r.logits)]
+    named = (r.log_prob, r.entropy, r.weight, r.id, r.cluster, *r.amounts.values())
+    others = [name for name in named if name is not None]
+    return [*(name for names in several for name in names), *others, *r.by, *r.also]
 
 
-# Frames.
-
-
-def frame_pieces(plan: Plan, batches: Iterable[pl.DataFrame]) -> Iterator[Piece]:
-    """Return the batches of a table as pieces."""
-    first_row = 0
-    for batch in batches:
-        if batch.height:
-            ids = None if plan.request.id is None else batch[plan.request.id]
-            keys = None if ids is None or ids.null_count() else keys_of_ids(id_array(ids))
-            yield batch.height, keys, partial(plan.arguments, batch, first_row)
-            first_row += batch.height
-
-
-def batches_of(data: Any, request: Request) -> tuple[Plan, Iterable[pl.DataFrame]]:
-    """Return the plan of a file or local frame, and its batches."""
+def table_of(data: Any, layout: Layout, id_column: str | None, wanted: Sequence[str] = ()) -> Table:
+    """Return the table of a path or of a local frame."""
     if is_path(data):
-        data = scan_files(find_files(data))
+        return table_of_files(find_files(data), layout, id_column, wanted)
+    data = with_text_names(data)
+    for role in ("separator", "header"):
+        if getattr(layout, role) is not None:
+            raise ArgumentError(message(CALL, role, "found it with a frame", "It is for files of text; omit it"))
     engine = engine_of(data)
     if engine in ("dask", "pyspark"):
         problem = f"found a frame of {engine}"
         raise DTypeError(message("compare", "a, b", problem, "Write the predictions to Parquet and pass the path"))
     if engine == "polars lazy":
-        schema = data.collect_schema()
-        plan = request.plan(schema.names(), schema)
-        rows = batch_rows(len(plan.columns))
-        return plan, data.select(plan.needed).collect_batches(chunk_size=rows, maintain_order=True)
-    columns, batches = _local_batches(data, engine)
-    first = next(batches(columns, 1), None)
-    plan = request.plan(columns, {} if first is None else first.schema)
-    return plan, batches(plan.needed, batch_rows(len(plan.columns)))
+        return LazyTable(data, layout.explode, id_column, wanted)
+    if engine == "local" and (layout.explode or _has_structures(data)):
+        return LazyTable(_narwhals(data).to_polars().lazy(), layout.explode, id_column, wanted)
+    if layout.explode:
+        remedy = "Pass a file, or a frame of Polars, pandas or PyArrow"
+        raise ArgumentError(message(CALL, "explode", f"found it with {engine}", remedy))
+    return LocalTable(data, engine)
+
+
+def _has_structures(data: Any) -> bool:
+    """Whether a column of a frame has structures or maps, whose fields are columns of a LazyTable."""
+    try:
+        dtypes = _narwhals(data)[:1].to_polars().schema.values()
+    except (pl.exceptions.PolarsError, TypeError, ValueError, ImportError):  # batches will say so
+        return False
+    return any(isinstance(dtype, pl.Struct | pl.Map) and not is_vector(dtype) for dtype in dtypes)
+
+
+class LocalTable:
+    """A frame in memory, a relation of DuckDB, or a stream of frames."""
+
+    def __init__(self, data: Any, engine: str) -> None:
+        self.again = engine != "batches"
+        self._columns, self._batches = _local_batches(data, engine)
+
+    @property
+    def columns(self) -> list[str]:
+        return self._columns
+
+    @property
+    def dtypes(self) -> Mapping[str, Any]:
+        first = next(self._batches(self._columns, 1), None)
+        return {} if first is None else first.schema
+
+    def batches(self, needed: list[str], numbers: list[str], rows: int) -> Iterator[pl.DataFrame]:
+        return self._batches(needed, rows)
 
 
 def engine_of(data: Any) -> str:
@@ -174,11 +249,6 @@ def engine_of(data: Any) -> str:
     if module not in engines:
         _narwhals(data)
     return engines.get(module, "local")
-
-
-def batch_rows(columns: int) -> int:
-    """Return how many rows a batch with this many columns of predictions has."""
-    return max(1024, min(BATCH_ROWS, BATCH_NUMBERS // max(columns, 1)))
 
 
 def _local_batches(data: Any, engine: str) -> tuple[list[str], Callable[[list[str], int], Iterator[pl.DataFrame]]]:
@@ -203,6 +273,10 @@ def _local_batches(data: Any, engine: str) -> tuple[list[str], Callable[[list[st
 
         return head.columns, of_iterator
     frame = _narwhals(data)
+    if len(set(frame.columns)) < len(frame.columns):
+        raise DataError(
+            message(CALL, "data", "found columns of equal names", "Give each column a name of its own, as text")
+        )
 
     def of_frame(columns: list[str], rows: int) -> Iterator[pl.DataFrame]:
         chosen = frame.select(columns)
@@ -210,6 +284,30 @@ def _local_batches(data: Any, engine: str) -> tuple[list[str], Callable[[list[st
             yield chosen[first : first + rows].to_polars()
 
     return frame.columns, of_frame
+
+
+def with_text_names(data: Any) -> Any:
+    """Return a frame of pandas or Dask with column names of text: 0 becomes '0', ('p', 'cat') 'p_cat'."""
+    if type(data).__module__.split(".")[0] not in ("pandas", "dask", "dask_expr"):
+        return data
+    columns = getattr(data, "columns", None)
+    if columns is None:
+        return data
+    names = [_text_of(name) for name in columns]
+    twice = sorted(name for name in set(names) if names.count(name) > 1)
+    if twice:
+        problem = f"found columns of equal names: {listed(twice)}"
+        raise DataError(message(CALL, "data", problem, "Give each column a name of its own, as text"))
+    if all(isinstance(name, str) for name in columns):
+        return data
+    renamed = data.copy(deep=False) if hasattr(data, "iloc") and not hasattr(data, "dask") else data.copy()
+    renamed.columns = names
+    return renamed
+
+
+def _text_of(name: Any) -> str:
+    """Return a column's name as text; levels that are not empty are joined by underscores."""
+    return "_".join(str(part) for part in name if str(part)) if isinstance(name, tuple) else str(name)
 
 
 def _narwhals(data: Any) -> nw.DataFrame[Any]:
@@ -226,115 +324,4 @@ def to_polars(batch: Any) -> pl.DataFrame:
     if type(batch).__name__ == "RecordBatch":
         table = pl.from_arrow(batch)
         return table if isinstance(table, pl.DataFrame) else table.to_frame()
-    return _narwhals(batch).to_polars()
-
-
-# Arrays.
-
-
-def is_array(data: Any) -> bool:
-    """Whether this is an array of some library, or lists that make one."""
-    libraries = ("torch", "jax", "jaxlib", "cupy")
-    return isinstance(data, np.ndarray | list) or (
-        hasattr(data, "__array_namespace__") or type(data).__module__.split(".")[0] in libraries
-    )
-
-
-def arrays_of_files(files: list[Path], roles: dict[str, Any]) -> dict[str, Array | None]:
-    """Return the arrays that the roles name, from an npz file or from npy files."""
-    if len(files) > 1:
-        problem = f"found {len(files)} files of arrays in {shown_path(files[0].parent)}"
-        raise DataError(message(CALL, "data", problem, "Pass one npz file, or one npy file"))
-    arrays = load_arrays(files[0])
-
-    def array_of(role: str, name: Any) -> Array | None:
-        if name is None:
-            return None
-        if isinstance(name, str) and name in arrays:
-            return arrays[name]()
-        if isinstance(name, str) and name.endswith(".npy"):
-            return load_arrays(find_files(name)[0])["proba"]()
-        problem = f"there is no array {quoted(name)} in {shown_path(files[0].name)}"
-        raise ArgumentError(message(CALL, role, problem, f"It has {listed(arrays)}; other files are named *.npy"))
-
-    named = {role: array_of(role, name) for role, name in roles.items()}
-    if all(named[kind] is None for kind in ("proba", "logits", "log_prob")) and "proba" in arrays:
-        named["proba"] = arrays["proba"]()
-    return named
-
-
-def array_pieces(
-    arrays: Mapping[str, Any],
-    columns: Mapping[str, Any],
-    by: Any,
-    classes: tuple[str, ...] | None,
-    options: Mapping[str, Any],
-) -> Iterator[Piece]:
-    """Slice arrays of predictions (by their kind), of labels, weights, ids, entropies and segments into pieces."""
-    present = {kind: array for kind, array in arrays.items() if array is not None}
-    if len(present) != 1:
-        problem = f"found {' and '.join(present) or 'none of them'}"
-        raise ArgumentError(message(CALL, "proba, logits, log_prob", problem, "Name exactly one array of predictions"))
-    ((kind, array),) = present.items()
-    predictions = as_array(CALL, kind, array)
-    rows = predictions.shape[0] if predictions.ndim else 0
-    if not rows:
-        raise DataError(message(CALL, "data", "there are no rows", "Pass at least one"))
-    if kind != "log_prob" and columns["label"] is None:
-        raise ArgumentError(message(CALL, "label", "there are no labels", "Pass an array of class indices or names"))
-    if by is not None and not isinstance(by, Mapping) and (not hasattr(by, "__len__") or len(by)):
-        problem = f"found a {type(by).__name__}"
-        raise ArgumentError(message(CALL, "by", problem, "With arrays, pass a mapping from a name to an array"))
-    whole: dict[str, Any] = {name: _column(name, column, rows) for name, column in columns.items()}
-    segments: dict[str, Any] = {name: _column(f"by[{quoted(name)}]", c, rows) for name, c in dict(by or {}).items()}
-    number = 2 if predictions.ndim == 1 else predictions.shape[1]
-    if predictions.ndim > 2 or not number:
-        problem = f"found shape {predictions.shape}, expected (rows, classes) or (rows,)"
-        raise ShapeError(message(CALL, kind, problem, "Pass one row per prediction"))
-    names = classes or tuple(map(str, range(number)))
-
-    def arguments(first: int, last: int) -> dict[str, Any]:
-        part: dict[str, Any] = {name: None if c is None else c[first:last] for name, c in whole.items()}
-        if kind == "log_prob":
-            part["label"] = None
-        elif part["label"].ndim == 1:
-            part["label"] = class_indices(_series("label", part["label"]), names, first)
-        return {
-            kind: predictions[first:last],
-            "labels": part["label"],
-            "entropy": part["entropy"],
-            "weight": part["weight"],
-            "ids": part["id"],
-            **{name: part[name] for name in ("bytes", "characters", "cluster") if name in part},
-            "by": {name: column[first:last] for name, column in segments.items()},
-            "classes": None if kind == "log_prob" else names,
-            "first_row": first,
-            **options,
-        }
-
-    size = max(1024, BATCH_NUMBERS // number)
-    for first in range(0, rows, size):
-        last = min(first + size, rows)
-        keys = None if whole["id"] is None else keys_of_ids(whole["id"][first:last])
-        yield last - first, keys, partial(arguments, first, last)
-
-
-def _column(name: str, values: Any, rows: int) -> Array | None:
-    if values is None:
-        return None
-    column = as_array(CALL, name, values)
-    if column.shape[:1] != (rows,):
-        problem = f"found shape {column.shape} for {rows} rows"
-        raise ShapeError(message(CALL, name, problem, "Pass one value per row"))
-    return column
-
-
-def _series(argument: str, values: Array) -> pl.Series:
-    try:
-        series = pl.Series(values)
-        if series.dtype == pl.Object:
-            raise TypeError("objects of other kinds")
-        return series
-    except (TypeError, ValueError, pl.exceptions.PolarsError) as error:
-        problem = f"found values that make no column ({error})"
-        raise DTypeError(message(CALL, argument, problem, "Pass integers, booleans or text, all of one kind")) from None
+    return _narwhals(with_text_names(batch)).to_polars()

@@ -5,7 +5,7 @@ has its kinds.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal, get_args
 
@@ -13,16 +13,20 @@ import msgspec
 import numpy as np
 from scipy import special
 
-from xent.errors import ArgumentError, DataError, DistributionError, ShapeError, message
+from xent.errors import ArgumentError, DataError, DistributionError, DTypeError, ShapeError, message
 from xent.names import first_line, quoted
 from xent.scoring import loops
 from xent.scoring.batch import as_array, row_scores
+from xent.scoring.call import Call
+from xent.scoring.files import is_path, reading
 from xent.scoring.fitting import Parameters, fit
 from xent.scoring.form import Request, names_of
-from xent.scoring.readers import Piece, array_pieces, batches_of, frame_pieces, is_array, reading
+from xent.scoring.pieces import Pieces, Settled
 from xent.scoring.score import Score
 from xent.scoring.selection import keys_of_rows
+from xent.scoring.settle import check_rows, scored_again, settled_result
 from xent.scoring.sums import Array
+from xent.scoring.tables import Layout
 
 __all__ = ["Calibrator"]
 
@@ -133,10 +137,8 @@ class Calibrator:
                 raise ArgumentError(message(FIT, ", ".join(beside), problem, "Omit it, or pass the data themselves"))
             names, log_p, target, rows_weight, keys = _of_score(data)
         else:
-            options = {"tolerance": tolerance}
-            pieces = _pieces(data, label, proba, logits, weight, classes, options)
-            with reading(data if isinstance(data, str) else "data"):
-                names, log_p, target, rows_weight = _of_pieces(pieces)
+            predictions = {"proba": proba, "logits": logits}
+            names, log_p, target, rows_weight = _of_rows(data, label, predictions, weight, classes, tolerance)
             keys = keys_of_rows(0, len(log_p))
         parameters, rows, gain = fit(FIT, kind, log_p, target, rows_weight, keys)
         ends = (math.nan,) * 3 if gain is None else (gain.nats, gain.low, gain.high)
@@ -210,20 +212,6 @@ class _Written(msgspec.Struct, forbid_unknown_fields=True):
 # Rows to fit to.
 
 
-def _pieces(
-    data: Any, label: Any, proba: Any, logits: Any, weight: Any, classes: Any, options: dict[str, Any]
-) -> Iterable[Piece]:
-    names = None if classes is None else names_of("classes", classes)
-    if is_array(data):
-        if proba is not None or logits not in (None, True, False):
-            problem = "found columns beside an array"
-            raise ArgumentError(message(FIT, "proba, logits", problem, "Pass logits=True if the array holds logits"))
-        roles = {"label": label, "weight": weight, "id": None, "entropy": None}
-        return array_pieces({"logits" if logits else "proba": data}, roles, (), names, options)
-    request = Request(label=label, proba=proba, logits=logits, weight=weight, classes=names, options=options)
-    return frame_pieces(*batches_of(data, request))
-
-
 def _of_score(score: Score) -> tuple[list[str], Array, Array, Array, Array]:
     sample = score.sample
     if "p" not in sample.columns:
@@ -234,31 +222,51 @@ def _of_score(score: Score) -> tuple[list[str], Array, Array, Array, Array]:
     return names, _log_probabilities({}, sample["p"]), target, sample["weight"], sample["key"]
 
 
-def _of_pieces(pieces: Iterable[Piece]) -> tuple[list[str], Array, Array, Array]:
+def _of_rows(
+    data: Any, label: Any, predictions: dict[str, Any], weight: Any, classes: Any, tolerance: float | None
+) -> tuple[list[str], Array, Array, Array]:
     """Return the classes, and the log-probabilities, labels and weights of all rows that have a weight."""
-    parts: list[tuple[Array, Array, Array]] = []
-    names: list[str] = []
-    first = 0
-    for count, _, call in pieces:
-        arguments = call()
-        names = list(arguments["classes"])
-        given = {name: arguments.get(name) for name in ("labels", "proba", "logits", "weight", "tolerance")}
-        rows = row_scores(**given)
-        if (rows.status > loops.VALID).any():
-            row = int((rows.status > loops.VALID).argmax())
-            problem = f"row {first + row} cannot be used: {loops.REASONS[int(rows.status[row])]}"
-            raise DistributionError(message(FIT, "data", problem, "Correct it, or leave it out"))
-        kept = rows.status == loops.VALID
-        target = rows.target if rows.target.shape[1] else rows.label
-        weight = rows.weight if len(rows.weight) else np.ones(count)
-        parts.append((_log_probabilities(given, rows.p)[kept], target[kept], weight[kept]))
-        first += count
-    if not parts:
+    call = Call(
+        roles={"label": label, "weight": weight, "id": None, "entropy": None},
+        predictions={**predictions, "log_prob": None},
+        labels=None,
+        by=(),
+        exclude=(),
+        classes=None if classes is None else names_of("classes", classes),
+        options={"tolerance": tolerance},
+        layout=Layout(),
+        skip=False,
+    )
+    with reading(data if is_path(data) else f"the {type(data).__name__}"):
+        rows = call.rows(data)
+        if isinstance(rows, Request):
+            problem = f"found a frame of {type(data).__module__.split('.')[0]}"
+            raise DTypeError(message(FIT, "data", problem, "Score it, and pass the Score"))
+        found, _ = settled_result(
+            rows, False, tolerance is None, lambda settled, rounding: _read(rows, settled, rounding)
+        )
+    if not found:
         raise DataError(message(FIT, "data", "there are no rows", "Check the file or the filter before it"))
-    log_p, target, weight = (np.concatenate(part) for part in zip(*parts, strict=True))
+    names = found[0][0]
+    log_p, target, rows_weight = (np.concatenate([part[k] for part in found]) for k in (1, 2, 3))
     if not len(log_p):
         raise DataError(message(FIT, "weight", "all rows have weight 0", "Choose another column"))
-    return names, log_p, target, weight
+    return names, log_p, target, rows_weight
+
+
+def _read(rows: Pieces, settled: Settled, may_round: bool) -> list[tuple[list[str], Array, Array, Array]]:
+    """Return the classes, log-probabilities, labels and weights of each piece."""
+    parts = []
+    for count, _, call in rows.pieces(settled):
+        found = call()
+        scores = scored_again(found)
+        check_rows(scores, found, rows, False, may_round)
+        kept = scores.status == loops.VALID
+        target = scores.target if scores.target.shape[1] else scores.label
+        weight = scores.weight if len(scores.weight) else np.ones(count)
+        log_p = _log_probabilities(found, scores.p)
+        parts.append((list(found["classes"]), log_p[kept], target[kept], weight[kept]))
+    return parts
 
 
 def _log_probabilities(given: dict[str, Any], p: Array) -> Array:

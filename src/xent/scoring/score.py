@@ -15,7 +15,7 @@ from xent.scoring.decomposition import PARTS, Decomposition
 from xent.scoring.form import ONE_VS_REST_CLASSES, Form
 from xent.scoring.intervals import Estimate, Information
 from xent.scoring.loops import REASONS
-from xent.scoring.selection import SelectedRows
+from xent.scoring.selection import WEIGHT_OF_ZERO, SelectedRows
 
 __all__ = ["ClassScore", "Estimate", "Information", "Score", "SegmentScore", "SurprisingRow"]
 
@@ -126,6 +126,8 @@ class Score:
     """(from, to, weight, loss) of each bin of finite losses that has rows."""
     sample: SelectedRows = dataclasses.field(repr=False)
     invalid: SelectedRows = dataclasses.field(repr=False)
+    left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """How many rows are in no figure, by the reason: those of weight 0, and invalid ones."""
     notes: tuple[str, ...] = ()
     """Remarks on the data from the time when they were read."""
 
@@ -181,6 +183,7 @@ class Score:
             "form": plain(self.form),
             "figures": {name: {"value": plain(value), "unit": UNITS[name]} for name, value in self.to_dict().items()},
             "likelihood": str(self.likelihood),
+            "left_out": dict(self.left_out),
             **{name: plain(getattr(self, name)) for name in parts},
             "surprising": [{**plain(row), "bits": plain(row.bits)} for row in self.surprising],
             "losses": plain(self.losses),
@@ -261,7 +264,6 @@ FIGURES: dict[str, tuple[str, Callable[[Score], float]]] = {
     "impossible_rows": ("rows whose label had probability 0", lambda s: s.impossible_rows),
     "clipped_rows": ("rows whose label had a probability below the clip", lambda s: s.clipped_rows),
     "invalid_rows": ("rows left out", lambda s: s.invalid_rows),
-    "rows_without_weight": ("rows of weight 0, left out", lambda s: s.rows_without_weight or math.nan),
     "clip": ("smallest probability of a label", lambda s: math.nan if s.form.clip is None else s.form.clip),
     **{
         f"{part}_{name}nats": (unit, _of_decomposition(part, value))
@@ -286,12 +288,18 @@ def _warnings(score: Score) -> list[str]:
             f"{_rows(score.clipped_rows)}, {score.impossible_rows:,} of them impossible."
         )
     if score.invalid_rows:
-        texts.append(f"{_rows(score.invalid_rows)} had no valid prediction, label or weight and were left out.")
+        counted = ", ".join(
+            f"{count:,} {reason}" for reason, count in score.left_out.items() if reason != WEIGHT_OF_ZERO
+        )
+        texts.append(
+            f"{_rows(score.invalid_rows)} could not be scored and were left out" + (f": {counted}." if counted else ".")
+        )
     if score.rows_without_weight:
-        were = "was" if score.rows_without_weight == 1 else "were"
-        texts.append(f"{_rows(score.rows_without_weight)} of weight 0 {were} left out of every figure.")
+        texts.append(f"{_rows(score.rows_without_weight)} had a weight of 0 and are in no figure.")
     if score.form.multilabel:
         texts.append("Rows are pairs of a row and a label; the labels are segments, and the pairs of a row a cluster.")
+    if score.form.renormalised:
+        texts.append("Probabilities were divided by their sum (renormalise).")
     absent = [c.name for c in score.classes if c.weight == 0]
     if absent:
         names = ", ".join(map(shown_name, absent[:5])) + (" ..." if len(absent) > 5 else "")

@@ -1,8 +1,8 @@
-"""The rows that a state keeps whole: the most surprising ones, a random sample, and invalid ones.
+"""The rows that a state keeps whole: the most surprising ones, a random sample, and the first invalid ones.
 
 The selection depends on the rows alone, not on how they were divided. The sample holds the rows with the smallest keys;
 a key is a hash of the row's id or, without ids, of its number. That makes it a simple random sample, and the smallest
-keys of all parts are the smallest keys of the whole.
+keys of all parts are the smallest keys of the whole. The key of an invalid row is its number.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import numpy as np
 import polars as pl
 
 from xent.scoring.batch import Rows
-from xent.scoring.loops import REASONS, VALID
+from xent.scoring.loops import NO_WEIGHT, REASONS, VALID
 from xent.scoring.sums import Array, to_json
 
 LIKELIEST = 5
 """Classes whose probabilities are kept with a surprising row."""
 MOST_INVALID = 50
 SELECTIONS = ("surprising", "sample", "invalid")
+WEIGHT_OF_ZERO = "a weight of 0"
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def select(
     loss, key = (rows.loss, keys) if len(valid) == len(keys) else (rows.loss[valid], keys[valid])
     surprising = valid[largest_losses(loss, key, worst)]
     sampled = valid[smallest_keys(key, sample)]
-    invalid = wrong[smallest_keys(keys[wrong], MOST_INVALID)]
+    invalid = wrong[:MOST_INVALID]
     with np.errstate(invalid="ignore", over="ignore"):  # such rows may hold infinities of both signs
         total = rows.p[invalid].sum(axis=1, dtype=np.float64) if rows.p.shape[1] else np.full(len(invalid), np.nan)
 
@@ -88,10 +89,11 @@ def select(
         return {"key": keys[places], "row": places + first_row, "id": names}
 
     clusters = {} if cluster is None else {"cluster": cluster[sampled]}
+    first_rows = {"key": (invalid + first_row).astype(np.uint64)}  # the first rows are kept, in place of a sample
     return {
         "surprising": SelectedRows({**named(surprising), **_with_likeliest_classes(rows, surprising)}),
         "sample": SelectedRows({**named(sampled), **_with_all_classes(rows, sampled), **clusters}),
-        "invalid": SelectedRows({**named(invalid), "reason": rows.status[invalid], "total": total}),
+        "invalid": SelectedRows({**named(invalid), **first_rows, "reason": rows.status[invalid], "total": total}),
     }
 
 
@@ -123,6 +125,13 @@ def _with_all_classes(rows: Rows, places: Array) -> dict[str, Array]:
         if rows.target.shape[1]:
             columns["target"] = rows.target[places]
     return columns
+
+
+def counts_of_left_out(rows: Rows) -> dict[str, int]:
+    """Return how many rows are left out, by the reason."""
+    counts = np.bincount(rows.status.astype(np.int64) - NO_WEIGHT, minlength=len(REASONS) + 1).tolist()
+    reasons = {WEIGHT_OF_ZERO: counts[0], **dict(zip(REASONS[1:], counts[2:], strict=True))}
+    return {reason: count for reason, count in reasons.items() if count}
 
 
 def check_columns(name: str, rows: SelectedRows, classes: int, soft: bool, clustered: bool) -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import reduce
 from typing import Any
 
@@ -18,7 +19,7 @@ import msgspec
 import numpy as np
 
 from xent.errors import ArgumentError, DataError, message
-from xent.names import first_line, listed
+from xent.names import first_line
 from xent.scoring import figures, loops, stored
 from xent.scoring.batch import CALL, Rows, as_array, checked_clip, checked_count, one_per_row, row_scores
 from xent.scoring.calibration import (
@@ -28,9 +29,9 @@ from xent.scoring.calibration import (
     reliability,
     temperature,
 )
-from xent.scoring.consistency import check_consistency
+from xent.scoring.consistency import check_consistency, class_names, difference
 from xent.scoring.decomposition import Recalibration, mean_parts
-from xent.scoring.form import Form, names_of
+from xent.scoring.form import Form
 from xent.scoring.grouped_sums import GroupedSums, estimate
 from xent.scoring.intervals import Estimate, Information
 from xent.scoring.multilabel import pairs
@@ -44,7 +45,7 @@ from xent.scoring.segments import (
     segment_columns,
     segment_totals,
 )
-from xent.scoring.selection import MOST_INVALID, NO_ROWS, SELECTIONS, SelectedRows, select
+from xent.scoring.selection import MOST_INVALID, NO_ROWS, SELECTIONS, SelectedRows, counts_of_left_out, select
 from xent.scoring.sums import Array, merged, to_json, values, zeros
 from xent.scoring.tallies import add_confusion
 
@@ -96,6 +97,8 @@ class ScoreState:
     clusters: GroupedSums
     segment_clusters: Mapping[str, GroupedSums]
     """By the name of a segment column: the clusters in its segments."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """How many rows were left out, by the reason: those of weight 0, and invalid ones."""
 
     @classmethod
     def from_batch(
@@ -116,6 +119,8 @@ class ScoreState:
         multilabel: bool = False,
         clip: float | None = None,
         tolerance: float | None = None,
+        renormalise: bool = False,
+        reasons: Any = None,
         first_row: int = 0,
         worst: int = 50,
         sample: int = 5_000,
@@ -131,7 +136,7 @@ class ScoreState:
         logits : array (rows, classes), in place of `proba`
         log_prob : array (rows,), natural log of the label's probability, in place of `proba`
         entropy : array (rows,), with `log_prob`: the entropy of the prediction in nats
-        weight : array (rows,), 0 or more
+        weight : array (rows,), 0 or more; a row of weight 0 is left out of everything
         ids : array (rows,) that names the rows
         by : mapping from a name to an array (rows,): segments
         cluster : array (rows,); rows with the same value may depend on each other
@@ -141,6 +146,8 @@ class ScoreState:
         classes : names of the classes
         clip : smallest probability of a label
         tolerance : how far from 1 a sum may be; by default what the rounding of the dtype explains (xent.arrays)
+        renormalise : divide probabilities by their sum, where they are 0 or more
+        reasons : integer array (rows,), places in `xent.scoring.loops.REASONS`: why a row is left out; 0 for the others
         first_row : the number of the batch's first row; row numbers name rows without ids
         worst, sample : how many of the most surprising rows, and of randomly sampled rows, are kept whole
 
@@ -155,14 +162,22 @@ class ScoreState:
             and named in `invalid`; `xent.score` raises an error for them.
         """
         if multilabel:
-            names = ("labels", "proba", "logits", "log_prob", "weight", "ids", "by", "cluster", "bytes", "characters")
-            given = (labels, proba, logits, log_prob, weight, ids, by, cluster, bytes, characters)
             first_row = checked_count(CALL, "first_row", first_row)
-            named = dict(zip(names, given, strict=True), classes=classes, first_row=first_row)
+            named = {"labels": labels, "proba": proba, "logits": logits, "log_prob": log_prob, "weight": weight}
+            named |= {"ids": ids, "by": by, "cluster": cluster, "bytes": bytes, "characters": characters}
+            named |= {"reasons": reasons, "classes": classes, "first_row": first_row}
             state = cls.from_batch(**pairs(CALL, named), clip=clip, worst=worst, sample=sample)
             return replace(state, form=replace(state.form, multilabel=True))
         rows = row_scores(
-            labels, proba, logits=logits, log_prob=log_prob, entropy=entropy, weight=weight, tolerance=tolerance
+            labels,
+            proba,
+            logits=logits,
+            log_prob=log_prob,
+            entropy=entropy,
+            weight=weight,
+            tolerance=tolerance,
+            renormalise=renormalise,
+            reasons=reasons,
         )
         count, number = len(rows.loss), rows.p.shape[1]
         if clip is not None and rows.target.shape[1]:
@@ -172,7 +187,7 @@ class ScoreState:
         by = segment_columns(by, count)
         first_row = checked_count(CALL, "first_row", first_row)
         form = Form(
-            classes=_class_names(classes, number),
+            classes=class_names(classes, number),
             soft=rows.target.shape[1] > 0,
             clip=checked_clip(CALL, clip),
             weighted=weight is not None,
@@ -184,6 +199,7 @@ class ScoreState:
             clustered=cluster is not None,
             worst=checked_count(CALL, "worst", worst),
             sample=min(checked_count(CALL, "sample", sample), SAMPLE_NUMBERS // max(number, 1)),
+            renormalised=bool(renormalise and proba is not None),
         )
         state = cls.empty(form)
         if not count:
@@ -199,6 +215,7 @@ class ScoreState:
             state,
             segments={name: segment_totals(name, rows, amounts, column, limit) for name, column in by.items()},
             invalid_rows=int((rows.status > loops.VALID).sum()),
+            left_out=counts_of_left_out(rows),
             **selected,
         )
 
@@ -236,8 +253,8 @@ class ScoreState:
         return int(self.totals[loops.ROWS_WITHOUT_WEIGHT, 0])
 
     @property
-    def rows_read(self) -> int:
-        """Number of rows that the state was made from."""
+    def all_rows(self) -> int:
+        """Number of rows, those that were left out included."""
         return self.rows + self.rows_without_weight + self.invalid_rows
 
     def __add__(self, other: ScoreState) -> ScoreState:
@@ -245,7 +262,7 @@ class ScoreState:
             return NotImplemented
         form = self.form
         if form != other.form:
-            problem = f"found states of different forms: {_difference(form, other.form)}"
+            problem = f"found states of different forms: {difference(form, other.form)}"
             raise ArgumentError(message("ScoreState.__add__", "", problem, "Make all batches with the same options"))
         sums: dict[str, Any] = {name: merged(getattr(self, name), getattr(other, name)) for name in ARRAYS}
         return ScoreState(
@@ -260,6 +277,7 @@ class ScoreState:
             segment_clusters={
                 name: groups + other.segment_clusters[name] for name, groups in self.segment_clusters.items()
             },
+            left_out=dict(sorted((Counter(self.left_out) + Counter(other.left_out)).items())),
         )
 
     def __eq__(self, other: object) -> bool:
@@ -322,6 +340,7 @@ class ScoreState:
             losses=figures.loss_bins(self.losses),
             sample=self.sample,
             invalid=self.invalid,
+            left_out=self.left_out,
         )
 
     def to_json(self) -> str:
@@ -334,7 +353,8 @@ class ScoreState:
         written |= {name: getattr(self, name).to_json() for name in SELECTIONS}
         groups = {name: _written(groups) for name, groups in self.segment_clusters.items()}
         written |= {"clusters": _written(self.clusters), "segment_clusters": groups}
-        return json.dumps({**written, "invalid_rows": self.invalid_rows})
+        left_out = dict(sorted(self.left_out.items()))
+        return json.dumps({**written, "invalid_rows": self.invalid_rows, "left_out": left_out})
 
     @classmethod
     def from_json(cls, text: str) -> ScoreState:
@@ -352,7 +372,8 @@ class ScoreState:
             }
             parts["clusters"] = written.clusters.sums_of_groups()
             groups = {name: groups.sums_of_groups() for name, groups in written.segment_clusters.items()}
-            state = cls(form=form, **parts, segment_clusters=groups, invalid_rows=written.invalid_rows)
+            parts |= {"segment_clusters": groups, "left_out": written.left_out}
+            state = cls(form=form, **parts, invalid_rows=written.invalid_rows)
             check_consistency(state, cls.empty(form), ARRAYS)
         except (ValueError, TypeError, RecursionError, MemoryError, OverflowError, msgspec.MsgspecError) as error:
             problem = f"this is not a state that to_json wrote ({first_line(error)})"
@@ -390,20 +411,6 @@ def add_all(states: list[ScoreState]) -> ScoreState:
     return reduce(ScoreState.__add__, states)
 
 
-def _class_names(classes: Any, number: int) -> tuple[str, ...]:
-    names = tuple(map(str, range(number))) if classes is None else names_of("classes", classes)
-    if number and (len(names) != number or len(set(names)) != number):
-        problem = f"found {len(names)} names, {len(set(names))} of them different, for {number} classes"
-        raise ArgumentError(message(CALL, "classes", problem, "Name each class once, in the order of the columns"))
-    return names if number else ()
-
-
 def _written(groups: GroupedSums) -> dict[str, Any]:
     whole = groups.whole
     return {name: to_json(getattr(whole, name)) for name in ("key", "part", "sums")}
-
-
-def _difference(a: Form, b: Form) -> str:
-    one, other = asdict(a), asdict(b)
-    shown = {name: [listed(v) if isinstance(v, tuple) else str(v) for v in (one[name], other[name])] for name in one}
-    return ", ".join(f"{name} {' and '.join(shown[name])}" for name in one if one[name] != other[name])

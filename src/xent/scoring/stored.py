@@ -139,6 +139,7 @@ class StoredForm(msgspec.Struct, forbid_unknown_fields=True):
     multilabel: bool
     worst: Length
     sample: Length
+    renormalised: bool = False
 
 
 class StoredState(msgspec.Struct, forbid_unknown_fields=True):
@@ -160,6 +161,7 @@ class StoredState(msgspec.Struct, forbid_unknown_fields=True):
     invalid_rows: Length
     clusters: StoredGroups
     segment_clusters: dict[str, StoredGroups]
+    left_out: dict[str, Length] = {}
 
 
 DECODER = msgspec.json.Decoder(StoredState)
