@@ -12,6 +12,7 @@ Measurements, each of which returns a record
     sharded_loss.py    the linear loss over several processes
     gpu_losses.py      both losses on a GPU, beside gpu_peers.py, against gpu_bars.py
     accuracy.py        errors of losses and gradients; primitive_errors.py those of exp, log and tanh
+    divergence_loss.py  the divergences beside torch's formula, and beside four products
     score_speed.py     `xent.score` beside a bare mean
     scaling.py         time against the number of elements
     modes.py           second derivatives, gradients per sample, a scaled loss

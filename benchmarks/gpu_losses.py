@@ -89,7 +89,7 @@ def run_gpu(
     for dtype in dtypes:
         if dtype not in DTYPES:
             raise ArgumentError(message("bench", "dtype", f"{dtype!r} is not measured", f"Take {', '.join(DTYPES)}"))
-    device, about = _device()
+    device, about = device_and_name()
     settings = settings or Settings(minimum_s=0.05)
     start = time.perf_counter()
     cases = []
@@ -112,7 +112,7 @@ def _report(progress: Progress, description: str, rounds: int, done: int) -> Non
     progress(description, done, rounds)
 
 
-def _device() -> tuple[torch.device, str]:
+def device_and_name() -> tuple[torch.device, str]:
     """Where to measure, and its name."""
     machine.require_torch()
     import torch
@@ -158,7 +158,7 @@ def _case(
             entry["not_available"] = f"refuses {dtype}: {str(error) or type(error).__name__}"
             continue
         calls |= {(implementation.name, measure): call for measure, call in prepared.items()}
-    seconds = interleaved(calls, settings, _clock(device), progress)
+    seconds = interleaved(calls, settings, device_clock(device), progress)
     for entry in entries:
         for (name, measure), times in seconds.items():
             if name == entry["name"]:
@@ -228,7 +228,7 @@ def _compared(implementation: Implementation, inputs: Inputs, exact: tuple[float
     return {"loss_error": abs(float(loss) - exact[0]), "gradient_errors": errors, "memory": peak}
 
 
-def _clock(device: torch.device) -> Callable[[], float]:
+def device_clock(device: torch.device) -> Callable[[], float]:
     """Seconds on the device: an event is recorded in the stream and waited for."""
     if device.type != "cuda":
         return time.perf_counter

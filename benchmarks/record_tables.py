@@ -312,6 +312,19 @@ def sharded(record: Record) -> str:
     return table([*head, "the same, counted", "sent by a ring"], rows, left=0)
 
 
+def divergence(record: Record) -> str:
+    """What was required of the divergences and measured."""
+    (case,) = record["cases"]
+    rows = []
+    for bar in case["bars"]:
+        is_memory = bar["measure"].startswith("memory")
+        bound, found = (megabytes(bar[key]) + " MB" if is_memory else number(bar[key]) for key in ("bound", "median"))
+        rows.append([bar["measure"], f"{bar['kind']} {bound}", found, "yes" if bar["met"] else "no"])
+    other = case["ratios"]["JSD by log_softmax / js_divergence"]
+    rows.append(["JSD by log_softmax / js_divergence", "", number(other["median"]), ""])
+    return table(["median of ratios", "required", "measured", "met"], rows, left=2)
+
+
 def scoring(record: Record) -> str:
     """`xent.score` beside the mean of Polars and of scikit-learn, and what was required."""
     rows = []
@@ -375,6 +388,7 @@ TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
     "linear machine": ("linear", machine),
     "binary": ("binary", binary),
     "binary machine": ("binary", machine),
+    "divergence": ("divergence", divergence),
     "scoring": ("scoring", scoring),
     "scoring memory": ("scoring", scoring_memory),
     "scoring machine": ("scoring", machine),

@@ -44,11 +44,16 @@ Part = Literal[
     "accuracy",
     "linear",
     "binary",
+    "divergence",
+    "contrastive",
+    "options",
     "scoring",
     "parallel",
 ]
 PARTS: tuple[Part, ...] = get_args(Part)
 GPU_PARTS: tuple[Literal["logits", "linear"], ...] = ("logits", "linear")
+OTHER = "options"
+"""The part that has a record of its own on a GPU: the other losses beside torch's formulas."""
 LARGE = ("gpt2", "segmentation")
 messages = Console(stderr=True)
 
@@ -101,7 +106,9 @@ def _measure(part: Part, shapes: tuple[str, ...], quick: bool, threads: int, mem
         raise typer.BadParameter("linear has one shape: leave out --shape.")
     if part == "binary" and shapes:
         raise typer.BadParameter("binary has shapes of its own: leave out --shape.")
-    if part not in ("logits", "logits_huge_pages", "linear", "binary") and (shapes or quick):
+    if part in ("divergence", "contrastive", "options") and shapes:
+        raise typer.BadParameter(f"{part} has one shape: leave out --shape.")
+    if part not in ("logits", "logits_huge_pages", "linear", "binary", "divergence", "options") and (shapes or quick):
         raise typer.BadParameter(f"{part} has sizes of its own: leave out --shape and --quick.")
     with progress(transient=True) as report:
         common: dict[str, Any] = {"command": _command(), "progress": report}
@@ -117,6 +124,18 @@ def _measure(part: Part, shapes: tuple[str, ...], quick: bool, threads: int, mem
             return linear_loss.run(size, threads=threads, measure_memory=memory and not quick, **common)
         if part == "binary":
             return binary_loss.run(quick=quick, threads=threads, **common)
+        if part == "divergence":
+            from benchmarks import divergence_loss
+
+            return divergence_loss.run_divergence(quick=quick, threads=threads, measure_memory=memory, **common)
+        if part == "contrastive":
+            from benchmarks import contrastive
+
+            return contrastive.run_contrastive(threads=threads, measure_memory=memory, **common)
+        if part == "options":
+            from benchmarks import loss_options
+
+            return loss_options.run_options(quick=quick, threads=threads, **common)
         if part == "parallel":
             return run_sharded_loss(**common)
         if part == "scoring":
@@ -142,6 +161,13 @@ def _measure(part: Part, shapes: tuple[str, ...], quick: bool, threads: int, mem
 
 def _on_gpu(part: Part | None, shapes: tuple[str, ...], dtypes: tuple[str, ...], quick: bool, out: Path | None) -> None:
     """One record or both; with --quick few rounds."""
+    if part == OTHER:
+        from benchmarks.gpu_other import run_other
+
+        with progress(transient=True) as report:
+            record = run_other(settings=Settings(minimum_s=0.05).quick(), command=_command(), progress=report)
+        _write(record, out or tables.results("cuda") / "other.json")
+        return
     if part is not None and part not in GPU_PARTS:
         raise typer.BadParameter(f"{part} is not measured on a GPU.")
     if (shapes or dtypes or quick or out) and (part is None or out is None):
@@ -171,6 +197,8 @@ def _show(part: Part, record: dict[str, Any]) -> None:
     if part == "linear":
         console.print(Markdown(record_tables.linear(record)))
         _print("[red]missed[/]", bars.missed(record))
+    if part == "divergence":
+        console.print(Markdown(record_tables.divergence(record)))
     if part == "scoring":
         from benchmarks import score_speed
 

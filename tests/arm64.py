@@ -17,6 +17,7 @@ TRIPLE = "aarch64-unknown-linux-gnu"
 KERNELS = {
     "kernels": ("forward", "backward", "forward_backward", "statistics", "total", "count_other"),
     "statistics_gradient": ("_kernel",),
+    "divergence_kernel": ("divergence",),
 }
 """By the module of xent.backends.cpu that has them."""
 LIBRARY = ("__extendhfsf2", "__truncsfhf2", "__gnu_h2f_ieee", "__gnu_f2h_ieee")
@@ -28,6 +29,8 @@ def signatures() -> dict[str, list[Any]]:
     import numpy as np
 
     from xent.backends.cpu.backend import CpuBackend
+    from xent.backends.cpu.divergence_kernel import CpuDivergence
+    from xent.divergence import Divergence
     from xent.objective import Objective
 
     backend, labels, plain = CpuBackend(), np.array([0, 2]), Objective()
@@ -40,6 +43,7 @@ def signatures() -> dict[str, list[Any]]:
         statistics = backend.statistics(logits, labels, plain)
         backend.statistics_gradient(logits, labels, statistics, (np.ones(2, wide),) * 3, plain)
         backend.total(np.zeros(2, wide))
+        CpuDivergence().forward_backward(logits, logits, labels, 1.0, Divergence())
     backend.count(labels, None, -100)
     return {name: list(dispatcher.signatures) for name, dispatcher in dispatchers().items()}
 

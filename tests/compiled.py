@@ -16,10 +16,12 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from xent.backends.binary_protocol import Elements
-from xent.backends.gpu import binary_kernels, kernels
+from xent.backends.gpu import binary_kernels, divergence_kernel, kernels
 from xent.backends.gpu.backend import GpuBackend
 from xent.backends.gpu.binary_backend import GpuBinary
+from xent.backends.gpu.divergence_kernel import GpuDivergence
 from xent.backends.protocol import Statistics
+from xent.divergence import Divergence
 from xent.objective import Objective
 
 EVERYTHING = Objective(
@@ -52,8 +54,8 @@ def main(backend: str, architecture: str, warp: str) -> None:
         Driver(GPUTarget(backend, int(architecture) if architecture.isdigit() else architecture, int(warp)))
     )
     found: dict[str, list[str]] = {}
-    for name in NAMES:
-        kernel = getattr(kernels, name)
+    own = [getattr(kernels, name) for name in NAMES]
+    for name, kernel in zip((*NAMES, "divergence"), (*own, divergence_kernel.divergence), strict=True):
         kernel.run = compiling(kernel.run, found.setdefault(name, []))
     binary_kernels.visit.run = compiling(binary_kernels.visit.run, found.setdefault("binary", []))
     gpu = GpuBackend()
@@ -71,6 +73,12 @@ def main(backend: str, architecture: str, warp: str) -> None:
             torch.zeros(2, 21, 64, dtype=dtype), torch.zeros(2, 64, dtype=torch.int64), 1.0, Objective()
         )
         compile_binary(dtype)
+        pair = (x, torch.zeros(8, 32000, dtype=dtype), labels)
+        if dtype == torch.bfloat16:
+            GpuDivergence().forward_backward(*pair, 1.0, Divergence(), finished=torch.ones(()))
+            GpuDivergence().forward_backward(*pair, 1.0, Divergence(kind="js"))
+        else:
+            GpuDivergence().forward(*pair, Divergence(kind="reverse", softcap=30.0, z_loss=1e-4))
     gpu.scale(torch.zeros(100), torch.ones(()))
     print(json.dumps(found))
 

@@ -7,12 +7,12 @@ never from the package.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from comparison import assert_within
-from execution_cases import BINARY, INF, STATISTICS, Problem
+from execution_cases import BINARY, DIVERGENCES, INF, STATISTICS, TEACHER, Problem
 from torch import Tensor
 
 
@@ -33,6 +33,8 @@ class Answer(NamedTuple):
 def defined(tensors: Mapping[str, Tensor], options: Mapping[str, Any], call: str) -> Tensor:
     """The definition (docs/definitions.md) in the dtype of the tensors, of logits or of a layer."""
     given: dict[str, Any] = {**options, **tensors}
+    if call in DIVERGENCES:
+        return defined_divergence(given, call)
     x = given["input"]
     if call.startswith("linear"):
         x = x @ given["linear_weight"].T + given["linear_bias"]
@@ -132,6 +134,53 @@ def defined_loss(z: Tensor, masked: Tensor, target: Tensor, given: Mapping[str, 
             return losses.sum()
     denominator = given.get("denominator")
     return losses.sum() / (count if denominator is None else denominator)
+
+
+def defined_divergence(given: Mapping[str, Any], call: str) -> Tensor:
+    """By the textbook, of log-softmaxes; a masked class has no part, as here both mask it."""
+    log_p, lse = log_softmax_of(given, "input", ("linear_weight", "linear_bias"), call)
+    log_q, _ = log_softmax_of(given, "target_input" if "target_input" in given else "target", TEACHER[1:], call)
+    if call.endswith("kl_divergence"):
+        pair = (log_p, log_q) if given.get("direction") == "reverse" else (log_q, log_p)
+        losses = kl(*pair)
+    else:
+        beta = given.get("beta", 0.5)
+        mixture = torch.log(beta * log_q.exp() + (1 - beta) * log_p.exp())
+        losses = beta * kl(log_q, mixture) + (1 - beta) * kl(log_p, mixture)
+    if given.get("temperature_squared"):
+        losses = given["temperature"] ** 2 * losses
+    losses = losses + given.get("z_loss", 0.0) * lse**2
+    weights = torch.ones_like(losses)
+    if "labels" in given:
+        counted = given["labels"].long() != given.get("ignore_index", -100)
+        losses, weights = torch.where(counted, losses, 0.0), torch.where(counted, weights, 0.0)
+    weights = weights * given.get("sample_weight", 1.0)
+    losses = losses * given.get("sample_weight", 1.0)
+    match given.get("reduction", "mean"):
+        case "none":
+            return losses
+        case "sum":
+            return losses.sum()
+    return losses.sum() / given.get("denominator", weights.sum())
+
+
+def log_softmax_of(given: Mapping[str, Any], name: str, of_layer: Sequence[str], call: str) -> tuple[Tensor, Tensor]:
+    """Log-probabilities, with classes last, and the log-sum-exp; masked classes are left out of both."""
+    x = given[name]
+    if call.startswith("linear"):
+        x = x @ given[of_layer[0]].T + given[of_layer[1]]
+    elif x.ndim > 2:
+        x = x.movedim(1, -1)
+    z = x[..., ~(x == -INF).flatten(0, -2).any(0) if x.ndim > 1 else x != -INF]
+    scale = given["log_scale"].exp() if "log_scale" in given else given.get("logit_scale", 1.0)
+    z = scale * z / given.get("temperature", 1.0)
+    if "softcap" in given:
+        z = given["softcap"] * torch.tanh(z / given["softcap"])
+    return z.log_softmax(-1), z.logsumexp(-1)
+
+
+def kl(log_a: Tensor, log_b: Tensor) -> Tensor:
+    return (log_a.exp() * (log_a - log_b)).sum(-1)
 
 
 @functools.cache

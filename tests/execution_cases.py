@@ -21,6 +21,11 @@ INF, NAN = float("inf"), float("nan")
 FEATURES = 3
 LOSSES, STATISTICS = ("cross_entropy", "linear_cross_entropy"), ("statistics", "linear_statistics")
 BINARY = "binary_cross_entropy_with_logits"
+KL, JS = ("kl_divergence", "linear_kl_divergence"), ("js_divergence", "linear_js_divergence")
+DIVERGENCES = KL + JS
+TEACHER_FEATURES = 2
+BY_ROWS = ("input", "target", "probs", "target_input", "labels", "sample_weight")
+"""Tensors with the rows on their first axis."""
 LABELS = [2, 0, 6, 3, 2]
 WEIGHT = [0.5, 1.0, 1.25, 2.25, 0.125, 4.0, 0.75]
 EVERYTHING: dict[str, Any] = {"label_smoothing": 0.1, "z_loss": 0.01, "softcap": 4.0, "logit_scale": 0.75}
@@ -46,7 +51,8 @@ class Case:
     learned: tuple[str, ...] = ()  # tensors that want a gradient, beside those of the logits
     frozen_logits: bool = False
     masked: int | None = None  # a class with logits of minus infinity
-    nan_row: int | None = None
+    nan_row: int | None = None  # of a divergence the teacher's too
+    everywhere: bool = True  # False: quick modes alone always run it
     margin: float = 0.0  # what is added to the logit of the first label, in every row
 
 
@@ -150,7 +156,7 @@ def _waves(shape: torch.Size) -> Tensor:
 
 
 def _other(name: str, tensor: Tensor) -> Tensor:
-    if name == "target":
+    if name in ("target", "labels"):
         return tensor.roll(1, 0) if tensor.ndim else tensor
     if name in ("weight", "pos_weight"):
         return tensor.flip(0)
@@ -179,6 +185,8 @@ def tensors_of(case: Case, call: str) -> dict[str, Tensor]:
         tensors["linear_bias"][labels[0]] += case.margin
     if case.nan_row is not None:
         tensors["input"][case.nan_row, 1] = NAN
+    if call in DIVERGENCES:
+        return tensors_of_both(case, call, tensors, labels, generator)
     if case.is_soft:
         shares = torch.rand(*labels.shape, case.classes, generator=generator, dtype=torch.float64)
         target = (shares / shares.sum(-1, keepdim=True)).to(case.dtype)
@@ -201,6 +209,11 @@ def tensors_of(case: Case, call: str) -> dict[str, Tensor]:
             has_classes = case.is_soft or case.tail
             target = target.movedim(-1, 1).contiguous() if has_classes else target
             listed = {name: tensor.movedim(-1, 1).contiguous() for name, tensor in listed.items()}
+    return {**tensors, "target": target, **listed, **options_of(case)}
+
+
+def options_of(case: Case) -> dict[str, Tensor]:
+    """The options that are tensors."""
     options = {name: torch.tensor(number) for name, number in case.tensor_options.items()}
     if case.weight is not None:
         options["weight"] = torch.tensor(case.weight)
@@ -208,7 +221,7 @@ def tensors_of(case: Case, call: str) -> dict[str, Tensor]:
         options["pos_weight"] = torch.tensor(case.pos_weight)
     if case.sample_weight is not None:
         options["sample_weight"] = torch.tensor(case.sample_weight)
-    return {**tensors, "target": target, **listed, **options}
+    return options
 
 
 def binary_target(labels: Tensor, case: Case, soft: Tensor) -> Tensor:
@@ -227,16 +240,48 @@ def binary_target(labels: Tensor, case: Case, soft: Tensor) -> Tensor:
     )
 
 
-def layer(tensors: Mapping[str, Tensor]) -> Tensor:
+def tensors_of_both(
+    case: Case, call: str, student: dict[str, Tensor], labels: Tensor, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """The tensors of a divergence: student and teacher, and the labels where one of them has a meaning."""
+    shapes = {"target_input": (*labels.shape, TEACHER_FEATURES), "target_weight": (case.classes, TEACHER_FEATURES)}
+    shapes["target_bias"] = (case.classes,)
+    teacher = {
+        name: torch.randn(shape, generator=generator, dtype=torch.float64).to(case.dtype)
+        for name, shape in shapes.items()
+    }
+    if case.masked is not None:
+        teacher["target_bias"][case.masked] = -INF
+    if case.nan_row is not None:
+        teacher["target_input"][case.nan_row, 1] = NAN
+    ignored = labels == case.options.get("ignore_index", -100)
+    kept = {"labels": labels.to(case.label_dtype)} if ignored.any() else {}
+    if call.startswith("linear"):
+        return {**student, **teacher, **kept, **options_of(case)}
+    logits = {"input": layer(student), "target": layer(teacher, TEACHER)}
+    if labels.ndim > 1:  # classes are the second axis
+        logits = {name: tensor.movedim(-1, 1).contiguous() for name, tensor in logits.items()}
+    return {**{name: tensor.to(case.dtype) for name, tensor in logits.items()}, **kept, **options_of(case)}
+
+
+STUDENT = ("input", "linear_weight", "linear_bias")
+TEACHER = ("target_input", "target_weight", "target_bias")
+
+
+def layer(tensors: Mapping[str, Tensor], names: tuple[str, ...] = STUDENT) -> Tensor:
     """The logits of a layer, with classes last, in float64."""
-    return tensors["input"].double() @ tensors["linear_weight"].double().T + tensors["linear_bias"].double()
+    x, weight, bias = (tensors[name].double() for name in names)
+    return x @ weight.T + bias
 
 
 @functools.cache
 def problem(case: Case, call: str) -> Problem:
     tensors = {name: tensor.to(DEVICE) for name, tensor in tensors_of(case, call).items()}
-    of_logits = ("input", "linear_weight", "linear_bias") if call.startswith("linear") else ("input",)
-    return Problem(case, call, tensors, (*(() if case.frozen_logits else of_logits), *case.learned))
+    of_logits = STUDENT if call.startswith("linear") else ("input",)
+    learned = case.learned
+    if learned == ("teacher",):
+        learned = TEACHER if call.startswith("linear") else ("target",)
+    return Problem(case, call, tensors, (*(() if case.frozen_logits else of_logits), *learned))
 
 
 # ------------------------------------------------------------------------------ the table
@@ -247,7 +292,9 @@ _SURE: dict[str, Any] = {"labels": [2] * 40, "margin": 25.0}
 _SCALE: dict[str, Any] = {"tensor_options": {"logit_scale": 0.75}, "learned": ("logit_scale",)}
 _LOG_SCALE: dict[str, Any] = {"tensor_options": {"log_scale": -0.25}, "learned": ("log_scale",)}
 _WEIGHED: dict[str, Any] = {"sample_weight": [0.5, 1.5, 0.0, 3.0, 0.25]}
+_SELDOM: dict[str, Any] = {"everywhere": False}
 _ALL = LOSSES + STATISTICS
+_DISTILLED: dict[str, Any] = {"temperature": 2.0, "temperature_squared": True, "z_loss": 0.01, "softcap": 4.0}
 _FEW = [*LABELS[:3], -100, 4]  # an ignored row
 
 _MULTI: dict[str, Any] = {"calls": (BINARY,), "label_dtype": torch.float32}
@@ -379,7 +426,40 @@ CASES = [
     Case("learned-scale-softcap", {"softcap": 4.0}, _ALL, **_SCALE),
     Case("learned-log-scale", calls=_ALL, **_LOG_SCALE),
     Case("learned-log-scale-alone", calls=_ALL, frozen_logits=True, **_LOG_SCALE),
+    # divergences of two rows of logits
+    Case("forward", calls=KL, **_SELDOM),
+    Case("reverse", {"direction": "reverse"}, KL, **_SELDOM),
+    Case("half", calls=JS, **_SELDOM),
+    Case("forward-everything", _DISTILLED, KL, labels=_FEW, **_WEIGHED, **_SELDOM),
+    Case("reverse-everything", {**_DISTILLED, "direction": "reverse"}, KL, labels=_FEW, **_WEIGHED, **_SELDOM),
+    Case("tenth-everything", {**_DISTILLED, "beta": 0.125}, JS, labels=_FEW, **_WEIGHED, **_SELDOM),
+    Case("both-learn", {"temperature": 2.0}, DIVERGENCES, labels=_FEW, learned=("teacher",)),
+    Case("both-learn-reverse", {"direction": "reverse", "z_loss": 0.01}, KL, learned=("teacher",), **_SELDOM),
+    Case("teacher-alone", {"z_loss": 0.01}, DIVERGENCES, learned=("teacher",), frozen_logits=True, **_SELDOM),
+    Case("none-both-learn", {"reduction": "none"}, DIVERGENCES, labels=_FEW, learned=("teacher",), **_SELDOM),
+    Case("sum-weighted", {"reduction": "sum"}, DIVERGENCES, learned=("sample_weight",), **_WEIGHED, **_SELDOM),
+    Case("divergence-scale", {"softcap": 4.0}, DIVERGENCES, **_SCALE, **_SELDOM),
+    Case("divergence-denominator", calls=KL, tensor_options={"denominator": 2.5}, labels=_FEW, **_SELDOM),
+    Case("divergence-float64", _DISTILLED, DIVERGENCES, dtype=torch.float64, **_SELDOM),
+    Case("divergence-bfloat16", calls=DIVERGENCES, dtype=torch.bfloat16, **_SELDOM),
+    Case("divergence-float16", calls=DIVERGENCES, dtype=torch.float16, **_SELDOM),
+    Case(
+        "divergence-several-dimensions",
+        calls=DIVERGENCES,
+        labels=[[2, 0, 6], [3, -100, 2]],
+        learned=("teacher",),
+        **_SELDOM,
+    ),
+    Case("divergence-one-row", calls=DIVERGENCES, labels=3, **_SELDOM),
+    Case("divergence-no-rows", calls=DIVERGENCES, labels=[], **_SELDOM),
+    Case("divergence-one-class", {"reduction": "none"}, DIVERGENCES, labels=[0, 0], classes=1, **_SELDOM),
+    Case("divergence-all-ignored", calls=DIVERGENCES, labels=[-100] * 5, **_SELDOM),
+    Case("divergence-masked-class", calls=DIVERGENCES, masked=5, learned=("teacher",), **_SELDOM),
+    Case("divergence-nan-row", {"reduction": "none"}, DIVERGENCES, nan_row=1, **_SELDOM),
+    Case("divergence-int8", calls=KL, labels=_FEW, label_dtype=torch.int8, **_SELDOM),
 ]
 BY_NAME = {case.name: case for case in CASES}
-PROBLEMS = [problem(case, call) for call in (*LOSSES, *STATISTICS) for case in CASES if call in case.calls]
+PROBLEMS = [
+    problem(case, call) for call in (*LOSSES, *STATISTICS, *DIVERGENCES) for case in CASES if call in case.calls
+]
 PROBLEMS += [problem(case, BINARY) for case in BINARY_CASES]

@@ -18,7 +18,7 @@ import execution_transforms as transforms
 import torch
 import torch.distributed as dist
 from execution_answers import check
-from execution_cases import Problem, problem
+from execution_cases import DIVERGENCES, Problem, problem
 from execution_transforms import Run
 
 
@@ -62,9 +62,9 @@ def has_rows(of: Problem) -> bool:
     return torch.tensor(of.case.labels).ndim > 0
 
 
-def has_no_check(of: Problem) -> bool:
-    """Ranks always look at labels, and have no option for it; a binary loss has no classes to share."""
-    return "check" not in of.case.options and not of.is_binary
+def can_be_parallel(of: Problem) -> bool:
+    """Ranks always look at labels, and have no option for it; they have classes in common, and no other loss."""
+    return "check" not in of.case.options and not of.is_binary and of.call not in DIVERGENCES
 
 
 def is_float32(of: Problem) -> bool:
@@ -72,7 +72,7 @@ def is_float32(of: Problem) -> bool:
 
 
 _HEAD, _FORWARD = ("everything", "softcap-and-scale"), "forward-mode"
-_DYNAMIC = ("plain", *_HEAD, "several-dimensions", "soft-everything", "learned-scale")
+_DYNAMIC = ("plain", *_HEAD, "several-dimensions", "soft-everything", "learned-scale", "reverse-everything")
 # Of eager code's cases those that make another graph; the numbers of the others are those of the same operators.
 _GRAPHS = (
     *_DYNAMIC,
@@ -135,7 +135,7 @@ MODES = [
         "compile, inductor",
         "`torch.compile(fullgraph=True)` with its usual backend, and backward.",
         transforms.compiled("inductor"),
-        quick=(*_HEAD, "soft-everything", "learned-weight-smoothing"),
+        quick=(*_HEAD, "soft-everything", "learned-weight-smoothing", "reverse-everything"),
     ),
     Mode(
         "compile, dynamic",
@@ -159,7 +159,7 @@ MODES = [
     Mode("FakeTensorMode", "Fake tensors: shapes and dtypes.", tensors.fake),
     # logits that lie elsewhere
     Mode("deferred", "Logits of a layer that defers them.", tensors.deferred, tensors.has_a_head, tensors.layer_of),
-    Mode("parallel", "`xent.torch.parallel` on the one rank of a group.", tensors.one_rank, has_no_check),
+    Mode("parallel", "`xent.torch.parallel` on the one rank of a group.", tensors.one_rank, can_be_parallel),
     Mode("DTensor, rows", "DTensors whose rows are sharded.", tensors.distributed("rows"), has_rows),
     Mode("DTensor, classes", "DTensors whose classes are sharded.", tensors.distributed("classes")),
     Mode("DTensor, replicated", "DTensors that are whole on each rank.", tensors.distributed("nothing")),

@@ -14,7 +14,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from execution_cases import PROBLEMS, Problem
+from execution_cases import DIVERGENCES, PROBLEMS, Problem
 from execution_gaps import NOT_YET, REFUSED, found_in
 from execution_modes import MODES, Mode, process_group
 
@@ -33,8 +33,12 @@ COLUMNS: dict[str, Callable[[Problem], bool]] = {
     "linear loss": lambda of: of.call == "linear_cross_entropy" and not special(of),
     "linear statistics": lambda of: of.call == "linear_statistics" and not special(of),
     "soft targets": lambda of: of.case.is_soft and not of.is_binary,
-    "options as tensors": lambda of: has_tensor_options(of) and not of.case.is_soft and not of.is_binary,
+    "options as tensors": lambda of: (
+        has_tensor_options(of) and not (of.case.is_soft or of.is_binary or of.call in DIVERGENCES)
+    ),
     "binary loss": lambda of: of.is_binary,
+    "divergences": lambda of: of.call in DIVERGENCES and not of.is_linear,
+    "linear divergences": lambda of: of.call in DIVERGENCES and of.is_linear,
 }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from execution_answers import Answer
-from execution_cases import Case, Problem, problem
+from execution_cases import BY_ROWS, Case, Problem, problem
 from implementations import DEVICE
 from torch import Tensor, nn
 from torch.autograd import forward_ad
@@ -253,7 +253,7 @@ def compiled_for_any_shape(of: Problem) -> Answer:
     """Compiled by a problem with more rows."""
     torch._dynamo.reset()
     function = torch.compile(by_all_tensors(of), fullgraph=True, backend="aot_eager", dynamic=True)
-    rows = [name for name in ("input", "target", "probs", "sample_weight") if name in of.tensors]
+    rows = [name for name in BY_ROWS if name in of.tensors]
     longer = {**of.tensors, **{name: torch.cat([of.tensors[name]] * 3) for name in rows}}
     for name in of.variables:
         longer[name] = longer[name].clone().requires_grad_()

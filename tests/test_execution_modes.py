@@ -23,12 +23,16 @@ from torch._dynamo.testing import AotEagerAndRecordGraphs
 import xent.torch
 from xent.errors import XentError
 
+SEEN_EVERYWHERE = ("eager", "create_graph", "compile, aot_eager")
+"""Modes that always run every case, or those that are quick there."""
+
 
 def combinations() -> Iterator[Any]:
     for mode in MODES:
         for of in PROBLEMS:
             if mode.runs(of):
                 is_slow = mode.quick is not None and of.case.name not in mode.quick
+                is_slow = is_slow or not (of.case.everywhere or mode.name in SEEN_EVERYWHERE)
                 yield pytest.param(mode, of, marks=[pytest.mark.slow] if is_slow else [], id=f"{mode}-{of}")
 
 

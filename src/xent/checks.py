@@ -92,6 +92,27 @@ def check_linear_shapes(
         raise ShapeError(message(call, "linear_bias", found, "Pass one number for each class"))
 
 
+def check_teacher_layer(call: str, shapes: dict[str, tuple[int, ...] | None]) -> None:
+    """Raise ShapeError unless the teacher's layer has rows and classes of the student's, whose layer has been checked.
+
+    `shapes` are those of the arguments by name.
+    """
+    rows, weight, bias = shapes["target_input"], shapes["target_weight"], shapes["target_bias"]
+    student, classes = shapes["input"], shapes["linear_weight"]
+    if not rows or not weight or len(weight) != 2 or rows[-1] != weight[1]:
+        found = f"found shape {weight} for a target_input of shape {rows}"
+        raise ShapeError(message(call, "target_weight", found, "Pass (..., features) and (classes, features)"))
+    if student and rows[:-1] != student[:-1]:
+        found = f"found shape {rows} for an input of shape {student}"
+        raise ShapeError(message(call, "target_input", found, "Only the last sizes, the widths, may differ"))
+    if classes and (weight[0] != classes[0] or not weight[0]):
+        found = f"found {weight[0]} classes, while the student has {classes[0]}"
+        raise ShapeError(message(call, "target_weight", found, "Both need the same classes, at least one"))
+    if bias is not None and bias != weight[:1]:
+        found = f"found shape {bias}, expected {weight[:1]}"
+        raise ShapeError(message(call, "target_bias", found, "Pass one number for each class"))
+
+
 def check_labels(call: str, labels: Array, classes: int, ignore_index: int) -> None:
     """Raise LabelError if a label is neither a class index nor `ignore_index`."""
     wrong = ((labels < 0) | (labels >= classes)) & (labels != ignore_index)
@@ -190,6 +211,23 @@ def check_sample_weight(call: str, shape: tuple[int, ...], layout: Layout) -> No
     if shape != layout.loss_shape:
         found = f"found shape {shape}, expected {layout.loss_shape}"
         raise ShapeError(message(call, "sample_weight", found, "Pass one weight for each loss"))
+
+
+def check_teacher_shape(call: str, layout: Layout, shape: tuple[int, ...]) -> None:
+    """Raise ShapeError unless the teacher's logits have the shape of the student's, with a class at least."""
+    if layout.classes == 0:
+        found = f"found shape {layout.logits_shape} with no classes along axis {layout.class_axis}"
+        raise ShapeError(message(call, "input", found, "Pass at least one class"))
+    if shape != layout.logits_shape:
+        found = f"found shape {shape} for logits of shape {layout.logits_shape}"
+        raise ShapeError(message(call, "target", found, "Pass the teacher's logits, one for each of the student's"))
+
+
+def check_labels_shape(call: str, shape: tuple[int, ...], layout: Layout) -> None:
+    """Raise ShapeError unless there is one label for each row."""
+    if shape != layout.loss_shape:
+        found = f"found shape {shape}, expected {layout.loss_shape}"
+        raise ShapeError(message(call, "labels", found, "Pass one label for each row"))
 
 
 def check_weight_shape(call: str, shape: tuple[int, ...], classes: int) -> None:

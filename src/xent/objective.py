@@ -17,9 +17,10 @@ import ast
 import math
 from collections.abc import Callable
 from dataclasses import KW_ONLY, InitVar, dataclass, replace
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, ClassVar, Literal, Self, TypedDict, get_args
 
 from xent.errors import ObjectiveError, message
+from xent.options import check_option
 
 __all__ = ["BinaryOptions", "Objective", "Options", "ParallelOptions", "UnweightedOptions"]
 
@@ -128,20 +129,12 @@ class Objective:
     denominator: float | None = None
     _: KW_ONLY
     call: InitVar[str] = "Objective"
+    text: ClassVar[tuple[str, ...]] = TEXT
+    """What `to_text` writes down."""
 
     def __post_init__(self, call: str) -> None:
         for option, (holds, expected) in _RANGES.items():
-            value = getattr(self, option)
-            if not isinstance(value, float | int | str | None):  # an array of one number, or a tensor
-                value = _number(call, option, value)
-                object.__setattr__(self, option, value)
-            try:
-                usable = bool(holds(value))
-            except (TypeError, ValueError, ArithmeticError, RuntimeError):  # not a number, or several
-                usable = False
-            if not usable:
-                found = f"found {value!r}, expected {expected}"
-                raise ObjectiveError(message(call, option, found, "See help(xent.Objective)"))
+            check_option(self, call, option, holds, expected)
         if self.denominator is not None and self.reduction != "mean":
             found = f"a denominator has no meaning with reduction={self.reduction!r}"
             remedy = "Use reduction='mean', or leave the denominator out and divide the result yourself"
@@ -177,21 +170,10 @@ class Objective:
         """All options but the class weights as text, for interfaces that take nothing else."""
         # Not json.dumps, which torch's compiler cannot trace. A number that has changed since the last call is a symbol
         # to that compiler, and a symbol has no text; as a key of a dictionary it becomes a number.
-        options = [(name, *{getattr(self, name): None}) for name in TEXT]
+        options = [(name, *{getattr(self, name): None}) for name in self.text]
         return "{" + ", ".join([f"{name!r}: {value!r}" for name, value in options]) + "}"
 
     @classmethod
-    def from_text(cls, text: str) -> Objective:
+    def from_text(cls, text: str) -> Self:
         """The options that `to_text` wrote down."""
         return cls(**ast.literal_eval(text))
-
-
-def _number(call: str, option: str, value: Any) -> Any:
-    """The number in an array or tensor of one."""
-    if getattr(value, "requires_grad", False):
-        found = "found a tensor that requires a gradient, which this option does not get"
-        raise ObjectiveError(message(call, option, found, f"Pass {option}.item(); weight and logit_scale get one"))
-    try:
-        return value.item()
-    except (AttributeError, TypeError, ValueError, RuntimeError):  # no array, or one of several numbers
-        return value

@@ -125,6 +125,52 @@ def mixture_divergence_terms(xp: Any, p: Array, q: Array) -> Array:
     return xp.where(present, total * factor, zero)
 
 
+def kl_terms(xp: Any, p: Array, q: Array, d: Array) -> Array:
+    """Return p * (d - 1 + exp(-d)), 0 or more: the terms of KL(p || q), where d = log p - log q is given for itself.
+
+    For |d| < 1 it is the series d^2 / 2! - d^3 / 3! + ..., in which nothing cancels; elsewhere p * (d - 1) + q. Where p
+    is 0 it is q. `xp` is numpy or torch.
+    """
+    near, zero = xp.abs(d) < 1.0, p == 0
+    x = xp.where(near, d, 0.0)
+    series = 0.0 * x
+    for k in range(_EXPONENTIAL_TERMS, 1, -1):
+        series = 1.0 / math.factorial(k) - x * series
+    far = p * (xp.where(near | zero, 1.0, d) - 1.0) + q
+    return xp.where(zero, q, xp.where(near, p * (x * x * series), xp.where(far < 0.0, 0.0, far)))
+
+
+_EXPONENTIAL_TERMS = 20
+"""1 / 20! is below the rounding of float64."""
+
+
+def log_and_excess(xp: Any, ratio: Array, less_one: Array) -> tuple[Array, Array]:
+    """Return log r and r log r - (r - 1), 0 or more, of ratios r given with r - 1; 0 and 1 - r for a ratio of 0.
+
+    With s = (r - 1) / (r + 1), log r = 2 artanh(s) = 2 (s + S), S = s^3 / 3 + s^5 / 5 + ..., and for |r - 1| <= 1/4
+
+        r log r - (r - 1) = 2 (s^2 + (1 + s) S) / (1 - s)
+
+    `xp` is numpy or torch.
+    """
+    near = xp.abs(less_one) <= 0.25
+    x = xp.where(near, less_one, 0.0)
+    s = x / (2.0 + x)
+    square = s * s
+    series = 0.0 * s
+    for k in range(_ARTANH_TERMS, 0, -1):
+        series = (series + 1.0 / (2 * k + 1)) * square
+    log_near, excess_near = 2.0 * s * (1.0 + series), 2.0 * (square + (1.0 + s) * s * series) / (1.0 - s)
+    positive = xp.where(near | (ratio == 0), 1.0, ratio)
+    log_far = xp.log(positive)
+    excess_far = ratio * log_far - less_one
+    return xp.where(near, log_near, log_far), xp.where(near, excess_near, excess_far)
+
+
+_ARTANH_TERMS = 10
+"""(1/7)^20 is below the rounding of float64."""
+
+
 def _series_terms(xp: Any, x: Array) -> int:
     """Return the number of terms k for which (1/9)^k is below the rounding of the dtype."""
     return math.ceil(-math.log(xp.finfo(x.dtype).eps) / math.log(9))

@@ -16,13 +16,16 @@ from typing import Any
 import torch
 
 from xent.backends.binary_protocol import BinaryBackend
-from xent.backends.cpu import binary_tensors, tensors
+from xent.backends.cpu import binary_tensors, divergence_tensors, tensors
 from xent.backends.definitions import NOTHING_IS_COMPILED
+from xent.backends.divergence_formula import DIVERGENCE_FORMULA
+from xent.backends.divergence_protocol import DivergenceBackend
 from xent.backends.formula import FORMULA
 from xent.backends.formula_binary import FORMULA_BINARY
 from xent.backends.protocol import Backend
-from xent.backends.tensor_steps import TensorSteps
+from xent.backends.tensor_steps import TensorSteps, pair_steps
 from xent.linear.backend import LinearBackend
+from xent.linear.divergence import LinearDivergence
 
 TRITON_DEVICES = ("cuda", "xpu")
 LEAST_CAPABILITY = (8, 0)
@@ -51,6 +54,26 @@ def choose_binary(device: torch.device) -> BinaryBackend:
         return FORMULA_BINARY if NOTHING_IS_COMPILED else binary_tensors.CPU_BINARY
     backend: BinaryBackend = _elsewhere(device)[2]
     return backend
+
+
+def choose_divergence(device: torch.device) -> DivergenceBackend:
+    """Return the backend for divergences of logits on this device."""
+    backend = choose(device)
+    if backend is tensors.CPU:
+        return divergence_tensors.DIVERGENCE_CPU
+    if backend is FORMULA:
+        return DIVERGENCE_FORMULA
+    from xent.backends.gpu.divergence_kernel import GpuDivergence  # loads Triton
+
+    return GpuDivergence()
+
+
+def choose_linear_divergence(device: torch.device) -> Any:
+    """Return the backend for divergences of two layers on this device, or None where formulas hold the logits."""
+    backend = choose_linear(device)
+    if backend is None or backend is tensors.LINEAR_CPU:
+        return None if backend is None else divergence_tensors.LINEAR_DIVERGENCE_CPU
+    return LinearDivergence(choose_divergence(device), pair_steps)
 
 
 def _elsewhere(device: torch.device) -> tuple[Backend, Any, Any]:

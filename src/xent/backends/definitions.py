@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from xent import reference
 from xent.arrays import rounded
 from xent.backends.protocol import Statistics
+from xent.divergence import Divergence
 from xent.linear.contrast import Contrast
+from xent.linear.divergence import Pair
 from xent.linear.driver import Gradients, Layer, Wanted
 from xent.objective import Objective
 from xent.reduction import weighted_count
@@ -136,17 +138,7 @@ class DefinitionsLinear:
     ) -> tuple[Array, Array, Gradients]:
         """Return losses, log-sum-exps, and the wanted gradients of sum(row_scale * loss)."""
         losses, saved, dlogits = self.rows.forward_backward(_logits(layer), layer.target, row_scale, objective)
-        x, w = layer.input.astype(np.float64), layer.weight.astype(np.float64)
-        dtype = layer.input.dtype
-        return (
-            losses,
-            saved,
-            Gradients(
-                (dlogits @ w).astype(dtype) if wanted.input else None,
-                (dlogits.T @ x).astype(layer.weight_gradient) if wanted.weight else None,
-                dlogits.sum(axis=0).astype(dtype) if wanted.bias and layer.bias is not None else None,
-            ),
-        )
+        return losses, saved, _of_layer(layer, dlogits, wanted)
 
     def statistics(self, layer: Layer, objective: Objective) -> Statistics:
         """Return the statistics of each row."""
@@ -168,6 +160,63 @@ class DefinitionsLinear:
         return self.contrast(layer, logit_scale, symmetric=True), Gradients(
             like_logits(da, layer.input), of_weight, None
         )
+
+
+class DefinitionsDivergence:
+    """The divergences by the definitions (`xent.backends.divergence_protocol.DivergenceBackend`)."""
+
+    def forward(self, student: Array, teacher: Array, labels: Array | None, options: Divergence) -> Array:
+        """Return the loss of each row."""
+        losses = reference.divergence(_rows(student), _rows(teacher), labels, options)
+        return losses.astype(np.float64 if student.dtype == np.float64 else np.float32)
+
+    def forward_backward(
+        self,
+        student: Array,
+        teacher: Array,
+        labels: Array | None,
+        row_scale: Array | float,
+        options: Divergence,
+        *,
+        out: Array | None = None,
+        after: float = 1.0,
+    ) -> tuple[Array, Array]:
+        """Return losses, and the gradient of sum(row_scale * loss) by the student's logits, times `after`."""
+        losses = self.forward(student, teacher, labels, options)
+        rows = reference.divergence_gradient(_rows(student), _rows(teacher), labels, options)
+        gradient = like_logits(rows * np.reshape(row_scale, (-1, 1)), student) * student.dtype.type(after)
+        if out is None:
+            return losses, gradient
+        out[...] = gradient
+        return losses, out
+
+
+class DefinitionsLinearDivergence:
+    """The divergences of two layers by the definitions, which hold the logits."""
+
+    def forward(self, pair: Pair, options: Divergence) -> tuple[Array, None]:
+        """Return the losses of the rows."""
+        rows = DefinitionsDivergence()
+        losses = rows.forward(_logits(pair.student), _logits(pair.teacher), pair.labels, options)
+        return losses.astype(np.float64 if pair.student.input.dtype == np.float64 else np.float32), None
+
+    def forward_backward(
+        self, pair: Pair, row_scale: Any, options: Divergence, wanted: Wanted
+    ) -> tuple[Array, None, Gradients]:
+        """Return the losses, and the wanted gradients of sum(row_scale * loss) by the student's layer."""
+        arrays = (_logits(pair.student), _logits(pair.teacher), pair.labels)
+        dlogits = DefinitionsDivergence().forward_backward(*arrays, row_scale, options)[1]
+        return self.forward(pair, options)[0], None, _of_layer(pair.student, dlogits, wanted)
+
+
+def _of_layer(layer: Layer, dlogits: Array, wanted: Wanted) -> Gradients:
+    """The wanted gradients of a layer, from that by its logits."""
+    x, w, dtype = layer.input.astype(np.float64), layer.weight.astype(np.float64), layer.input.dtype
+    return Gradients(
+        (dlogits @ w).astype(dtype) if wanted.input else None,
+        (dlogits.T @ x).astype(layer.weight_gradient) if wanted.weight else None,
+        dlogits.sum(axis=0).astype(dtype) if wanted.bias and layer.bias is not None else None,
+    )
 
 
 def _logits(layer: Layer) -> Array:

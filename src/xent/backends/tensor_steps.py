@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xent.linear.driver import Gradients, Layer, Wanted
-from xent.linear.plan import Plan, Sizes, make_plan
+from xent.linear.divergence import Pair, PairSteps
+from xent.linear.driver import NOTHING, Gradients, Layer, Wanted
+from xent.linear.plan import Plan, Sizes, make_plan, make_shared_plans
 
 Range = tuple[int, int]
 
@@ -97,6 +98,13 @@ class TensorSteps:
         """Round the sums to what the gradient of the weight is stored as."""
         if self._sums is not None and self.of_weight is not None:
             self.of_weight[part[0] : part[1]].copy_(self._sums[: part[1] - part[0]])
+
+
+def pair_steps(pair: Pair, wanted: Wanted) -> PairSteps:
+    """The steps of two layers, in one workspace."""
+    sizes = (sizes_of(pair.student), sizes_of(pair.teacher))
+    of_student, of_teacher = make_shared_plans(pair.student.call, sizes, pair.student.workspace)
+    return PairSteps(TensorSteps(pair.student, wanted, of_student), TensorSteps(pair.teacher, NOTHING, of_teacher))
 
 
 def add_product(total: Tensor, a: Tensor, b: Tensor, *, is_first: bool) -> None:

@@ -103,11 +103,11 @@ def make_plan(call: str, sizes: Sizes, workspace: int) -> Plan:
         fixed = sizes.fixed_bytes + aligned(slab * sizes.slab_bytes) + PADDING
         free = workspace - fixed
         if sizes.rows * sizes.row_bytes <= free:
-            return _plan(sizes, slab, sizes.rows, 1, fixed, summed=False)
+            return _plan(sizes, slab, sizes.rows, 1, summed=False)
         for parts in range(1, (MAX_PARTS if sizes.sum_bytes else 1) + 1):
             rows = (free - math.ceil(sizes.classes / parts) * sizes.sum_bytes) // max(sizes.row_bytes, 1)
             if rows >= max(least_rows, 1):
-                return _plan(sizes, slab, rows, parts, fixed, summed=sizes.sum_bytes > 0)
+                return _plan(sizes, slab, rows, parts, summed=sizes.sum_bytes > 0)
     raise ArgumentError(
         message(
             call,
@@ -118,11 +118,24 @@ def make_plan(call: str, sizes: Sizes, workspace: int) -> Plan:
     )
 
 
+def make_shared_plans(call: str, parts: tuple[Sizes, Sizes], workspace: int) -> tuple[Plan, Plan]:
+    """Cut the work of two layers alike, so that both together fit; only the first one's weight may need sums."""
+    first, second = parts
+    both = replace(
+        first,
+        row_bytes=first.row_bytes + second.row_bytes,
+        slab_bytes=first.slab_bytes + second.slab_bytes,
+        fixed_bytes=first.fixed_bytes + second.fixed_bytes + PADDING + ALIGNMENT,
+    )
+    plan = make_plan(call, both, workspace)
+    whole = replace(plan, parts=((0, second.classes),), summed=False)
+    return _sized(plan, first), _sized(whole, second)
+
+
 def plan_of_rows(sizes: Sizes, chunk_rows: int) -> Plan:
     """The cut into chunks of so many rows, whatever memory that takes: for measurements of what chunks do."""
     slab = _slab(sizes, 8 * SLAB_BYTES)
-    fixed = sizes.fixed_bytes + aligned(slab * sizes.slab_bytes) + PADDING
-    return _plan(sizes, slab, chunk_rows, 1, fixed, summed=sizes.sum_bytes > 0 and chunk_rows < sizes.rows)
+    return _plan(sizes, slab, chunk_rows, 1, summed=sizes.sum_bytes > 0 and chunk_rows < sizes.rows)
 
 
 def least_workspace(sizes: Sizes) -> int:
@@ -162,9 +175,15 @@ def _slab(sizes: Sizes, workspace: int) -> int:
     return max(1, min(sizes.classes, min(SLAB_BYTES, workspace // 8) // sizes.slab_bytes))
 
 
-def _plan(sizes: Sizes, slab: int, most: int, parts: int, fixed: int, *, summed: bool) -> Plan:
+def _plan(sizes: Sizes, slab: int, most: int, parts: int, *, summed: bool) -> Plan:
     chunks = balanced(sizes.rows, max(most, 1), ROW_UNIT) or ((0, 0),)
     cut = balanced(sizes.classes, math.ceil(sizes.classes / parts)) if summed else ((0, sizes.classes),)
-    plan = Plan(chunks, cut, slab, summed, slab * sizes.slab_bytes, 0)
-    used = fixed + plan.chunk_rows * sizes.row_bytes + (plan.part_classes * sizes.sum_bytes if summed else 0)
-    return replace(plan, bytes=used)
+    return _sized(Plan(chunks, cut, slab, summed, 0, 0), sizes)
+
+
+def _sized(plan: Plan, sizes: Sizes) -> Plan:
+    """The plan with the bytes that a layer needs under it."""
+    slab_bytes = plan.slab * sizes.slab_bytes
+    fixed = sizes.fixed_bytes + aligned(slab_bytes) + PADDING
+    used = fixed + plan.chunk_rows * sizes.row_bytes + (plan.part_classes * sizes.sum_bytes if plan.summed else 0)
+    return replace(plan, slab_bytes=slab_bytes, bytes=used)

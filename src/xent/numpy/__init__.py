@@ -19,7 +19,19 @@ from xent.numpy.binary import (
     binary_cross_entropy_with_logits_value_and_grad,
 )
 from xent.numpy.contrastive import PairGradients, contrastive_loss, contrastive_loss_value_and_grad
+from xent.numpy.divergences import (
+    js_divergence,
+    js_divergence_value_and_grad,
+    kl_divergence,
+    kl_divergence_value_and_grad,
+)
 from xent.numpy.linear import linear_cross_entropy, linear_cross_entropy_value_and_grad, linear_statistics
+from xent.numpy.linear_divergences import (
+    linear_js_divergence,
+    linear_js_divergence_value_and_grad,
+    linear_kl_divergence,
+    linear_kl_divergence_value_and_grad,
+)
 from xent.numpy.logits import (
     cross_entropy,
     cross_entropy_value_and_grad,
@@ -40,8 +52,16 @@ __all__ = [
     "contrastive_loss_value_and_grad",
     "cross_entropy",
     "cross_entropy_value_and_grad",
+    "js_divergence",
+    "js_divergence_value_and_grad",
+    "kl_divergence",
+    "kl_divergence_value_and_grad",
     "linear_cross_entropy",
     "linear_cross_entropy_value_and_grad",
+    "linear_js_divergence",
+    "linear_js_divergence_value_and_grad",
+    "linear_kl_divergence",
+    "linear_kl_divergence_value_and_grad",
     "linear_statistics",
     "squared_error",
     "squared_error_value_and_grad",

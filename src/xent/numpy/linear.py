@@ -162,21 +162,12 @@ def linear_statistics(
 
 
 @dataclass(frozen=True)
-class _LinearRows(Rows):
-    input: Array
-    weight: Array
-    bias: Array | None
-    workspace: int
+class LayerRows(Rows):
+    """Rows of a linear layer, and the way back to the caller's shapes and dtypes."""
+
     input_shape: tuple[int, ...]
     dtypes: tuple[np.dtype[Any], np.dtype[Any], np.dtype[Any]]
     """Of input, weight and bias as the caller gave them."""
-
-    def layer(self, call: str) -> Layer:
-        """The arguments as `xent.linear` takes them: of one dtype, bfloat16 as the integers of its bits."""
-        input, weight = as_bits(self.input), as_bits(self.weight)
-        bias = None if self.bias is None else as_bits(self.bias)
-        target = as_bits(self.target) if self.layout.soft else self.target
-        return Layer(call, input, weight, bias, target, weight.dtype, self.workspace)
 
     def gradients(self, arrays: LayerGradients) -> Gradients:
         """Gradients in the shapes and dtypes of the arguments."""
@@ -187,6 +178,21 @@ class _LinearRows(Rows):
         assert dinput is not None
         assert dweight is not None
         return Gradients(dinput.reshape(self.input_shape), dweight, dbias)
+
+
+@dataclass(frozen=True)
+class _LinearRows(LayerRows):
+    input: Array
+    weight: Array
+    bias: Array | None
+    workspace: int
+
+    def layer(self, call: str) -> Layer:
+        """The arguments as `xent.linear` takes them: of one dtype, bfloat16 as the integers of its bits."""
+        input, weight = as_bits(self.input), as_bits(self.weight)
+        bias = None if self.bias is None else as_bits(self.bias)
+        target = as_bits(self.target) if self.layout.soft else self.target
+        return Layer(call, input, weight, bias, target, weight.dtype, self.workspace)
 
 
 def _linear_rows(
@@ -216,7 +222,7 @@ def _linear_rows(
     common = checked(call, y, how, objective, dtype, as_rows, sample_weight)
     x, w = (side_by_side(array.astype(dtype, copy=False)) for array in (x.reshape(how.rows, x.shape[-1]), w))
     b = None if b is None else np.ascontiguousarray(b, dtype)
-    return _LinearRows(*common, x, w, b, parse_bytes(call, workspace), shape, dtypes)
+    return _LinearRows(*common, shape, dtypes, x, w, b, parse_bytes(call, workspace))
 
 
 def floating(dtype: np.dtype[Any]) -> np.dtype[Any]:

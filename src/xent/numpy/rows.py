@@ -11,10 +11,17 @@ from numpy.typing import ArrayLike, NDArray
 
 from xent.arrays import is_numpy_bfloat16
 from xent.backends.cpu.backend import CpuBackend
-from xent.backends.cpu.linear_steps import CpuSteps
+from xent.backends.cpu.divergence_kernel import CpuDivergence
+from xent.backends.cpu.linear_steps import CpuSteps, pair_steps
 from xent.backends.cpu.threads import get_num_threads
 from xent.backends.cpu.tile import computing_dtype
-from xent.backends.definitions import NOTHING_IS_COMPILED, DefinitionsBackend, DefinitionsLinear
+from xent.backends.definitions import (
+    NOTHING_IS_COMPILED,
+    DefinitionsBackend,
+    DefinitionsDivergence,
+    DefinitionsLinear,
+    DefinitionsLinearDivergence,
+)
 from xent.checks import (
     Layout,
     as_numpy,
@@ -25,6 +32,7 @@ from xent.checks import (
 )
 from xent.focal import focal_loss, focal_slope
 from xent.linear.backend import LinearBackend
+from xent.linear.divergence import LinearDivergence
 from xent.objective import Objective
 from xent.reduction import gradient_scale, mean_denominator, reduce
 from xent.sparse import SparseTarget, is_sparse, packed
@@ -32,9 +40,15 @@ from xent.sparse import SparseTarget, is_sparse, packed
 Array = NDArray[Any]
 
 CPU: Any = CpuBackend()
+DIVERGENCE_CPU: Any = CpuDivergence()
 LINEAR_CPU: Any = LinearBackend(CPU, lambda layer, wanted: CpuSteps(layer, wanted, "numpy", get_num_threads()))
+LINEAR_DIVERGENCE_CPU: Any = LinearDivergence(
+    DIVERGENCE_CPU, lambda pair, wanted: pair_steps(pair, wanted, "numpy", get_num_threads())
+)
 if NOTHING_IS_COMPILED:
     CPU = DefinitionsBackend()
+    DIVERGENCE_CPU = DefinitionsDivergence()
+    LINEAR_DIVERGENCE_CPU = DefinitionsLinearDivergence()
     LINEAR_CPU = DefinitionsLinear(CPU)
 
 
@@ -124,7 +138,7 @@ def checked(
         rows = np.ascontiguousarray(target.reshape(-1), dtype=np.int64)
     weights = None
     if sample_weight is not None:
-        weights = _sample_weights(call, sample_weight, how)
+        weights = sample_weights(call, sample_weight, how)
         if not how.soft:
             weights = np.where(rows == objective.ignore_index, 0.0, weights)
     if objective.focal_gamma and weight is not None:  # class weights are weights of rows, so that kernels need not know
@@ -137,7 +151,7 @@ def checked(
     return rows, objective, how, dtype, denominator, weights
 
 
-def _sample_weights(call: str, sample_weight: ArrayLike, how: Layout) -> Array:
+def sample_weights(call: str, sample_weight: ArrayLike, how: Layout) -> Array:
     """The weights of rows in float64, of the shape of the losses before, (rows,) after."""
     weights = as_numpy(call, "sample_weight", sample_weight)
     check_sample_weight(call, weights.shape, how)

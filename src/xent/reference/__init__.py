@@ -16,6 +16,7 @@ from xent.reference.cross_entropy import (
     negative_log_softmax,
     softcapped_logits,
 )
+from xent.reference.divergence import divergence, divergence_gradient
 from xent.reference.linear_cross_entropy import (
     Gradients,
     linear_cross_entropy,
@@ -32,6 +33,8 @@ __all__ = [
     "contrastive_loss",
     "cross_entropy",
     "cross_entropy_gradient",
+    "divergence",
+    "divergence_gradient",
     "ignored_targets",
     "linear_cross_entropy",
     "linear_cross_entropy_gradients",

@@ -2,6 +2,7 @@
 
     functional.py, linear.py   the public calls: checks, and the choice of what computes
     binary*.py                 the same for binary targets: call, autograd `Function`, operators
+    divergences.py             the divergences of student and teacher; divergence_*.py as below
     modules.py                 the modules
     autograd.py                one autograd `Function` for each loss and its statistics, over any backend
     operators.py               the same as operators, for compilers and tensor subclasses
@@ -22,8 +23,16 @@ try:
     from xent.torch.binary import binary_cross_entropy_with_logits
     from xent.torch.contrastive import contrastive_loss
     from xent.torch.contrastive_modules import ContrastiveLoss
+    from xent.torch.divergence_modules import (
+        JSDivergenceLoss,
+        KLDivergenceLoss,
+        LinearJSDivergenceLoss,
+        LinearKLDivergenceLoss,
+    )
+    from xent.torch.divergences import js_divergence, kl_divergence
     from xent.torch.functional import cross_entropy, statistics
     from xent.torch.linear import linear_cross_entropy, linear_statistics
+    from xent.torch.linear_divergences import linear_js_divergence, linear_kl_divergence
     from xent.torch.modules import BCEWithLogitsLoss, CrossEntropyLoss, LinearCrossEntropyLoss
 except ModuleNotFoundError as error:
     raise missing_package(error, "xent.torch", "torch") from None
@@ -32,13 +41,21 @@ __all__ = [
     "BCEWithLogitsLoss",
     "ContrastiveLoss",
     "CrossEntropyLoss",
+    "JSDivergenceLoss",
+    "KLDivergenceLoss",
     "LinearCrossEntropyLoss",
+    "LinearJSDivergenceLoss",
+    "LinearKLDivergenceLoss",
     "SparseTarget",
     "Statistics",
     "binary_cross_entropy_with_logits",
     "contrastive_loss",
     "cross_entropy",
+    "js_divergence",
+    "kl_divergence",
     "linear_cross_entropy",
+    "linear_js_divergence",
+    "linear_kl_divergence",
     "linear_statistics",
     "statistics",
 ]

@@ -173,11 +173,14 @@ def finished(ctx: Any, ready: Tensor, upstream: Tensor) -> Tensor | None:
     """The gradient that is ready, for this upstream gradient; None if it has to be made anew."""
     factor = upstream.item()
     EXPECTED.came(ctx.kind, factor)
-    if factor == ctx.made_for:
+    return finished_for(ready, factor, ctx.made_for)
+
+
+def finished_for(ready: Tensor, factor: float, made_for: float) -> Tensor | None:
+    """The gradient that was made for one upstream gradient, for another; None if it has to be made anew."""
+    if factor == made_for:
         return ready
-    if ctx.made_for == 1.0 and ready.dtype in MULTIPLIED:
-        return ready.mul_(factor)
-    return None
+    return ready.mul_(factor) if made_for == 1.0 and ready.dtype in MULTIPLIED else None
 
 
 def _made_anew(

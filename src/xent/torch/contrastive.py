@@ -22,7 +22,7 @@ from xent.torch.contrastive_operators import (
     losses_of,
 )
 from xent.torch.functional import has_to_be_formula, objective_of
-from xent.torch.linear import common_dtype, linear_cross_entropy
+from xent.torch.linear import linear_cross_entropy, product_dtype
 from xent.torch.linear_passes import multiplied
 from xent.torch.reduced import denominator_of, reduced, reduced_by_formula, scale_of
 from xent.torch.rows import Call, refuse_recording
@@ -104,7 +104,7 @@ def contrastive_loss(
         options: dict[str, Any] = {"logit_scale": logit_scale, "reduction": reduction, "workspace": workspace}
         return linear_cross_entropy(a, b, labels, **options)
     objective, learned = objective_of(NAME, -100, reduction, logit_scale=logit_scale)
-    dtype, room = common_dtype(NAME, a=a, b=b), parse_bytes(NAME, workspace, a.device.type)
+    dtype, room = product_dtype(NAME, a=a, b=b), parse_bytes(NAME, workspace, a.device.type)
     a = learned.scaled_layer(a, None)[0]
     linear: Any = None if has_to_be_formula() else choose_linear(a.device)
     if linear is not None and not is_watched(a, b):

@@ -282,27 +282,32 @@ def objective_of(
 
     A tensor that needs no gradient and can be read for nothing is a number like any other.
     """
-    scale = logit_scale if isinstance(logit_scale, Tensor) and has_to_be_seen(logit_scale) else None
-    divisor = denominator if isinstance(denominator, Tensor) and has_to_be_seen(denominator) else None
-    for option, tensor in {"logit_scale": scale, "denominator": divisor}.items():
-        if tensor is not None and tensor.numel() != 1:
-            found = f"found a tensor of shape {tuple(tensor.shape)}, expected one number"
-            raise ObjectiveError(message(name, option, found, "See help(xent.Objective)"))
+    learned = learned_of(name, logit_scale, denominator)
     options: Any = {
         "ignore_index": ignore_index,
         "reduction": reduction,
         "label_smoothing": label_smoothing,
         "z_loss": z_loss,
         "softcap": softcap,
-        "logit_scale": 1.0 if scale is not None else logit_scale,
-        "denominator": 1.0 if divisor is not None else denominator,
+        "logit_scale": 1.0 if learned.scale is not None else logit_scale,
+        "denominator": 1.0 if learned.denominator is not None else denominator,
         "focal_gamma": focal_gamma,
     }
     objective = Objective.of(name, options | unknown)
-    if divisor is not None:
+    if learned.denominator is not None:
         objective = replace(objective, reduction="sum", denominator=None)
-    scale, divisor = (None if tensor is None else tensor.reshape(()) for tensor in (scale, divisor))
-    return objective, Learned(scale, divisor)
+    return objective, learned
+
+
+def learned_of(name: str, logit_scale: float | Tensor, denominator: float | Tensor | None) -> Learned:
+    """Those of the two that are tensors torch has to see."""
+    scale = logit_scale if isinstance(logit_scale, Tensor) and has_to_be_seen(logit_scale) else None
+    divisor = denominator if isinstance(denominator, Tensor) and has_to_be_seen(denominator) else None
+    for option, tensor in {"logit_scale": scale, "denominator": divisor}.items():
+        if tensor is not None and tensor.numel() != 1:
+            found = f"found a tensor of shape {tuple(tensor.shape)}, expected one number"
+            raise ObjectiveError(message(name, option, found, "See help(xent.Objective)"))
+    return Learned(*(None if tensor is None else tensor.reshape(()) for tensor in (scale, divisor)))
 
 
 def has_to_be_seen(tensor: Tensor) -> bool:

@@ -232,7 +232,7 @@ def _call(
     check: bool,
 ) -> tuple[Call, LinearRows]:
     """What computes, and the tensors as rows."""
-    dtype = product_dtype(name, input, linear_weight, linear_bias)
+    dtype = product_dtype(name, input=input, linear_weight=linear_weight, linear_bias=linear_bias)
     linear: Any = None if has_to_be_formula() else choose_linear(input.device)
     room = parse_bytes(name, workspace, input.device.type)
     call = Call(name, objective, choose(input.device), linear, room, dtype, labels_are_checked=check)
@@ -278,12 +278,7 @@ def layout_of(
     return how
 
 
-def product_dtype(call: str, input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> torch.dtype:
-    """The dtype of the products of a layer."""
-    return common_dtype(call, input=input, linear_weight=linear_weight, linear_bias=linear_bias)
-
-
-def common_dtype(call: str, **named: Tensor | None) -> torch.dtype:
+def product_dtype(call: str, **named: Tensor | None) -> torch.dtype:
     """The dtype of the products: that of the arguments, or of autocast, which leaves float64 alone."""
     dtypes = {}
     for argument, tensor in named.items():

@@ -6,7 +6,7 @@ For devices without kernels, for forward mode, and for second derivatives: torch
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +15,10 @@ from torch import Tensor
 from xent.backends.formula import FORMULA, target_gradient, weight_gradient
 from xent.backends.protocol import Statistics
 from xent.objective import Objective
-from xent.torch.rows import LinearRows
+from xent.torch.rows import LinearRows, PairRows
 
 CHUNK_ROWS = 256
+Rows = TypeVar("Rows", LinearRows, PairRows)
 
 
 def losses(rows: LinearRows, objective: Objective) -> Tensor:
@@ -35,7 +36,7 @@ def statistics(rows: LinearRows, objective: Objective) -> Statistics:
 def gradient_of_target(rows: LinearRows, row_scale: Tensor, objective: Objective, lse: Tensor | None) -> Tensor:
     """The gradient by class probabilities (rows, classes), some rows at a time; `lse` is that of all shards."""
     weighted, found = objective.weighted(rows.class_weight), []
-    for place, part in zip(_places(rows), _parts(rows), strict=True):
+    for place, part in zip(places(rows), _parts(rows), strict=True):
         known = None if lse is None else lse[place]
         found.append(target_gradient(_logits(part), part.target, row_scale[place], weighted, known))
     return torch.cat(found)
@@ -43,7 +44,7 @@ def gradient_of_target(rows: LinearRows, row_scale: Tensor, objective: Objective
 
 def gradient_of_class_weights(rows: LinearRows, row_scale: Tensor, objective: Objective) -> Tensor:
     """The gradient by the class weights (classes,), some rows at a time."""
-    parts = zip(_places(rows), _parts(rows), strict=True)
+    parts = zip(places(rows), _parts(rows), strict=True)
     found = [weight_gradient(_logits(part), part.target, row_scale[place], objective) for place, part in parts]
     total = torch.stack(found).sum(dim=0)
     return total if rows.class_weight is None else total.to(rows.class_weight.dtype)
@@ -52,21 +53,22 @@ def gradient_of_class_weights(rows: LinearRows, row_scale: Tensor, objective: Ob
 # --------------------------------------------------- formulas of the gradients themselves, to be differentiated again
 
 
-def real(rows: LinearRows) -> list[Tensor]:
+def real(rows: Rows) -> list[Tensor]:
     """The tensors that have a derivative."""
     return [tensor for tensor in rows if tensor is not None and tensor.is_floating_point()]
 
 
-def joined(rows: LinearRows, tensors: Sequence[Tensor]) -> LinearRows:
+def joined(rows: Rows, tensors: Sequence[Tensor]) -> Rows:
     """The rows with other tensors in place of those that `real` returns."""
-    return LinearRows._make(spread(rows, tensors, rows))
+    return type(rows)._make(spread(rows, tensors, rows))
 
 
-def spread(rows: LinearRows, found: Sequence[Tensor], otherwise: Sequence[Any] = (None,) * 5) -> list[Any]:
+def spread(rows: Rows, found: Sequence[Tensor], otherwise: Sequence[Any] | None = None) -> list[Any]:
     """One entry for each tensor of the rows: what was found for those that `real` returns."""
     remaining = iter(found)
     is_real = [tensor is not None and tensor.is_floating_point() for tensor in rows]
-    return [next(remaining) if there else other for there, other in zip(is_real, otherwise, strict=True)]
+    others = (None,) * len(rows) if otherwise is None else otherwise
+    return [next(remaining) if there else other for there, other in zip(is_real, others, strict=True)]
 
 
 def explicit_gradients(
@@ -74,7 +76,7 @@ def explicit_gradients(
 ) -> tuple[Tensor, ...]:
     """The wanted gradients of sum(row_scale * loss) by input, weight and bias."""
     weighted = objective.weighted(rows.class_weight)
-    return _of_layer(rows, FORMULA.backward(_logits(rows), rows.target, None, row_scale, weighted), wanted)
+    return of_layer(rows, FORMULA.backward(_logits(rows), rows.target, None, row_scale, weighted), wanted)
 
 
 def explicit_statistics_gradients(
@@ -82,10 +84,11 @@ def explicit_statistics_gradients(
 ) -> tuple[Tensor, ...]:
     """The wanted gradients of the statistics by input, weight and bias."""
     dlogits = FORMULA.statistics_gradient(_logits(rows), rows.target, None, upstream, objective)
-    return _of_layer(rows, dlogits, wanted)
+    return of_layer(rows, dlogits, wanted)
 
 
-def _of_layer(rows: LinearRows, dlogits: Tensor, wanted: Sequence[bool]) -> tuple[Tensor, ...]:
+def of_layer(rows: Rows, dlogits: Tensor, wanted: Sequence[bool]) -> tuple[Tensor, ...]:
+    """The wanted gradients by input, weight and bias, from that by the logits."""
     found = []
     if wanted[0]:
         found.append(dlogits @ rows.weight)
@@ -96,7 +99,7 @@ def _of_layer(rows: LinearRows, dlogits: Tensor, wanted: Sequence[bool]) -> tupl
     return tuple(found)
 
 
-def _places(rows: LinearRows) -> list[slice]:
+def places(rows: Rows) -> list[slice]:
     """The rows in parts; one, which is empty, of no rows.
 
     A compiler to which their number is a symbol cannot count parts: there the logits are held.
@@ -108,7 +111,7 @@ def _places(rows: LinearRows) -> list[slice]:
 
 
 def _parts(rows: LinearRows) -> list[LinearRows]:
-    return [rows._replace(input=rows.input[place], target=rows.target[place]) for place in _places(rows)]
+    return [rows._replace(input=rows.input[place], target=rows.target[place]) for place in places(rows)]
 
 
 def _logits(rows: LinearRows) -> Tensor:

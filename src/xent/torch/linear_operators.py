@@ -85,17 +85,19 @@ def _row_scale(upstream: Tensor, rows: LinearRows, objective: Objective) -> Tens
     return total.expand(rows.input.shape[0])
 
 
-def _filled(tensors: Sequence[Tensor | None], like: Tensor) -> Three:
+def filled(tensors: Sequence[Tensor | None], like: Tensor) -> Three:
+    """Gradients as an operator returns them: what is not wanted is empty."""
     first, second, third = (like.new_empty(0) if tensor is None else tensor for tensor in tensors)
     return first, second, third
 
 
-def _fake_gradients(tensors: Sequence[Tensor | None], wanted: Sequence[bool], input: Tensor) -> Three:
+def fake_gradients(tensors: Sequence[Tensor | None], wanted: Sequence[bool], input: Tensor) -> Three:
+    """The same without numbers."""
     made = [
         torch.empty_like(tensor, memory_format=torch.contiguous_format) if want and tensor is not None else None
         for tensor, want in zip(tensors, wanted, strict=True)
     ]
-    return _filled(made, input)
+    return filled(made, input)
 
 
 # ---------------------------------------------------------------------------------------------------------------- loss
@@ -108,7 +110,7 @@ def _loss(
     call = _call("linear_cross_entropy", input.device, objective, workspace, dtype)
     rows = LinearRows(input, weight, bias, target, class_weight)
     loss, _, ready, _ = linear_passes.linear_loss(call, rows, Wanted(*wanted))
-    return loss, *_filled(ready or (None, None, None), input)
+    return loss, *filled(ready or (None, None, None), input)
 
 
 def _fake_loss(
@@ -117,7 +119,7 @@ def _fake_loss(
 ) -> Four:  # fmt: skip
     shape = input.shape[:1] if Objective.from_text(objective).reduction == "none" else ()
     loss = input.new_empty(shape, dtype=compute_dtype(dtype))
-    return loss, *_fake_gradients((input, weight, bias), wanted, input)
+    return loss, *fake_gradients((input, weight, bias), wanted, input)
 
 
 def _save_loss(ctx: Any, inputs: tuple[Any, ...], output: Four) -> None:
@@ -153,15 +155,11 @@ def _loss_backward(
 ) -> Three:  # fmt: skip
     call = _call("linear_cross_entropy", input.device, objective, workspace, dtype)
     rows = LinearRows(input, weight, bias, target, class_weight)
-    ready: Any = None
-    if all(was_made or not want for was_made, want in zip(made, wanted, strict=True)):
-        # Copies, which may be scaled in place: the graph keeps what it has.
-        ready = [made.clone() if want else None for made, want in zip((dinput, dweight, dbias), wanted, strict=True)]
-    gradients = None if ready is None or upstream.ndim else linear_passes.multiplied(call, ready, upstream)
+    gradients = linear_passes.finished(call, (dinput, dweight, dbias), upstream, wanted, made)
     if gradients is None:
         scale = scale_of(denominator_of(call, target, class_weight), call.objective)
         gradients = linear_passes.made_anew(call, rows, upstream.new_empty(0), scale, upstream, wanted)
-    return _filled(gradients, input)
+    return filled(gradients, input)
 
 
 def _fake_loss_backward(
@@ -169,7 +167,7 @@ def _fake_loss_backward(
     dinput: Tensor, dweight: Tensor, dbias: Tensor,
     objective: str, workspace: int, dtype: torch.dtype, wanted: Sequence[bool], made: Sequence[bool],
 ) -> Three:  # fmt: skip
-    return _fake_gradients((input, weight, bias), wanted, input)
+    return fake_gradients((input, weight, bias), wanted, input)
 
 
 def _save_loss_backward(ctx: Any, inputs: tuple[Any, ...], output: Three) -> None:
@@ -191,7 +189,7 @@ def _differentiate_loss_backward(ctx: Any, *above: Tensor) -> tuple[Any, ...]:
     return dupstream, *linear_formula.spread(rows, found), *[None] * 8
 
 
-def _flops(products: int, input: Tensor, weight: Tensor) -> int:
+def flops(products: int, input: Tensor, weight: Tensor) -> int:
     """Of some of the products of a layer, all of which have one size."""
     return 2 * products * weight.numel() * len(input)
 
@@ -200,7 +198,7 @@ def _flops_of_backward(*arguments: Any) -> int:
     """None, if the forward has made what is wanted."""
     wanted, made = arguments[12:]
     is_ready = all(was_made or not want for was_made, want in zip(made, wanted, strict=True))
-    return _flops(0 if is_ready else 1 + sum(wanted[:2]), arguments[1], arguments[2])
+    return flops(0 if is_ready else 1 + sum(wanted[:2]), arguments[1], arguments[2])
 
 
 LOSS = Operator(
@@ -210,7 +208,7 @@ LOSS = Operator(
     _save_loss,
     _differentiate_loss,
     by_rows=(0, 3),
-    products=lambda *a: _flops(1 + sum(a[8][:2]), a[0], a[1]),
+    products=lambda *a: flops(1 + sum(a[8][:2]), a[0], a[1]),
 )
 LOSS_BACKWARD = Operator(
     "linear_cross_entropy_backward",
@@ -261,7 +259,7 @@ def _statistics_backward(
 ) -> Three:  # fmt: skip
     call = _call("linear_statistics", input.device, objective, workspace, dtype)
     rows, upstream = LinearRows(input, weight, bias, labels, None), (d_log_prob, d_entropy, d_lse)
-    return _filled(linear_passes.linear_statistics_gradients(call, rows, lse, entropy, upstream, wanted), input)
+    return filled(linear_passes.linear_statistics_gradients(call, rows, lse, entropy, upstream, wanted), input)
 
 
 def _fake_statistics_backward(
@@ -269,7 +267,7 @@ def _fake_statistics_backward(
     input: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, entropy: Tensor, lse: Tensor,
     objective: str, workspace: int, dtype: torch.dtype, wanted: Sequence[bool],
 ) -> Three:  # fmt: skip
-    return _fake_gradients((input, weight, bias), wanted, input)
+    return fake_gradients((input, weight, bias), wanted, input)
 
 
 def _save_statistics_backward(ctx: Any, inputs: tuple[Any, ...], output: Three) -> None:
@@ -299,7 +297,7 @@ STATISTICS = Operator(
     _save_statistics,
     _differentiate_statistics,
     by_rows=(0, 3),
-    products=lambda *a: _flops(1, a[0], a[1]),
+    products=lambda *a: flops(1, a[0], a[1]),
 )
 STATISTICS_BACKWARD = Operator(
     "linear_statistics_backward",
@@ -307,5 +305,5 @@ STATISTICS_BACKWARD = Operator(
     _fake_statistics_backward,
     _save_statistics_backward,
     _differentiate_statistics_backward,
-    products=lambda *a: _flops(1 + sum(a[12][:2]), a[3], a[4]),
+    products=lambda *a: flops(1 + sum(a[12][:2]), a[3], a[4]),
 )

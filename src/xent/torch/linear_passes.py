@@ -18,12 +18,14 @@ from torch import Tensor
 from xent.backends.protocol import Statistics as RowStatistics
 from xent.linear.driver import Wanted
 from xent.torch.reduced import denominator_of, reduced, scale_of
-from xent.torch.rows import Call, LinearRows
+from xent.torch.rows import Call, LinearRows, PairRows
 
 Gradients = list[Tensor | None]
+Rows = LinearRows | PairRows
+"""The tensors of a layer and its target, or of two layers: then the gradients are the student's."""
 
 
-def linear_loss(call: Call, rows: LinearRows, wanted: Wanted) -> tuple[Tensor, Tensor, Gradients | None, Any]:
+def linear_loss(call: Call, rows: Rows, wanted: Wanted) -> tuple[Tensor, Tensor, Gradients | None, Any]:
     """The reduced loss, what is saved of the rows, the gradients for an upstream gradient of 1, and d(loss) / d(row).
 
     Gradients are None where they are better made in backward. float16 ones may underflow before they are multiplied by
@@ -42,7 +44,7 @@ def linear_loss(call: Call, rows: LinearRows, wanted: Wanted) -> tuple[Tensor, T
 
 
 def linear_gradients(
-    call: Call, rows: LinearRows, saved: Tensor, row_scale: Tensor | float, wanted: Sequence[bool]
+    call: Call, rows: Rows, saved: Tensor | None, row_scale: Tensor | float, wanted: Sequence[bool]
 ) -> Gradients:
     """The wanted gradients of sum(row_scale * loss), from logits that are made once more."""
     objective = call.objective.weighted(rows.class_weight)
@@ -63,8 +65,21 @@ def multiplied(call: Call, ready: Gradients, upstream: Tensor) -> Gradients | No
     return None if _rounds_twice(dtypes, factor) else _times(ready, factor)
 
 
+def finished(
+    call: Call, ready: Sequence[Tensor], upstream: Tensor, wanted: Sequence[bool], made: Sequence[bool]
+) -> Gradients | None:
+    """Copies of the gradients that an operator has made, for this upstream gradient; None if that has to be anew.
+
+    Copies may be scaled in place: the graph keeps what it has.
+    """
+    if upstream.ndim or not all(was_made or not want for was_made, want in zip(made, wanted, strict=True)):
+        return None
+    copies = [gradient.clone() if want else None for gradient, want in zip(ready, wanted, strict=True)]
+    return multiplied(call, copies, upstream)
+
+
 def made_anew(
-    call: Call, rows: LinearRows, saved: Tensor, scale: Any, upstream: Tensor, wanted: Sequence[bool]
+    call: Call, rows: Rows, saved: Tensor | None, scale: Any, upstream: Tensor, wanted: Sequence[bool]
 ) -> Gradients:
     """The gradients for an upstream gradient, one number or one for each row, with the bits of `multiplied`."""
     if upstream.ndim:
@@ -105,7 +120,7 @@ def linear_statistics_gradients(
     return _in_dtypes_of(gradients, rows)
 
 
-def _in_dtypes_of(gradients: Sequence[Tensor | None], rows: LinearRows) -> Gradients:
+def _in_dtypes_of(gradients: Sequence[Tensor | None], rows: Rows) -> Gradients:
     """Gradients of input, weight and bias in the dtypes of those."""
     return [
         None if gradient is None or argument is None else gradient.to(argument.dtype)

@@ -12,6 +12,7 @@ from xent.backends.formula import weights_of_valid
 from xent.backends.protocol import Backend
 from xent.checks import Layout, check_labels, check_sample_weight
 from xent.errors import ArgumentError, DTypeError, message
+from xent.linear.divergence import Pair
 from xent.linear.driver import Layer
 from xent.objective import Objective
 from xent.sparse import SparseTarget, is_sparse, packed
@@ -28,7 +29,7 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 """Of logits, class probabilities and layers."""
 
 
-OPTIONAL = ("weight", "linear_bias", "pos_weight", "sample_weight")
+OPTIONAL = ("weight", "linear_bias", "pos_weight", "sample_weight", "target_bias")
 
 
 def check_tensors(call: str, *, place: torch.device | None = None, **arguments: Any) -> None:
@@ -236,3 +237,42 @@ class LinearRows(NamedTuple):
         """The layer that a linear backend takes."""
         own = LinearRows._make(None if tensor is None else tensor.detach() for tensor in self).to(call.dtype)
         return Layer(call.name, own.input, own.weight, own.bias, own.target, self.weight.dtype, call.workspace)
+
+
+class PairRows(NamedTuple):
+    """The tensors of a divergence of two linear layers, as rows: the student's, and the teacher's as `target_*`."""
+
+    input: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    target_input: Tensor
+    target_weight: Tensor
+    target_bias: Tensor | None
+    labels: Tensor | None
+
+    @property
+    def exchanged(self) -> PairRows:
+        """The same with the roles exchanged."""
+        return PairRows(*self[3:6], *self[:3], self.labels)
+
+    @property
+    def target(self) -> Tensor:
+        """What says how many rows there are that count: the labels, or where there are none the teacher's input."""
+        return self.target_input if self.labels is None else self.labels
+
+    @property
+    def class_weight(self) -> None:
+        """Classes have no weights here."""
+
+    def to(self, dtype: torch.dtype) -> PairRows:
+        """Both layers in the dtype that they are multiplied in."""
+        layers = [None if tensor is None else tensor.to(dtype) for tensor in self[:6]]
+        return PairRows._make([*layers, self.labels])
+
+    def layer(self, call: Call) -> Pair:
+        """The pair of layers that a linear backend takes."""
+        own = PairRows._make(None if tensor is None else tensor.detach() for tensor in self).to(call.dtype)
+        none = own.input.new_empty(0, dtype=torch.int64)  # a layer's own target
+        student = Layer(call.name, *own[:3], none, self.weight.dtype, call.workspace)
+        teacher = Layer(call.name, *own[3:6], none, self.target_weight.dtype, call.workspace)
+        return Pair(student, teacher, own.labels)

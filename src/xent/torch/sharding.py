@@ -15,7 +15,13 @@ from typing import Any
 from torch import Tensor
 
 from xent.errors import ArgumentError, message
-from xent.torch import binary_operators, linear_operators, operators
+from xent.torch import (
+    binary_operators,
+    divergence_operators,
+    linear_divergence_operators,
+    linear_operators,
+    operators,
+)
 from xent.torch.dispatch import Operator
 
 
@@ -54,6 +60,10 @@ def _register() -> None:
     _register_rows(operators.STATISTICS_BACKWARD, operators.STATISTICS_BACKWARD.by_rows, lambda _: [rows])
     _register_rows(binary_operators.LOSS, binary_operators.LOSS.by_rows, lambda _: [rows])
     _register_rows(binary_operators.LOSS_BACKWARD, binary_operators.LOSS_BACKWARD.by_rows, lambda _: [rows])
+    divergence, of_two = divergence_operators, linear_divergence_operators
+    _register_rows(divergence.LOSS, divergence.LOSS.by_rows, lambda _: [rows])
+    _register_rows(divergence.LOSS_BACKWARD, divergence.LOSS_BACKWARD.by_rows, lambda _: [rows])
+    _register_rows(of_two.LOSS, of_two.LOSS.by_rows, lambda _: [rows, whole, whole, whole])
     # The loss comes row by row then, and its gradients later: empty here.
     _register_rows(linear_operators.LOSS, linear_operators.LOSS.by_rows, lambda _: [rows, whole, whole, whole])
     _register_rows(linear_operators.STATISTICS, linear_operators.STATISTICS.by_rows, lambda _: [rows] * 6)
@@ -65,6 +75,7 @@ def _register() -> None:
         return [place if want else whole for place, want in zip(places, wanted, strict=True)]
 
     _register_rows(linear_operators.LOSS_BACKWARD, {0, 1, 4}, of_layer)
+    _register_rows(of_two.LOSS_BACKWARD, {0, 1, 4, 7}, of_layer)
     _register_rows(linear_operators.STATISTICS_BACKWARD, {0, 1, 2, 3, 6, 7, 8}, of_layer)
 
 

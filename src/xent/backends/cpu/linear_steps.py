@@ -34,8 +34,9 @@ from xent.backends.cpu.products import (
 )
 from xent.backends.cpu.threads import over_rows
 from xent.backends.cpu.tile import computing_dtype
-from xent.linear.driver import Gradients, Layer, Wanted
-from xent.linear.plan import Plan, Sizes, aligned, make_plan
+from xent.linear.divergence import Pair, PairSteps
+from xent.linear.driver import NOTHING, Gradients, Layer, Wanted
+from xent.linear.plan import Plan, Sizes, aligned, make_plan, make_shared_plans
 
 Array = NDArray[Any]
 
@@ -233,3 +234,12 @@ class CpuSteps:
 
     def _run(self, kernel: Any, arguments: tuple[Any, ...], count: int, size: int | None = None) -> None:
         over_rows(kernel, arguments, count, self.threads if (size or count) > SMALL else 1)
+
+
+def pair_steps(pair: Pair, wanted: Wanted, library: Library, threads: int) -> PairSteps:
+    """The steps of two layers, in one workspace."""
+    asked = ((pair.student, wanted), (pair.teacher, NOTHING))
+    first, second = (sizes_of(layer, Method.of(layer, library, threads), these) for layer, these in asked)
+    plans = make_shared_plans(pair.student.call, (first, second), pair.student.workspace)
+    made = (CpuSteps(*of, library, threads, plan) for of, plan in zip(asked, plans, strict=True))
+    return PairSteps(*made)

@@ -164,7 +164,10 @@ class Arguments:
         if not self.is_layer:
             return Prepared(self.options, objective, layout, rows, None, x.dtype, None, weights)
         workspace: Any = self.workspace
-        room, dtype = parse_bytes(call, workspace, x.device.type), layers.product_dtype(call, x, w, b)
+        room, dtype = (
+            parse_bytes(call, workspace, x.device.type),
+            layers.product_dtype(call, input=x, linear_weight=w, linear_bias=b),
+        )
         sizes = sizes_of(rows.layer(Call(call, objective, FORMULA, None, room, dtype)), Wanted(*_wanted(rows)[:3]))
         return Prepared(self.options, objective, layout, rows, room, dtype, sizes, weights)
 

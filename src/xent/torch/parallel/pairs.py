@@ -25,7 +25,7 @@ from xent.linear.plan import parse_bytes
 from xent.objective import Objective
 from xent.torch.contrastive_operators import NAME, check_pairs
 from xent.torch.functional import Learned, objective_of
-from xent.torch.linear import common_dtype
+from xent.torch.linear import product_dtype
 from xent.torch.parallel.agreement import Ranks
 
 Two = tuple[Tensor, Tensor]
@@ -93,7 +93,7 @@ def contrastive_loss_of_group(
         if choose_linear(a.device) is None:
             found = f"there are no kernels for {a.device.type}, and a group needs them"
             raise ArgumentError(message(NAME, "group", found, "Gather the embeddings, and leave the group out"))
-        dtype = common_dtype(NAME, a=a, b=b)
+        dtype = product_dtype(NAME, a=a, b=b)
         common = {"features": a.shape[1], "product dtype": str(dtype), "symmetric": symmetric, "reduction": reduction}
         common |= {"logit_scale": objective.logit_scale, "device": a.device.type}
         common["gradients"] = str([t.requires_grad and torch.is_grad_enabled() for t in (a, b)])
