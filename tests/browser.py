@@ -10,8 +10,9 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -50,7 +51,7 @@ class Opened:
         self.page.wait_for_timeout(150)
 
 
-def unavailable(reason: str) -> None:
+def unavailable(reason: str) -> NoReturn:
     """Skip, or fail where a browser is required."""
     if os.environ.get("XENT_REQUIRE_BROWSER") == "1":
         pytest.fail(f"{reason}, and XENT_REQUIRE_BROWSER=1")
@@ -71,6 +72,19 @@ def chromium() -> Iterator[Any]:
         browser = playwright.chromium.launch(executable_path=executable, args=FLAGS)
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="session")
+def axe() -> Callable[[], str]:
+    """The script of axe-core, which looks for what keeps people out of a page. It is asked for when all else passed."""
+
+    def script() -> str:
+        specification = find_spec("axe_playwright_python")
+        if specification is None or specification.origin is None:
+            unavailable("no check of accessibility: axe-playwright-python is not installed")
+        return Path(specification.origin).with_name("axe.min.js").read_text(encoding="utf-8")
+
+    return script
 
 
 @pytest.fixture(scope="module")

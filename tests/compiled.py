@@ -16,12 +16,13 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from xent.backends.binary_protocol import Elements
-from xent.backends.gpu import binary_kernels, divergence_kernel, kernels
+from xent.backends.gpu import binary_kernels, contrast_kernel, divergence_kernel, kernels
 from xent.backends.gpu.backend import GpuBackend
 from xent.backends.gpu.binary_backend import GpuBinary
 from xent.backends.gpu.divergence_kernel import GpuDivergence
 from xent.backends.protocol import Statistics
 from xent.divergence import Divergence
+from xent.linear.contrast import Side
 from xent.objective import Objective
 
 EVERYTHING = Objective(
@@ -58,6 +59,9 @@ def main(backend: str, architecture: str, warp: str) -> None:
     for name, kernel in zip((*NAMES, "divergence"), (*own, divergence_kernel.divergence), strict=True):
         kernel.run = compiling(kernel.run, found.setdefault(name, []))
     binary_kernels.visit.run = compiling(binary_kernels.visit.run, found.setdefault("binary", []))
+    for name in ("columns", "gradient"):
+        kernel = getattr(contrast_kernel, name)
+        kernel.run = compiling(kernel.run, found.setdefault(name, []))
     gpu = GpuBackend()
     labels, lse = torch.zeros(8, dtype=torch.int64), torch.zeros(8, dtype=torch.float64)
     for dtype in (torch.bfloat16, torch.float64):
@@ -73,6 +77,9 @@ def main(backend: str, architecture: str, warp: str) -> None:
             torch.zeros(2, 21, 64, dtype=dtype), torch.zeros(2, 64, dtype=torch.int64), 1.0, Objective()
         )
         compile_binary(dtype)
+        sides = (Side(lse, lse, lse), Side(*[torch.zeros(32000, dtype=torch.float64)] * 3))
+        gpu.column_lse(x, 0, 2.0)
+        gpu.contrast_gradient(x, 0, *sides, 2.0)
         pair = (x, torch.zeros(8, 32000, dtype=dtype), labels)
         if dtype == torch.bfloat16:
             GpuDivergence().forward_backward(*pair, 1.0, Divergence(), finished=torch.ones(()))

@@ -17,16 +17,15 @@ from xent.numpy import cross_entropy_value_and_grad, squared_error_value_and_gra
 from xent.report import write_why
 from xent.report.numbers import count, listed, magnitude, median, percent, plural, scientific, significant
 from xent.report.theme import power
-from xent.report.why_answer import answer, tiles
+from xent.report.why_answer import answer, lead, tiles
 from xent.report.why_charts import charts
-from xent.report.why_charts.information import Q, simplex_grid
 from xent.report.why_charts.punishment import two_losses
 from xent.report.why_text import texts
 from xent.why import Settings, load, run
 
 pytest_plugins = ("browser",)
 
-LARGEST = 1_500_000
+LARGEST = 1_800_000
 
 
 @pytest.fixture(scope="session")
@@ -181,6 +180,25 @@ def test_the_answer_comes_from_the_comparisons(record):
     assert tiles(found)[0]["pair"] == ["12,345", "54"]
 
 
+def test_the_lead_is_two_sentences_that_follow_the_comparisons(record):
+    found = copy.deepcopy(record.to_dict())
+    timed = [c for c in found["comparisons"] if (c["start"], c["unit"]) == ("confidently wrong", "steps")][-2:]
+    for c in timed:
+        c |= {
+            name: dict.fromkeys(("median", "low", "high"), steps)
+            for name, steps in (("cross_entropy", 5), ("squared_error", 9))
+        }
+        c["winner"] = "cross-entropy"
+    low, high = (re.search(r"[\d.]+%", c["measure"])[0] for c in timed)
+    assert len(lead(found)) == 2
+    assert plain_text(lead(found)).endswith(f"wrong: cross-entropy is the first to get {high} of the test rows right.")
+    timed[1] |= {"cross_entropy": dict.fromkeys(("median", "low", "high")), "winner": "squared error"}
+    first = f"cross-entropy is the first to get {low} of the test rows right"
+    assert plain_text(lead(found)).endswith(f"{first}, and squared error is the only one to get {high} right.")
+    timed[0]["winner"] = "tie"
+    assert plain_text(lead(found)).endswith(f"wrong: squared error is the only one to get {high} right.")
+
+
 def test_where_squared_error_won_is_named(record):
     found = copy.deepcopy(record.to_dict())
     for c in found["comparisons"]:
@@ -221,13 +239,6 @@ def test_the_curves_are_those_of_the_library():
     assert lengths[0] < 1e-5
 
 
-def test_the_walk_through_the_triangle_takes_single_steps():
-    grid = simplex_grid() * 45
-    assert len(np.unique(grid.round(), axis=0)) == len(grid) == 46 * 47 // 2
-    assert np.abs(np.diff(grid, axis=0)).sum(axis=1).max() < 2 + 1e-9
-    assert np.abs(grid / 45 - np.array(Q)).sum(axis=1).min() < 1e-12
-
-
 # What a reader sees.
 
 
@@ -254,10 +265,10 @@ def test_can_be_read_by_those_who_do_not_see_it(opened):
     assert all(below - above <= 1 for above, below in pairwise(levels))
     views = page.locator(".view svg").count()
     described = page.eval_on_selector_all(".view", "all => all.map(view => view.getAttribute('aria-label'))")
-    assert views == page.locator(".view").count() == 15
+    assert views == page.locator(".view").count() == 11
     assert all(text and len(text) > 40 for text in described)
     controls = page.locator("main :is(input, select)")
-    assert controls.count() == page.locator("main label[for]").count() > 8
+    assert controls.count() == page.locator("main label[for]").count() > 20
     assert page.locator("th:not([scope])").count() == 0
     assert page.locator("table").count() == page.locator("caption").count()
 
@@ -267,7 +278,7 @@ def test_text_stands_out_from_the_paper(open_page, report, scheme):
     page = open_page(report, color_scheme=scheme).page
     paper = luminance(page.evaluate("getComputedStyle(document.body).backgroundColor"))
     assert (paper < 0.05) if scheme == "dark" else (paper > 0.9)
-    texts_in_page = "p, h1, h2, h3, h4, td, th, dt, dd, li, label, .key"
+    texts_in_page = "p, h1, h2, h3, h4, td, th, dt, dd, li, .control label, .key"
     colors = page.eval_on_selector_all(texts_in_page, "all => [...new Set(all.map(e => getComputedStyle(e).color))]")
     marks = ".view svg .mark-text text:not([stroke])"
     colors += page.eval_on_selector_all(
@@ -303,32 +314,69 @@ def test_fits_a_phone(open_page, report):
 # What a reader moves.
 
 
+def shown(opened, name):
+    """What the page says where it names a value."""
+    return opened.page.inner_text(f"[data-shows='{name}'] >> nth=0")
+
+
+def as_text(number):
+    """A number as the scripts write it, of which Python's own texts have the power as <sup>."""
+    return re.sub(r"<sup>(.*?)</sup>", lambda m: power_of_ten(m.group(1)), str(magnitude(float(number))))
+
+
+def power_of_ten(digits):
+    return digits.replace("−", "-").translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
+def test_text_and_controls_say_the_same_number(open_page, report):
+    """The text as Python wrote it is what the scripts make of the sliders' first positions, and it follows them."""
+    written = re.findall(r'<span data-shows="(truth-[a-z-]+)">(.*?)</span>', report.read_text())
+    assert dict(written)["truth-p"] == "1%"
+    assert dict(written)["truth-ce"] == "4.61"
+    opened = open_page(report)
+    assert [shown(opened, name) for name, _ in written] == [text for _, text in written]
+    assert "q = 1%" in opened.texts("loss-curve")
+    assert "4.61 nats" in opened.texts("loss-curve")
+    for position in (0, 20, 130):
+        opened.page.fill("#truth", str(position))
+        opened.settle()
+        p = opened.page.evaluate(f"xent.page.data.truth[{position}]")
+        (ce, ce_length), (se, se_length) = two_losses([p]).values()
+        assert shown(opened, "truth-ce") == as_text(ce[0])
+        assert shown(opened, "truth-se-gradient") == as_text(se_length[0])
+        assert shown(opened, "truth-ratio") == as_text(ce_length[0] / se_length[0]) + " times as long"
+        drawn = [float(t.split()[0].replace("−", "-")) for t in opened.texts("loss-curve") if t.endswith("nats")]
+        assert drawn[0] == pytest.approx(ce[0], rel=0.006)
+        assert shown(opened, "truth-se") == as_text(se[0])
+
+
 @pytest.mark.parametrize("logits", [(6.0, 4.0, -1.0), (-8.0, 8.0, 8.0)])
 def test_sliders_over_the_logits_give_the_numbers_of_the_library(opened, logits):
-    before = [opened.drawing(chart) for chart in ("softmax-bars", "loss-bars", "gradient-bars")]
+    before = [opened.drawing(chart) for chart in ("softmax-bars", "gradient-bars")]
     for k, z in enumerate(logits, 1):
         opened.page.fill(f"#logit-{k}", str(z))
     opened.settle()
     assert all(
-        opened.drawing(chart) != old
-        for chart, old in zip(("softmax-bars", "loss-bars", "gradient-bars"), before, strict=True)
+        opened.drawing(chart) != old for chart, old in zip(("softmax-bars", "gradient-bars"), before, strict=True)
     )
     q = information.softmax(np.array(logits))
     assert set(opened.texts("softmax-bars")) == {f"{value:.4f}" for value in q}
-    numbers, gradients = set(), set()
-    for function, unit in ((cross_entropy_value_and_grad, " nats"), (squared_error_value_and_grad, "")):
+    gradients = set()
+    for function, short, unit in (
+        (cross_entropy_value_and_grad, "ce", " nats"),
+        (squared_error_value_and_grad, "se", " of at most 2"),
+    ):
         loss, gradient = function(np.array(logits), 0)
-        length = np.linalg.norm(gradient)
-        numbers |= {f"{v:{'.5f' if v < 0.1 else '.3f'}}{u}" for v, u in ((loss, unit), (length, ""))}
+        assert shown(opened, f"logits-{short}") == as_text(loss) + unit
+        assert shown(opened, f"logits-{short}-gradient") == as_text(np.linalg.norm(gradient))
         gradients |= {f"{v:+.3f}".replace("-", "−") for v in gradient}
-    assert set(opened.texts("loss-bars")) == numbers
     zero = {"−0.000", "+0.000"}
     assert set(opened.texts("gradient-bars")) - zero == gradients - zero
     assert opened.messages == []
 
 
 def test_the_probability_of_the_truth_moves_both_curves_and_follows_the_pointer(opened):
-    before = {chart: opened.texts(chart) for chart in ("loss-curve", "gradient-curve")}
+    before = {chart: opened.texts(chart) for chart in ("loss-curve", "squared-curve", "gradient-curve")}
     opened.page.fill("#truth", "20")
     opened.settle()
     after = {chart: opened.texts(chart) for chart in before}
@@ -336,6 +384,7 @@ def test_the_probability_of_the_truth_moves_both_curves_and_follows_the_pointer(
     opened.page.hover("#chart-loss-curve svg", position={"x": 300, "y": 120})
     opened.settle()
     assert opened.page.input_value("#truth") != "20"
+    assert shown(opened, "truth-ce") + " nats" in opened.texts("loss-curve")
     assert opened.texts("gradient-curve")[0] == opened.texts("loss-curve")[0] != after["loss-curve"][0]
     value = opened.page.input_value("#truth")
     opened.page.hover("#chart-loss-curve svg", position={"x": 2, "y": 2})
@@ -348,69 +397,6 @@ def test_training_rows_can_be_chosen(opened):
     opened.page.select_option("#rows-at", "random")
     opened.settle()
     assert len(opened.drawing("gradient-curve")) < len(before)
-
-
-def test_an_event_carries_the_bits_of_its_probability(opened):
-    opened.page.fill("#event", "50")
-    opened.settle()
-    assert opened.texts("surprisal") == ["an event of 50%: 1.00 bits"]
-
-
-def place(page, chart, across, down):
-    box = page.locator(f"#chart-{chart} svg").bounding_box()
-    return box["x"] + across * box["width"], box["y"] + down * box["height"]
-
-
-def test_a_distribution_can_be_dragged(opened):
-    page = opened.page
-    page.locator("#chart-simplex").scroll_into_view_if_needed()
-    before = opened.texts("bits")
-    page.mouse.move(*place(page, "simplex", 0.5, 0.5))
-    opened.settle()
-    assert opened.texts("bits") == before
-    page.mouse.down()
-    page.mouse.move(*place(page, "simplex", 0.45, 0.6), steps=4)
-    opened.settle()
-    dragged, shares = opened.texts("bits"), opened.texts("distributions")
-    assert dragged != before
-    page.mouse.up()
-    page.mouse.move(*place(page, "simplex", 0.5, 0.3), steps=4)
-    opened.settle()
-    assert opened.texts("bits") == dragged
-
-    p = simplex_grid()[int(page.input_value("#p-position"))]
-    assert {f"p  {share:.1%}" for share in p} <= set(shares)
-    entropy, divergence = information.entropy(p, base=2), information.kl_divergence(p, Q, base=2)
-    cross, other = information.cross_entropy(p, Q, base=2), information.kl_divergence(Q, p, base=2)
-    numbers = [[float(n) for n in re.findall(r"[\d.]+", text)] for text in dragged]
-    np.testing.assert_allclose(
-        sorted(n for found in numbers for n in found), sorted([entropy, divergence, cross, other]), atol=6e-4
-    )
-
-
-def test_a_distribution_can_be_walked_with_the_keyboard(opened):
-    opened.page.focus("#p-position")
-    opened.page.keyboard.press("Home")
-    opened.settle()
-    assert "∞" in opened.texts("bits")
-    before = opened.drawing("simplex")
-    opened.page.keyboard.press("ArrowRight")
-    opened.settle()
-    assert opened.drawing("simplex") != before
-
-
-def test_a_distribution_can_be_dragged_by_a_finger(open_page, report):
-    opened = open_page(report, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
-    page = opened.page
-    page.locator("#chart-simplex").scroll_into_view_if_needed()
-    finger = page.context.new_cdp_session(page)
-    seen = [opened.texts("bits")]
-    for kind, across in (("touchStart", 0.3), ("touchMove", 0.4), ("touchMove", 0.5)):
-        x, y = place(page, "simplex", across, 0.7)
-        finger.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x, "y": y}]})
-        opened.settle()
-        seen.append(opened.texts("bits"))
-    assert all(earlier != later for earlier, later in pairwise(seen))
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,10 @@ class FormulaBinary:
 
     def count(self, elements: Elements) -> Tensor:
         """Return the number of elements that count, or the sum of their sample weights, in float64."""
+        if elements.sample_weight is None and not elements.target.requires_grad:
+            ignored_ones = ignored(elements.target, elements.objective).sum(dtype=torch.float64)
+            counted: Tensor = elements.target.numel() - ignored_ones
+            return counted
         known = ~ignored(elements.target, elements.objective)
         if elements.sample_weight is None:
             return known.sum(dtype=torch.float64)
@@ -182,10 +186,16 @@ def parts_of(elements: Elements) -> Parts:
     return Parts(x, softcapped(x, objective), y, positive, 1.0 - y, left_out)
 
 
+EXACT = 2**8
+"""Up to which every floating dtype has the whole numbers, so that a target need not be widened to be compared."""
+
+
 def ignored(target: Tensor, objective: Objective) -> Tensor:
     """Which elements are ignored: those whose target is exactly `ignore_index`."""
     if not target.is_floating_point():
         return target.long() == objective.ignore_index
+    if abs(objective.ignore_index) <= EXACT:
+        return target.detach() == float(objective.ignore_index)
     return target.detach().to(compute_dtype(target.dtype)) == ignored_number(objective, target.dtype)
 
 

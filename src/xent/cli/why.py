@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
+import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,6 +42,12 @@ def why(
     seed: Annotated[int, typer.Option(min=0, help="The first of the five seeds.")] = 0,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training rows [default: 30].")] = None,
     out: Annotated[str, typer.Option(help="Folder for why.html and why.json.")] = "xent-why",
+    image: Annotated[
+        str | None,
+        typer.Option(metavar="ROWSxCOLUMNS", help="The columns are pixels of a picture of this size, row by row."),
+    ] = None,
+    share: Annotated[bool, typer.Option("--share", help="Leave the rows of the data out of the report.")] = False,
+    open_: Annotated[bool, typer.Option("--open", help="Open the report in the browser.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the record as JSON in place of the table.")] = False,
     predictions: Annotated[
         str | None, typer.Option(help="Predictions of your own: replay both gradients on them, and train nothing.")
@@ -55,18 +63,21 @@ def why(
     - `xent why` : handwritten digits, some ten seconds
     - `xent why iris --quick` : a first look in seconds
     - `xent why customers.csv --label churned --drop id --out report`
+    - `xent why pictures.parquet --label kind --image 28x28 --open`
     - `xent why --predictions scored.parquet --label y --proba 'p_*'` : on predictions that you have
     """
     with reported_errors():
         if predictions is not None:
-            _replay(predictions, label, proba, logits, out, as_json)
+            if image or share:
+                raise ArgumentError("--image, --share: the report of --predictions has no row of the data. Omit them.")
+            _open(_replay(predictions, label, proba, logits, out, as_json), open_)
             return
         if proba or logits:
             raise ArgumentError("--proba, --logits: they name columns of --predictions FILE, which is not given.")
         from xent.report import write_why
         from xent.why import Settings, load, run
 
-        dataset = load(data, label, tuple(drop or ()))
+        dataset = load(data, label, tuple(drop or ()), image)
         settings = Settings(seeds=tuple(range(seed, seed + 5)))
         if epochs is not None:
             settings = dataclasses.replace(settings, epochs=epochs)
@@ -75,15 +86,24 @@ def why(
         require_folder(out, "why.html", "why.json")
         with progress() as report:
             record = run(dataset, settings, report)
+        record = record.without_rows() if share else record
         page = write_why(record, Path(out))
         if as_json:
             print(json.dumps(record.to_dict()))
+            _open(page, open_)
             return
         _print_comparisons(record)
         print("* the ranges over the seeds touch\n")
         numbers = page.with_suffix(".json")
         names = ("The report: ", (shown_path(page), "bold"), f", every number in {shown_path(numbers)}")
         terminal().print(Text.assemble(*names), soft_wrap=True)
+        _open(page, open_)
+
+
+def _open(page: Path, is_wanted: bool) -> None:
+    """Open the page in the reader's browser; where there is none, say so, which is no failure of the work."""
+    if is_wanted and not webbrowser.open(page.resolve().as_uri()):
+        print(f"--open: no browser was found; the report is {shown_path(page)}.", file=sys.stderr)
 
 
 def _print_comparisons(record: Record) -> None:
@@ -129,8 +149,8 @@ def _spread(spread: Spread, unit: str) -> str | Text:
 
 def _replay(
     data: str, label: str | None, proba: list[str] | None, logits: list[str] | None, out: str, as_json: bool
-) -> None:
-    """`--predictions`: both gradients on the rows of a table of predictions."""
+) -> Path:
+    """`--predictions`: both gradients on the rows of a table of predictions. Return the path of the report."""
     from xent.report import write_replay
     from xent.report.replay_page import bands
     from xent.scoring import score
@@ -144,7 +164,7 @@ def _replay(
     page = write_replay(record, Path(out))
     if as_json:
         print(json.dumps(record))
-        return
+        return page
     gradients = new_table(
         "mean length of the gradient by the logits", "probability of the label", "rows", "cross-entropy",
         "squared error", "part of CE's", "part of SE's",
@@ -153,3 +173,4 @@ def _replay(
         gradients.add_row(*row)
     terminal().print(gradients)
     print_written([page, page.with_suffix(".json")])
+    return page

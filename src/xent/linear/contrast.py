@@ -83,7 +83,8 @@ class Measure:
     """
 
     backend: Any
-    """A `Backend` of rows that has `contrast_gradient`, which makes of some rows of x = a @ b.T
+    """A `Backend` of rows that may have `column_lse`, log-sum-exps of columns without the positives, and has
+    `contrast_gradient`, which makes of some rows of x = a @ b.T
 
         logit_scale * (row_scale * exp(z - row_lse) + column_scale * exp(z - column_lse)),  z = logit_scale * x
 
@@ -102,6 +103,9 @@ class Measure:
         self.rows.add(places, *self.backend.forward(logits, target, self.objective), has_positives=self.own)
         if self.columns is None:
             return
+        if hasattr(self.backend, "column_lse"):
+            self._add_columns(logits, start)
+            return
         count, classes = logits.shape
         for first in range(0, count, COLUMN_ROWS):
             last = min(first + COLUMN_ROWS, count)
@@ -111,6 +115,19 @@ class Measure:
             self.columns.add(own, loss[own], lse[own], has_positives=True)
             for others in (slice(0, own.start), slice(own.stop, classes)):
                 self.columns.add(others, loss[others], lse[others], has_positives=False)
+
+    def _add_columns(self, logits: Array, start: int) -> None:
+        """The same by a kernel for columns: a part that is the positive alone has loss 0."""
+        count, classes = logits.shape
+        scale, columns = self.objective.logit_scale, self.columns
+        lse = self.backend.column_lse(logits, start if self.own else None, scale)
+        if columns is None:
+            return
+        columns.add(slice(0, classes), lse, lse, has_positives=False)
+        if self.own:
+            xp = array_api_compat.array_namespace(logits)
+            positives = xp.astype(logits.diagonal(start)[:count], xp.float64) * scale
+            columns.add(slice(start, start + count), 0.0, positives, has_positives=True)
 
     def visit_with_gradient(self, logits: Array, target: Array, rows: slice) -> None:
         """A gradient needs the sums of all visits."""
@@ -226,11 +243,13 @@ def _kept(backend: Any, layer: Layer, wanted: Wanted) -> Any:
 
     Gradients of the weight from two layers are added, which would round 16-bit ones twice.
     """
-    if layer.input.dtype.itemsize < 4 or layer.input.dtype != layer.weight_gradient or not layer.rows:
+    if not layer.rows:
         return None
     row_bytes = layer.classes * layer.input.dtype.itemsize
     if layer.rows * row_bytes + PADDING <= layer.workspace:
         room, rows = layer.workspace, layer.rows
+    elif layer.weight_gradient.itemsize < 4:
+        return None
     else:
         room = layer.workspace - layer.workspace // REST
         rows = (room - PADDING) // row_bytes // ROW_UNIT * ROW_UNIT

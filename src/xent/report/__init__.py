@@ -1,8 +1,9 @@
 """Records as reports: one HTML file that works offline, and a JSON file with all of its numbers.
 
-page.py makes a page from a template, texts and charts. why_text.py, why_answer.py, why_tables.py and why_charts/ have
-those of `xent why`, score_text.py and score_charts.py those of `xent score`, comparison_page.py those of
-`xent compare`, and replay_page.py those of `xent why --predictions`.
+page.py makes a page from a template, texts and charts. why_text.py, why_answer.py, why_tables.py, why_thread.py and
+why_charts/ have those of `xent why`, and why_story.py its scripts with their data; score_text.py, score_charts.py and
+score_confusion.py have those of `xent score`, comparison_page.py those of `xent compare`, and replay_page.py those of
+`xent why --predictions`.
 """
 
 from __future__ import annotations
@@ -46,13 +47,14 @@ def write_why(record: Record | Mapping[str, Any], directory: Path) -> Path:
     directory : created if it does not exist; existing files of the two names are replaced
     """
     from xent.report.why_charts import charts
+    from xent.report.why_story import script, story
     from xent.report.why_text import texts
 
     plain: dict[str, Any] = dict(record) if isinstance(record, Mapping) else record.to_dict()
     _check_head("write_why", plain, "xent why")
     with _damage_named("write_why"):
         numbers = json.dumps(plain, allow_nan=False, indent=1)
-        page = render("why.html.jinja", charts(plain), texts(plain))
+        page = render("why.html.jinja", charts(plain), texts(plain), script(), story(plain))
     return _written(directory, "why", numbers, page)
 
 

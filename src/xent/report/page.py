@@ -38,10 +38,12 @@ document.addEventListener("pointerdown", (event) => {
 """JavaScript of every page, besides the libraries."""
 
 
-def render(template: str, charts: Mapping[str, Chart], context: Mapping[str, Any], script: str = "") -> str:
+def render(
+    template: str, charts: Mapping[str, Chart], context: Mapping[str, Any], script: str = "", data: Any = None
+) -> str:
     """Return the page as text. The template places charts by name; `context` has its other variables.
 
-    `script` is further JavaScript of this page.
+    `script` is further JavaScript of this page, which finds `data` as JSON in the element "story".
     """
     specs = {name: specification(chart) for name, chart in charts.items()}
     libraries, embed = javascript(), EMBED + script
@@ -52,12 +54,18 @@ def render(template: str, charts: Mapping[str, Chart], context: Mapping[str, Any
             context,
             chart_names=frozenset(specs),
             charts_json=_json_for_html({"config": config(), "charts": specs}),
+            data_json=None if data is None else _json_for_html(data),
             libraries=Markup(libraries),
             embed=Markup(embed),
             policy=content_security_policy(libraries, embed),
-            style=Markup((Path(__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")),
+            style=style_sheet("style.css"),
         )
     )
+
+
+def style_sheet(name: str) -> Markup:
+    """Return a style sheet of the templates."""
+    return Markup((Path(__file__).parent / "templates" / name).read_text(encoding="utf-8"))
 
 
 def specification(chart: Chart) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The head of the report of `xent why`: the answer in one paragraph, the key figures, and facts about the data."""
+"""The answer of the report of `xent why` (two sentences, one paragraph, key figures), and facts about the data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from xent.names import shown_name
 from xent.report.numbers import count, magnitude, median, percent, plural, scientific, significant
-from xent.report.why_tables import headline, level_of, number, score, seeds_there, several_seeds
+from xent.report.why_tables import Comparison, headline, level_of, number, score, seeds_there, several_seeds
 
 LONGEST_LIST = 120
 MOST_CLASSES = 12
@@ -43,6 +43,46 @@ def facts(record: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def lead(record: dict[str, Any]) -> list[Markup]:
+    """Return the two sentences above the first picture: the idea, and what it did on this data."""
+    idea = Markup("Where a model is sure and wrong, {} corrects it most, and {} hardly at all.")
+    what = Markup("Here both train one network on {}, from a start that is confidently wrong: {}.")
+    return [
+        idea.format(*(_named(loss) for loss in ("cross-entropy", "squared error"))),
+        what.format(shown_name(record["data"]["name"]), _first(record)),
+    ]
+
+
+def _named(loss: str) -> Markup:
+    """Return the name of a loss in its colour."""
+    return Markup('<span class="{} whole">{}</span>').format(loss.replace(" ", "-"), loss)
+
+
+def _first(record: dict[str, Any]) -> Markup:
+    """Return which loss came first: to the highest level that both reached, and to the highest that either did.
+
+    The network is the one with a hidden layer, its start the confidently wrong one.
+    """
+    model = record["comparisons"][-1]["model"] if record["comparisons"] else ""
+    top = headline(record, "confidently wrong", model)
+    if top is None:
+        return Markup("neither loss reached a level of accuracy that was timed")
+    both = headline(record, "confidently wrong", model, both=True)
+    if both is top:
+        return _ahead(both)
+    only = Markup("the only one to get {} right").format(level_of(top))
+    if both is None or both["winner"] == "tie":
+        return Markup("{} is {}").format(_named(top["winner"]), only)
+    same = both["winner"] == top["winner"]
+    return Markup("{}, and {}{}").format(_ahead(both), "" if same else _named(top["winner"]) + " is ", only)
+
+
+def _ahead(c: Comparison) -> Markup:
+    if c["winner"] == "tie":
+        return Markup("both get {} of the test rows right after the same number of steps").format(level_of(c))
+    return Markup("{} is the first to get {} of the test rows right").format(_named(c["winner"]), level_of(c))
+
+
 def answer(record: dict[str, Any]) -> list[Markup]:
     """Return the answer to the question in one paragraph, from the results."""
     seeds = plural(len(record["settings"]["seeds"]), "seed")
@@ -59,7 +99,9 @@ def answer(record: dict[str, Any]) -> list[Markup]:
     clearly = f", {won['SE clearly'] or 'none'} of them clearly" if won["SE"] and several_seeds(record) else ""
     share = f"{count(won['SE'])} of {count(won['all'])} comparisons{clearly}" if won["SE"] else "no comparison"
     sentences.append(
-        Markup("Squared error was better in {}; part 4 has them all. Steps are medians of {}.").format(share, seeds)
+        Markup("Squared error was better in {}; the tables below have them all. Steps are medians of {}.").format(
+            share, seeds
+        )
     )
     return sentences
 

@@ -121,13 +121,14 @@ def several_seeds(record: dict[str, Any]) -> bool:
     return len(record["settings"]["seeds"]) > 1
 
 
-def headline(record: dict[str, Any], start: str, model: str) -> Comparison | None:
-    """Return the comparison of steps to the highest accuracy level that a loss reached, by its median."""
+def headline(record: dict[str, Any], start: str, model: str, *, both: bool = False) -> Comparison | None:
+    """Return the comparison of steps to the highest accuracy level that a loss, or both, reached, by its median."""
+    enough = all if both else any
     reached = [
         c
         for c in record["comparisons"]
         if (c["start"], c["model"], c["unit"]) == (start, model, "steps")
-        and (c["cross_entropy"]["median"] is not None or c["squared_error"]["median"] is not None)
+        and enough(c[loss]["median"] is not None for loss in ("cross_entropy", "squared_error"))
     ]
     return reached[-1] if reached else None
 

@@ -5,20 +5,21 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 from markupsafe import Markup
 
-from xent.information import cross_entropy, information_content
+from xent.information import information_content
 from xent.names import shown_name
-from xent.report.numbers import count, listed, magnitude, median, percent, plural, scientific, significant
+from xent.report.numbers import count, listed, magnitude, median, plural, scientific, significant
+from xent.report.page import style_sheet
 from xent.report.theme import power
-from xent.report.why_answer import answer, facts, gradient_lengths, tiles
+from xent.report.why_answer import answer, facts, gradient_lengths, lead, tiles
 from xent.report.why_charts import information as simplex
 from xent.report.why_charts import punishment
 from xent.report.why_charts.race import MEASURES, MOST_SEEDS
+from xent.report.why_story import plane, rows
+from xent.report.why_story import race as race_curves
 from xent.report.why_tables import rates, tables, verdict, wins_of_squared_error
-from xent.why.losses import gradients_of_rows, losses_of_rows
-from xent.why.record import LOSSES
+from xent.report.why_thread import TAKE_AWAY, thread
 
 
 def texts(record: dict[str, Any]) -> dict[str, Any]:
@@ -26,16 +27,22 @@ def texts(record: dict[str, Any]) -> dict[str, Any]:
     return {
         "name": shown_name(record["data"]["name"]),
         "facts": facts(record),
+        "lead": lead(record),
         "answer": answer(record),
         "tiles": tiles(record),
         "punishment": punishment_text(record),
-        "sliders": sliders_text(),
         "information": information_text(record),
         "likelihood": likelihood_text(record),
         "race": race_text(record),
         "tables": tables(record),
         "controls": controls(record),
         "method": method(record),
+        "lab": lab(record),
+        "rows": rows_text(record),
+        "thread": thread(record),
+        "takes": TAKE_AWAY,
+        "has_race": race_curves(record) is not None,
+        "own_style": style_sheet("why.css"),
     }
 
 
@@ -44,9 +51,7 @@ def controls(record: dict[str, Any]) -> dict[str, Any]:
     lowest = punishment.lowest_exponent(record)
     return {
         "truth": {"last": punishment.GRID - 1, "start": punishment.grid_start(lowest)},
-        "event": simplex.EVENT,
         "logits": punishment.WRONG_LOGITS,
-        "simplex": {"last": len(simplex.simplex_grid()) - 1, "start": simplex.simplex_start()},
         "starts": list(dict.fromkeys(r["start"] for r in record["runs"])),
         "models": list(dict.fromkeys(r["model"] for r in record["runs"])),
         "measures": MEASURES,
@@ -55,7 +60,7 @@ def controls(record: dict[str, Any]) -> dict[str, Any]:
 
 def punishment_text(record: dict[str, Any]) -> list[Markup]:
     """Return the texts of part 1."""
-    p = 0.01
+    p = punishment.START
     values = {name: tuple(float(v[0]) for v in pair) for name, pair in punishment.two_losses([p]).items()}
     (ce, ce_length), (se, se_length) = values["cross-entropy"], values["squared error"]
     paragraphs = [
@@ -63,11 +68,20 @@ def punishment_text(record: dict[str, Any]) -> list[Markup]:
             "A prediction that gives the true class {p} costs {ce} nats by cross-entropy and {se} by squared error, "
             "which never exceeds 2. Each tenfold decrease of that probability adds {tenth} nats to the former and "
             "almost nothing to the latter."
-        ).format(p=percent(p, 0), ce=significant(ce), se=significant(se), tenth=significant(math.log(10))),
+        ).format(
+            p=shows("truth-p", f"{p:.0%}"),
+            ce=shows("truth-ce", significant(ce)),
+            se=shows("truth-se", significant(se)),
+            tenth=significant(math.log(10)),
+        ),
         Markup(
-            "Training follows the gradient. Its length there is {ce} for cross-entropy and {se} for squared error, "
-            "{ratio} times less, because the chain rule multiplies it by the probability itself."
-        ).format(ce=significant(ce_length), se=significant(se_length), ratio=significant(ce_length / se_length, 2)),
+            "Training follows the gradient. Its length there is {ce} for cross-entropy and {se} for squared error: "
+            "{ratio}, because the chain rule multiplies that of squared error by the probability itself."
+        ).format(
+            ce=shows("truth-ce-gradient", significant(ce_length)),
+            se=shows("truth-se-gradient", significant(se_length)),
+            ratio=shows("truth-ratio", f"{significant(ce_length / se_length)} times as long"),
+        ),
     ]
     wrong = [s for s in record["gradients"] if s["start"] == "confidently wrong"]
     lengths = gradient_lengths(record, "confidently wrong")
@@ -102,20 +116,12 @@ def caption_of_rows(record: dict[str, Any]) -> str:
 
 
 def information_text(record: dict[str, Any]) -> dict[str, Any]:
-    """Return the texts of part 2."""
-    info, q = record["information"], np.array(simplex.Q)
-    costs = [float(v) for v in cross_entropy(np.eye(3), q, base=2)]
-    nats = float(cross_entropy(np.eye(3)[2], q))
+    """Return the texts of part 3."""
+    info = record["information"]
     content = Markup(
-        "Information content measures how surprising an event is: {one} bit for a probability of one half, {two} for "
-        "a quarter, none for a certain event. The probabilities of independent events multiply, and the logarithm "
-        "turns the product into a sum."
+        "Only −log p meets all three: {one} bit for a probability of one half, {two} for a quarter, none for what is "
+        "certain. The base of the logarithm is the unit: 2 for bits, e for nats."
     ).format(one=count(float(information_content(0.5, base=2))), two=count(float(information_content(0.25, base=2))))
-    drag = Markup(
-        "Drag p. Cross-entropy is the number of bits per event from p in a code made for q: the entropy of p plus the "
-        "divergence. With p on q only the entropy is left. At a corner p is a one-hot label of entropy 0: there "
-        "cross-entropy, divergence and surprisal are equal, {a} bits at A and {c} at C ({nats} nats)."
-    ).format(a=f"{costs[0]:.4f}", c=f"{costs[2]:.4f}", nats=f"{nats:.4f}")
     ratio = _asymmetry(info)
     checked = Markup(
         "Let p be the softmax regression’s prediction of a test row and q that of the model with a hidden layer. Over "
@@ -138,11 +144,9 @@ def information_text(record: dict[str, Any]) -> dict[str, Any]:
     ]
     return {
         "content": content,
-        "drag": drag,
         "checked": checked,
         "one_hot": [(name, "infinite" if value is None else f"{value:.10f}") for name, value in one_hot],
         "left_out": _left_out(record),
-        "q": listed(f"{name} {value:.0%}" for name, value in zip(simplex.CLASSES, simplex.Q, strict=True)),
     }
 
 
@@ -165,7 +169,7 @@ def _left_out(record: dict[str, Any]) -> str:
 
 
 def likelihood_text(record: dict[str, Any]) -> list[Markup]:
-    """Return the texts of part 3."""
+    """Return the texts of part 4."""
     part = record["likelihood"]
     before, after = part["before"], part["after"]
     rows_ = count(part["rows"])
@@ -210,7 +214,7 @@ def _nats(value: float | None) -> str:
 
 
 def race_text(record: dict[str, Any]) -> dict[str, Any]:
-    """Return the texts of part 4."""
+    """Return the texts of part 5."""
     seeds = len(record["settings"]["seeds"])
     thin = f"the first {MOST_SEEDS} of {count(seeds)} seeds" if seeds > MOST_SEEDS else "seeds"
     return {
@@ -221,30 +225,36 @@ def race_text(record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def sliders_text() -> list[Markup]:
-    """Return the texts beside the sliders of part 1, about their initial values."""
-    logits, first_class = np.array([punishment.WRONG_LOGITS]), np.array([0])
-    (ce, ce_gradient), (se, se_gradient) = (
-        (losses_of_rows(loss, logits, first_class)[0], gradients_of_rows(loss, logits, first_class)[0])
-        for loss in LOSSES
-    )
-    first = Markup(
-        "Class 1 is the true class, and initially the sliders describe a model that is confidently wrong. "
-        "Cross-entropy is {ce} nats, with a gradient of length {ce_length}. Squared error is {se}, nearly its maximum, "
-        "but its gradient has length {se_length}: the worst prediction is left almost unchanged."
-    ).format(
-        ce=significant(float(ce)),
-        se=significant(float(se)),
-        ce_length=significant(float(np.linalg.norm(ce_gradient))),
-        se_length=significant(float(np.linalg.norm(se_gradient))),
-    )
-    return [
-        first,
-        Markup(
-            "With three equal logits both losses have a large gradient: they differ where a prediction is wrong, not "
-            "where it is unsure."
-        ),
-    ]
+def lab(record: dict[str, Any]) -> dict[str, Any]:
+    """Return the menus of part 2."""
+    made = [("rings", "three rings"), ("blobs", "three blobs"), ("spirals", "three spirals")]
+    found = plane(record)
+    if found is None:
+        return {"sets": made, "columns": []}
+    columns = [(str(i), column["name"]) for i, column in enumerate(found["columns"])]
+    classes, all_classes = len(found["classes"]), len(record["data"]["classes"])
+    of_all = f", {classes} of {count(all_classes)} classes" if classes < all_classes else ""
+    name = shown_name(record["data"]["name"], 30)
+    about = f"{plural(len(found['labels']), 'training row')} of {name}{of_all}; standardised."
+    up = [columns[1], columns[0], *columns[2:]]
+    sets = [*made, ("own", f"two columns of {name}")]
+    return {"sets": sets, "columns": columns, "columns_up": up, "about": about}
+
+
+def rows_text(record: dict[str, Any]) -> dict[str, Any] | None:
+    """Return what the template says of the rows to guess; None in a record without rows."""
+    found = rows(record)
+    if found is None:
+        return None
+    more = record["examples"]["columns_in_source"] - len(found["columns"])
+    telling = plural(len(found["columns"]), "column")
+    text = f"The {telling} whose classes differ most; {plural(more, 'more is', 'more are')} not shown."
+    return {"image": found["image"], "more": text if more > 0 else ""}
+
+
+def shows(name: str, text: str) -> Markup:
+    """Return a number that the scripts of the page keep equal to the control it depends on, and its initial value."""
+    return Markup('<span data-shows="{}">{}</span>').format(name, text)
 
 
 def method(record: dict[str, Any]) -> dict[str, Any]:

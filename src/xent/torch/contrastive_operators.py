@@ -53,10 +53,13 @@ def contrastive_gradients(
 
 
 def layer_of(a: Tensor, b: Tensor, workspace: int, dtype: torch.dtype) -> Layer:
-    """The pairs as a layer with the input `a` and the weight `b`, whose labels are the positives."""
+    """The pairs as a layer with the input `a` and the weight `b`, whose labels are the positives.
+
+    The gradient by `b` is a sum over rows in float32 at least.
+    """
     labels = torch.arange(len(a), device=a.device)
     own = LinearRows(a.detach(), b.detach(), None, labels, None).to(dtype)
-    return Layer(NAME, own.input, own.weight, None, labels, b.dtype, workspace)
+    return Layer(NAME, own.input, own.weight, None, labels, compute_dtype(dtype), workspace)
 
 
 def losses_of(contrast: Contrast, dtype: torch.dtype) -> Tensor:

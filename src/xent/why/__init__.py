@@ -1,8 +1,8 @@
 """Why cross-entropy and not squared error: the experiment behind `xent why`, on real data.
 
 data.py loads and prepares a table, gradient_descent.py trains models with the gradients of losses.py, experiment.py
-compares the two losses (measures.py, explain.py), and record.py is the result, which `why.json` holds. predictions.py
-computes both gradients on the predictions of another model.
+compares the two losses (measures.py, explain.py), examples.py picks rows to show, and record.py is the result, which
+`why.json` holds. predictions.py computes both gradients on the predictions of another model.
 """
 
 from xent.errors import missing_package

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +48,12 @@ class Dataset:
     labels: NDArray[np.int64]
     classes: tuple[str, ...]
     rows_in_source: int
+    columns: tuple[str, ...] = ()
+    """Names of the numeric columns, then of the categorical ones."""
+    image: tuple[int, int] | None = None
+    """Rows and columns of the picture that the numeric columns are, if they are one."""
+    row_numbers: NDArray[np.int64] | None = None
+    """Of a sample: the place of each row in its source, from 0."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +70,18 @@ class Splits:
     validation: Split
     test: Split
     everything: Split
+    train_rows: NDArray[np.int64]
+    test_rows: NDArray[np.int64]
+    """Which rows of the data set these are."""
 
 
-def load(data: str | Path, label: str | None = None, drop: str | Sequence[str] = ()) -> Dataset:
+def load(
+    data: str | Path, label: str | None = None, drop: str | Sequence[str] = (), image: str | None = None
+) -> Dataset:
     """Load a data set by name, or a CSV or Parquet file by its path.
+
+    `image` says that the columns besides the label are the pixels of a picture, row by row, such as "28x28". The
+    digits are one of 8x8 without being told.
 
     Raises
     ------
@@ -79,6 +95,10 @@ def load(data: str | Path, label: str | None = None, drop: str | Sequence[str] =
         values = f"{quoted(data)}, {quoted(label)} and {quoted(drop)}"
         problem = f"found {values}, expected the name of a data set or file, and of columns"
         raise ArgumentError(message("load", "data, label, drop", problem, "Pass text, such as 'iris' or 'table.csv'"))
+    return _as_image(_loaded(data, label, dropped), image)
+
+
+def _loaded(data: str | Path, label: str | None, dropped: Sequence[str]) -> Dataset:
     if data in BUILT_IN and not os.path.isfile(data):
         if label is not None:
             raise DataError(
@@ -93,6 +113,24 @@ def load(data: str | Path, label: str | None = None, drop: str | Sequence[str] =
         raise DataError(
             f"{shown_path(data)}: cannot be used as a table ({problem}). Drop or convert that column."
         ) from None
+
+
+def _as_image(dataset: Dataset, image: str | None) -> Dataset:
+    """Return the data set as pictures of this size, if one is given."""
+    if image is None:
+        return dataset
+    found = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", image) if isinstance(image, str) else None
+    if not found:
+        raise DataError(f"--image {shown_name(image)}: expected ROWSxCOLUMNS, such as 28x28.")
+    rows, columns = int(found[1]), int(found[2])
+    numeric, others = dataset.numbers.shape[1], dataset.categories.shape[1]
+    if rows * columns != numeric or others:
+        besides = f" and {others} that are not" if others else ""
+        raise DataError(
+            f"--image {image}: that is {rows * columns} pixels, and the table has {numeric} numeric columns{besides} "
+            "besides the label. Give the size of the picture, or leave out columns that are no pixels with --drop."
+        )
+    return dataclasses.replace(dataset, image=(rows, columns))
 
 
 def prepare(dataset: Dataset, seed: int = 0) -> Splits:
@@ -111,7 +149,9 @@ def prepare(dataset: Dataset, seed: int = 0) -> Splits:
         encoder = OneHotEncoder(handle_unknown="ignore", sparse_output=False)
         parts.append(encoder.fit(dataset.categories[train]).transform(dataset.categories))
     features = np.ascontiguousarray(np.hstack(parts))
-    return Splits(*(Split(features[i], dataset.labels[i]) for i in (train, validation, test, index)))
+    parts_of_rows = [Split(features[i], dataset.labels[i]) for i in (train, validation, test, index)]
+    of_train, of_validation, of_test, everything = parts_of_rows
+    return Splits(of_train, of_validation, of_test, everything, train, test)
 
 
 def _built_in(name: str) -> Dataset:
@@ -120,7 +160,9 @@ def _built_in(name: str) -> Dataset:
     numbers, rows = np.asarray(bunch.data, dtype=np.float64), len(bunch.target)
     none = np.empty((rows, 0), dtype=object)
     labels = np.asarray(bunch.target, dtype=np.int64)
-    return Dataset(name, "scikit-learn", "target", numbers, none, labels, classes, rows)
+    columns = tuple(map(str, bunch.feature_names))
+    image = (8, 8) if name == "digits" else None
+    return Dataset(name, "scikit-learn", "target", numbers, none, labels, classes, rows, columns, image)
 
 
 def _read(path: Path, name: str) -> pl.DataFrame:
@@ -175,8 +217,10 @@ def _from_frame(frame: pl.DataFrame, path: Path, label: str | None, drop: Sequen
         raise DataError(f"{shown_path(path)}: the table has a header and no rows.")
     _refuse_missing(frame, path)
     rows_in_source = frame.height
+    row_numbers = None
     if frame.height > MOST_ROWS:
-        frame = frame.sample(MOST_ROWS, seed=0)
+        row_numbers = pl.int_range(frame.height, eager=True).sample(MOST_ROWS, seed=0)
+        frame = frame[row_numbers]
     labels, classes = _labels(frame[label], path)
     features = frame.drop(label)
     numeric = [name for name, dtype in features.schema.items() if dtype.is_numeric()]
@@ -187,7 +231,10 @@ def _from_frame(frame: pl.DataFrame, path: Path, label: str | None, drop: Sequen
         _refuse_text(features[column], path)
     numbers = features.select(numeric).to_numpy().astype(np.float64).reshape(frame.height, len(numeric))
     categories = features.select(pl.col(others).cast(pl.String)).to_numpy() if others else np.empty((frame.height, 0))
-    return Dataset(path.stem, path.name, label, numbers, categories.astype(object), labels, classes, rows_in_source)
+    return Dataset(
+        path.stem, path.name, label, numbers, categories.astype(object), labels, classes, rows_in_source,
+        columns=(*numeric, *others), row_numbers=None if row_numbers is None else row_numbers.to_numpy(),
+    )  # fmt: skip
 
 
 def _refuse_missing(frame: pl.DataFrame, path: Path) -> None:

@@ -15,7 +15,6 @@ import math
 import os
 import platform
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ import xent
 from xent.errors import ArgumentError, message
 from xent.information import entropy
 from xent.why.data import Dataset, Split, Splits, prepare
+from xent.why.examples import examples, plane
 from xent.why.explain import gradient_samples, information, likelihood_part
 from xent.why.gradient_descent import (
     Descent,
@@ -120,6 +120,8 @@ def run(dataset: Dataset, settings: Settings | None = None, progress: Progress |
         gradients=tuple(gradient_samples(starts, {m: t.parameters for m, t in final.items()}, splits)),
         information=information({m: t.parameters for m, t in final.items()}, splits),
         likelihood=likelihood_part(starts["random"][MODELS[0]], final[MODELS[0]], splits),
+        examples=examples(starts["confidently wrong"][MODELS[-1]], _raced(results, settings.seeds[0]), dataset, splits),
+        plane=plane(dataset, splits),
     )
 
 
@@ -183,12 +185,12 @@ class Lab:
 
     def _train(self, task: str, trainings: Sequence[Training], is_race: bool = False) -> dict[Training, Trained]:
         """Train, those of one model and loss together, which fill the cores with few calls of NumPy."""
-        steps_done: Counter[tuple[ModelName, Loss]] = Counter()
         batches = {
             pair: batch
             for pair in product(reversed(MODELS), LOSSES)
             if (batch := [training for training in trainings if (training.model, training.loss) == pair])
         }
+        steps_done = dict.fromkeys(batches, 0)  # of all from the start: threads read its items while others write
         shown = {self.evaluation_steps[i] for i in _places_shown(len(self.evaluation_steps))}
 
         def report() -> None:
@@ -324,6 +326,15 @@ def _places_shown(evaluations: int) -> list[int]:
 def _explained_models(results: dict[Training, Trained], seed: int) -> dict[ModelName, Trained]:
     """Return the models that the report uses as examples."""
     return {training.model: trained for training, trained in results.items() if _is_explained(training, seed)}
+
+
+def _raced(results: dict[Training, Trained], seed: int) -> dict[Loss, Parameters]:
+    """Return the networks of the report's first picture: the larger model, from the confidently wrong start."""
+    return {
+        training.loss: trained.parameters
+        for training, trained in results.items()
+        if (training.start, training.model, training.seed) == ("confidently wrong", MODELS[-1], seed)
+    }
 
 
 def _is_explained(training: Training, seed: int) -> bool:

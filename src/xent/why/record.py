@@ -215,6 +215,68 @@ class LikelihoodPart:
 
 
 @dataclass(frozen=True)
+class Prediction:
+    """What a network says of one row."""
+
+    probabilities: tuple[float, ...]
+    """Of the example's classes, in their order."""
+    cross_entropy_nats: float
+    squared_error: float
+    cross_entropy_gradient: float
+    squared_error_gradient: float
+    """Lengths of both gradients by the logits; no unit."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One test row, as three networks with one hidden layer see it: the start, and what each loss made of it."""
+
+    kind: Literal["worst", "disputed", "best"]
+    """By the sum of both cross-entropies (highest, lowest), or by the distance between both predictions."""
+    row: int
+    """From 1, in the order of the source."""
+    label: int
+    classes: tuple[int, ...]
+    """The label and the classes that either network holds most probable, at most 10, in ascending order."""
+    start: Prediction
+    by_cross_entropy: Prediction
+    by_squared_error: Prediction
+    values: tuple[float | str, ...]
+    """In the order of the examples' columns."""
+    pixels: tuple[int, ...] | None
+    """From 0 to 255, the lowest and highest value of the data set, row by row."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Rows of the test set to look at, of the trainings from the confidently wrong start with the first seed."""
+
+    columns: tuple[str, ...]
+    """Those whose classes differ most, at most 12."""
+    columns_in_source: int
+    image: tuple[int, int] | None
+    """Rows and columns of the pictures; larger ones are averaged down to 32 at most."""
+    rows: tuple[Example, ...]
+
+
+@dataclass(frozen=True)
+class PlaneColumn:
+    name: str
+    values: tuple[float, ...]
+    """Standardised."""
+
+
+@dataclass(frozen=True)
+class Plane:
+    """Training rows of at most three classes, to be trained on in the page with any two of these columns."""
+
+    classes: tuple[int, ...]
+    labels: tuple[int, ...]
+    """Places in `classes`."""
+    columns: tuple[PlaneColumn, ...]
+
+
+@dataclass(frozen=True)
 class Record:
     """The whole experiment."""
 
@@ -231,6 +293,13 @@ class Record:
     gradients: tuple[GradientSample, ...]
     information: Information
     likelihood: LikelihoodPart
+    examples: Examples | None = None
+    plane: Plane | None = None
+    """Rows of the data; None in a record to be shared, and in those of version 0.2."""
+
+    def without_rows(self) -> Record:
+        """Return the record without any row of the data: what `xent why --share` writes."""
+        return dataclasses.replace(self, examples=None, plane=None)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as plain JSON; numbers that JSON lacks (infinity, NaN) become null."""

@@ -33,11 +33,10 @@ import triton.language as tl
 from torch import Tensor
 
 from xent.backends import sparse_rows
-from xent.backends.gpu import kernels, shapes
+from xent.backends.gpu import contrast_kernel, kernels, shapes
 from xent.backends.gpu.shapes import Tile
 from xent.backends.gpu.tile import ABSENT, Inputs, Strided, flattened
 from xent.backends.protocol import Statistics
-from xent.backends.tensor_contrast import contrast_gradient
 from xent.objective import Objective
 from xent.reduction import weighted_count
 from xent.sparse import is_sparse
@@ -119,7 +118,13 @@ class GpuBackend:
 
     def contrast_gradient(self, logits: Tensor, first: int | None, rows: Any, columns: Any, logit_scale: float) -> None:
         """Replace the similarities of a contrastive loss by their gradient."""
-        contrast_gradient(logits, first, rows, columns, logit_scale)
+        with current(logits.device):
+            contrast_kernel.contrast_gradient(logits, first, rows, columns, logit_scale)
+
+    def column_lse(self, logits: Tensor, first: int | None, logit_scale: float) -> Tensor:
+        """Return the log-sum-exps of the columns of similarities, without the positives."""
+        with current(logits.device):
+            return contrast_kernel.column_lse(logits, first, logit_scale)
 
     def statistics(self, logits: Tensor, labels: Tensor, objective: Objective) -> Statistics:
         """Return log-probability and rank of the label, entropy, log-sum-exp and argmax of each row, in one visit."""

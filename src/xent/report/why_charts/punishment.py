@@ -38,19 +38,19 @@ from xent.why.record import LOSSES
 GRID = 161
 """Positions of the control of the true class's probability."""
 START = 0.01
-"""The initial probability of the control, up to the grid."""
+"""The initial probability of the control, which the text beside it has as well: a value of the grid."""
 WRONG_LOGITS = (-4.0, 4.0, -1.0)
 """The initial logits of the sliders: confidently wrong."""
 
 
 def charts(record: dict[str, Any]) -> dict[str, Layers]:
-    """Return the two curves over the probability of the true class, and the three charts under the sliders."""
+    """Return the curves over the probability of the true class, and the two charts under the sliders."""
     lowest, classes = lowest_exponent(record), len(record["data"]["classes"])
     return {
         "loss-curve": _loss_curve(lowest),
+        "squared-curve": _squared_curve(lowest),
         "gradient-curve": _gradient_curve(record, lowest, classes),
         "softmax-bars": _softmax_bars(),
-        "loss-bars": _loss_bars(),
         "gradient-bars": _gradient_bars(),
     }
 
@@ -63,14 +63,16 @@ def lowest_exponent(record: dict[str, Any]) -> int:
 
 
 def probabilities(lowest: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Return the grid, evenly spaced in the log-odds so that both ends are resolved."""
+    """Return the grid, evenly spaced in the log-odds so that both ends are resolved, up to START, which is on it."""
     log_odds = np.linspace(lowest * math.log(10), math.log(0.999 / 0.001), GRID)
-    return 1 / (1 + np.exp(-log_odds))
+    grid = 1 / (1 + np.exp(-log_odds))
+    grid[np.abs(np.log(grid / START)).argmin()] = START
+    return grid
 
 
 def grid_start(lowest: int) -> int:
     """Return the initial grid position of the page's control."""
-    return int(np.abs(np.log(probabilities(lowest) / START)).argmin())
+    return int(np.flatnonzero(probabilities(lowest) == START)[0])
 
 
 def two_losses(truth: Any, others: int = 1) -> dict[str, Any]:
@@ -96,21 +98,25 @@ def _axis_of_probability(lowest: int) -> alt.X:
 
 
 def _loss_curve(lowest: int) -> Layers:
-    truth = probabilities(lowest)
-    lines = {name: values for name, (values, _) in two_losses(truth).items()}
-    top = 1.12 * -lowest * math.log(10)
-    return _curves(
-        "loss_curve",
-        lowest,
-        lines,
-        y_axis("y:Q", None, [0, top], tickCount=5),
-        {"cross-entropy": "format(datum.y, '.2f') + ' nats'", "squared error": "format(datum.y, '.3f')"},
-        [],
-        [],
-        "Loss against the probability that a prediction of two classes gave to the true class, on a logarithmic axis. "
-        "Cross-entropy grows without limit as the probability falls, by 2.3 nats for each factor of ten. Squared error "
-        "is at most 2.",
+    values, _ = two_losses(probabilities(lowest))["cross-entropy"]
+    y = y_axis("y:Q", None, [0, 1.12 * -lowest * math.log(10)], tickCount=5)
+    description = (
+        "Cross-entropy, in nats, against the probability that a prediction of two classes gave to the true class, on a "
+        "logarithmic axis. It grows without limit as the probability falls, by 2.3 nats for each factor of ten."
     )
+    written = {"cross-entropy": "format(datum.y, '.3r') + ' nats'"}
+    return _curves("loss_curve", lowest, {"cross-entropy": values}, y, written, [], [], description)
+
+
+def _squared_curve(lowest: int) -> Layers:
+    values, _ = two_losses(probabilities(lowest))["squared error"]
+    y = y_axis("y:Q", None, [0, 2.24], values=[0, 0.5, 1, 1.5, 2])
+    description = (
+        "Squared error, which has no unit, against the probability that a prediction of two classes gave to the true "
+        "class, on a logarithmic axis. It is at most 2, and hardly changes below a probability of one in a hundred."
+    )
+    written = {"squared error": "format(datum.y, '.3r')"}
+    return _curves("squared_curve", lowest, {"squared error": values}, y, written, [], [], description)
 
 
 def _gradient_curve(record: dict[str, Any], lowest: int, classes: int) -> Layers:
@@ -130,7 +136,7 @@ def _gradient_curve(record: dict[str, Any], lowest: int, classes: int) -> Layers
         lowest,
         lines,
         y,
-        dict.fromkeys(LOSSES, "format(datum.y, '.3f')"),
+        dict.fromkeys(LOSSES, "format(datum.y, '.3r')"),
         bands,
         _training_rows(record, lowest, y),
         "Length of each loss's gradient against the probability of the true class, with training rows as points. "
@@ -174,7 +180,7 @@ def _curves(
     pointer = grid.mark_point(opacity=0).encode(x=x, y=y).add_params(place).properties(name=view)
     here = grid.transform_filter(place)
     parts: list[Any] = [*under, here.mark_rule(color=MUTED, strokeDash=[2, 3]).encode(x=x)]
-    probability = "'q = ' + (datum.p < 0.001 ? format(datum.p, '.1e') : format(datum.p, '.1%'))"
+    probability = "'q = ' + (datum.p < 0.001 ? format(datum.p, '.1e') : format(datum.p, '.1~%'))"
     markers: list[Any] = _sided(
         here.transform_calculate(text=probability), lowest, x, alt.value(0), INK, baseline="top"
     )
@@ -264,25 +270,6 @@ def _softmax_bars() -> Layers:
     text = beside_bars(chart.encode(x=x, y=y, text="text:N"), INK, "datum.q < 0.55")
     description = "Bars: the softmax probabilities of three classes, as the three sliders set their logits."
     return finished(layered(bars, *text), "softmax_bars", description, 150)
-
-
-def _loss_bars() -> Layers:
-    values = ("cross_entropy", "squared_error", "ce_length", "se_length")
-    names = ("loss", "loss", "length of gradient", "length of gradient")
-    chart = _under_sliders(rows(key=values, name=names, loss=LOSSES * 2)).transform_calculate(v=_picked("key", values))
-    unit = "(datum.key == 'cross_entropy' ? ' nats' : '')"
-    chart = chart.transform_calculate(text=f"format(datum.v, datum.v < 0.1 ? '.5f' : '.3f') + {unit}")
-    y = alt.Y("name:N", sort=None, axis=alt.Axis(title=None, labelPadding=8))
-    offset = alt.YOffset("loss:N", sort=list(LOSSES))
-    x = x_axis("v:Q", "nats (cross-entropy), or no unit", [0, 24], values=[0, 4, 8, 12, 16])
-    parts: list[Any] = []
-    for name in LOSSES:
-        of_loss = chart.transform_filter(f"datum.loss == '{name}'")
-        parts.append(of_loss.mark_bar(color=COLOR_OF[name], height=12).encode(x=x, y=y, yOffset=offset))
-        text = of_loss.encode(x=x, y=y, yOffset=offset, text="text:N")
-        parts.append(label(text, align="left", dx=6, color=COLOR_OF[name], fontWeight=600))
-    description = "Bars: the value of both losses, and the length of their gradients, at the sliders' logits."
-    return finished(layered(*parts), "loss_bars", description, 150)
 
 
 def _gradient_bars() -> Layers:
