@@ -228,6 +228,8 @@ def test_logits_in_memory_and_what_torch_has():
 def test_one_column_of_an_array_is_the_probability_of_class_1():
     p, y = np.array([0.25, 0.5, 0.75]), [0, 1, 1]
     assert nats(p[:, None], y) == nats(p, y) == nats(np.stack([1 - p, p], 1), y)
+    assert nats(np.ones((3, 1)), [0, 0, 0]) == 0.0, "one class, whose probability is 1 in each row"
+    assert nats(np.ones((3, 1)), [1, 1, 1], classes=["0", "1"]) == 0.0
     lists = pl.DataFrame({"y": y, "q": p.reshape(-1, 1).tolist()})
     assert nats(lists, "y", proba="q") == nats(p, y)
 

@@ -154,7 +154,8 @@ def array_rows(
         options = {**options, "tolerance": TOLERANCE_OF_BFLOAT16}
     predictions = as_array(CALL, kind, array)
     if predictions.ndim == 2 and predictions.shape[1] == 1 and kind != "log_prob" and len(classes or "01") == 2:
-        predictions = predictions[:, 0]
+        is_one_class = kind == "proba" and classes is None and bool((predictions == 1).all())
+        predictions = predictions if is_one_class else predictions[:, 0]
     rows = predictions.shape[0] if predictions.ndim else 0
     if not rows:
         raise DataError(message(CALL, "data", "there are no rows", "Pass at least one"))
