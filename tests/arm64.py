@@ -18,6 +18,7 @@ KERNELS = {
     "kernels": ("forward", "backward", "forward_backward", "statistics", "total", "count_other"),
     "statistics_gradient": ("_kernel",),
     "divergence_kernel": ("divergence",),
+    "binary_kernels": ("visit", "count"),
 }
 """By the module of xent.backends.cpu that has them."""
 LIBRARY = ("__extendhfsf2", "__truncsfhf2", "__gnu_h2f_ieee", "__gnu_f2h_ieee")
@@ -28,12 +29,14 @@ def signatures() -> dict[str, list[Any]]:
     """The signatures with which calls of this processor compile the kernels."""
     import numpy as np
 
+    from xent.backends.binary_protocol import Elements
     from xent.backends.cpu.backend import CpuBackend
+    from xent.backends.cpu.binary_backend import CpuBinary
     from xent.backends.cpu.divergence_kernel import CpuDivergence
     from xent.divergence import Divergence
     from xent.objective import Objective
 
-    backend, labels, plain = CpuBackend(), np.array([0, 2]), Objective()
+    backend, binary, labels, plain = CpuBackend(), CpuBinary(), np.array([0, 2]), Objective()
     for dtype in (np.float64, np.float32, np.float16, np.uint16):
         logits = np.zeros((2, 3), dtype)
         wide = np.float64 if dtype == np.float64 else np.float32
@@ -44,6 +47,9 @@ def signatures() -> dict[str, list[Any]]:
         backend.statistics_gradient(logits, labels, statistics, (np.ones(2, wide),) * 3, plain)
         backend.total(np.zeros(2, wide))
         CpuDivergence().forward_backward(logits, logits, labels, 1.0, Divergence())
+        elements = Elements(logits, np.zeros((2, 3), dtype), plain, sample_weight=np.ones((2, 1)))
+        binary.visit(elements, 1.0)
+        binary.count(elements)
     backend.count(labels, None, -100)
     return {name: list(dispatcher.signatures) for name, dispatcher in dispatchers().items()}
 

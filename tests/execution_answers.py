@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from comparison import assert_within
-from execution_cases import BINARY, DIVERGENCES, INF, STATISTICS, TEACHER, Problem
+from execution_cases import BINARY, CONTRASTIVE, DIVERGENCES, INF, STATISTICS, TEACHER, Problem
 from torch import Tensor
 
 
@@ -35,6 +35,8 @@ def defined(tensors: Mapping[str, Tensor], options: Mapping[str, Any], call: str
     given: dict[str, Any] = {**options, **tensors}
     if call in DIVERGENCES:
         return defined_divergence(given, call)
+    if call == CONTRASTIVE:
+        return defined_contrastive(given)
     x = given["input"]
     if call.startswith("linear"):
         x = x @ given["linear_weight"].T + given["linear_bias"]
@@ -56,6 +58,15 @@ def defined(tensors: Mapping[str, Tensor], options: Mapping[str, Any], call: str
     if target.is_floating_point() and target.ndim > 2 and not call.startswith("linear"):
         target = target.movedim(1, -1)
     return defined_loss(z, masked, target, given)
+
+
+def defined_contrastive(given: Mapping[str, Any]) -> Tensor:
+    scale = given["log_scale"].exp() if "log_scale" in given else given.get("logit_scale", 1.0)
+    z = scale * given["a"] @ given["b"].T
+    rows, columns = (similarities.logsumexp(1) - z.diagonal() for similarities in (z, z.T))
+    losses = (rows + columns) / 2 if given.get("symmetric", True) else rows
+    reduction = given.get("reduction", "mean")
+    return losses if reduction == "none" else losses.sum() if reduction == "sum" else losses.mean()
 
 
 def listed(ids: Tensor, p: Tensor, tail: str, classes: int, *, is_last: bool) -> Tensor:
@@ -215,7 +226,7 @@ def check(of: Problem, answer: Answer, arithmetic: torch.dtype | None = None) ->
     wanted = expected(of)
     if arithmetic is None:
         # A layer may round its 16-bit logits to 16 bits.
-        arithmetic = of.case.dtype if of.is_linear else of.value_dtype
+        arithmetic = of.case.dtype if of.multiplies else of.value_dtype
     unit = ROUNDINGS[arithmetic] * torch.finfo(arithmetic).eps
     # Where a probability is nearly 1, what is left of it is the difference of numbers of that size.
     least = 1.0 if of.case.margin else 0.0

@@ -20,11 +20,11 @@ import xent.torch
 INF, NAN = float("inf"), float("nan")
 FEATURES = 3
 LOSSES, STATISTICS = ("cross_entropy", "linear_cross_entropy"), ("statistics", "linear_statistics")
-BINARY = "binary_cross_entropy_with_logits"
+BINARY, CONTRASTIVE = "binary_cross_entropy_with_logits", "contrastive_loss"
 KL, JS = ("kl_divergence", "linear_kl_divergence"), ("js_divergence", "linear_js_divergence")
 DIVERGENCES = KL + JS
 TEACHER_FEATURES = 2
-BY_ROWS = ("input", "target", "probs", "target_input", "labels", "sample_weight")
+BY_ROWS = ("input", "target", "probs", "a", "b", "target_input", "labels", "sample_weight")
 """Tensors with the rows on their first axis."""
 LABELS = [2, 0, 6, 3, 2]
 WEIGHT = [0.5, 1.0, 1.25, 2.25, 0.125, 4.0, 0.75]
@@ -76,6 +76,11 @@ class Problem:
     @property
     def is_linear(self) -> bool:
         return self.call.startswith("linear")
+
+    @property
+    def multiplies(self) -> bool:
+        """Whether the logits are products, which may be rounded to the dtype of the tensors."""
+        return self.is_linear or self.call == CONTRASTIVE
 
     @property
     def is_statistics(self) -> bool:
@@ -185,6 +190,8 @@ def tensors_of(case: Case, call: str) -> dict[str, Tensor]:
         tensors["linear_bias"][labels[0]] += case.margin
     if case.nan_row is not None:
         tensors["input"][case.nan_row, 1] = NAN
+    if call == CONTRASTIVE:
+        return {"a": tensors["input"], "b": tensors["linear_weight"], **options_of(case)}
     if call in DIVERGENCES:
         return tensors_of_both(case, call, tensors, labels, generator)
     if case.is_soft:
@@ -278,6 +285,8 @@ def layer(tensors: Mapping[str, Tensor], names: tuple[str, ...] = STUDENT) -> Te
 def problem(case: Case, call: str) -> Problem:
     tensors = {name: tensor.to(DEVICE) for name, tensor in tensors_of(case, call).items()}
     of_logits = STUDENT if call.startswith("linear") else ("input",)
+    if call == CONTRASTIVE:
+        of_logits = ("a", "b")
     learned = case.learned
     if learned == ("teacher",):
         learned = TEACHER if call.startswith("linear") else ("target",)
@@ -292,6 +301,7 @@ _SURE: dict[str, Any] = {"labels": [2] * 40, "margin": 25.0}
 _SCALE: dict[str, Any] = {"tensor_options": {"logit_scale": 0.75}, "learned": ("logit_scale",)}
 _LOG_SCALE: dict[str, Any] = {"tensor_options": {"log_scale": -0.25}, "learned": ("log_scale",)}
 _WEIGHED: dict[str, Any] = {"sample_weight": [0.5, 1.5, 0.0, 3.0, 0.25]}
+_WARM: dict[str, Any] = {"temperature": 2.0}
 _SELDOM: dict[str, Any] = {"everywhere": False}
 _ALL = LOSSES + STATISTICS
 _DISTILLED: dict[str, Any] = {"temperature": 2.0, "temperature_squared": True, "z_loss": 0.01, "softcap": 4.0}
@@ -433,7 +443,10 @@ CASES = [
     Case("forward-everything", _DISTILLED, KL, labels=_FEW, **_WEIGHED, **_SELDOM),
     Case("reverse-everything", {**_DISTILLED, "direction": "reverse"}, KL, labels=_FEW, **_WEIGHED, **_SELDOM),
     Case("tenth-everything", {**_DISTILLED, "beta": 0.125}, JS, labels=_FEW, **_WEIGHED, **_SELDOM),
-    Case("both-learn", {"temperature": 2.0}, DIVERGENCES, labels=_FEW, learned=("teacher",)),
+    Case("both-learn", _WARM, ("kl_divergence", "linear_js_divergence"), labels=_FEW, learned=("teacher",)),
+    Case(
+        "both-learn-too", _WARM, ("js_divergence", "linear_kl_divergence"), labels=_FEW, learned=("teacher",), **_SELDOM
+    ),
     Case("both-learn-reverse", {"direction": "reverse", "z_loss": 0.01}, KL, learned=("teacher",), **_SELDOM),
     Case("teacher-alone", {"z_loss": 0.01}, DIVERGENCES, learned=("teacher",), frozen_logits=True, **_SELDOM),
     Case("none-both-learn", {"reduction": "none"}, DIVERGENCES, labels=_FEW, learned=("teacher",), **_SELDOM),
@@ -458,8 +471,20 @@ CASES = [
     Case("divergence-nan-row", {"reduction": "none"}, DIVERGENCES, nan_row=1, **_SELDOM),
     Case("divergence-int8", calls=KL, labels=_FEW, label_dtype=torch.int8, **_SELDOM),
 ]
+_PAIRS: dict[str, Any] = {"calls": (CONTRASTIVE,), "classes": 5}
+CONTRASTIVE_CASES = [
+    Case("plain", **_PAIRS),
+    Case("none", {"reduction": "none", "logit_scale": 1.5}, **_PAIRS),
+    Case("sum-one-direction", {"reduction": "sum", "symmetric": False}, **_PAIRS),
+    Case("float64", {"logit_scale": 0.75}, dtype=torch.float64, **_PAIRS),
+    Case("bfloat16", dtype=torch.bfloat16, **_PAIRS),
+    Case("one-row", {"reduction": "none"}, labels=[0], calls=(CONTRASTIVE,), classes=1),
+    Case("learned-scale", **_PAIRS, **_SCALE),
+    Case("learned-log-scale-alone", frozen_logits=True, **_PAIRS, **_LOG_SCALE),
+]
 BY_NAME = {case.name: case for case in CASES}
 PROBLEMS = [
     problem(case, call) for call in (*LOSSES, *STATISTICS, *DIVERGENCES) for case in CASES if call in case.calls
 ]
 PROBLEMS += [problem(case, BINARY) for case in BINARY_CASES]
+PROBLEMS += [problem(case, CONTRASTIVE) for case in CONTRASTIVE_CASES]

@@ -18,7 +18,7 @@ import execution_transforms as transforms
 import torch
 import torch.distributed as dist
 from execution_answers import check
-from execution_cases import DIVERGENCES, Problem, problem
+from execution_cases import CONTRASTIVE, DIVERGENCES, Problem, problem
 from execution_transforms import Run
 
 
@@ -38,7 +38,7 @@ class Mode:
     def check(self, of: Problem) -> None:
         """Run the problem of that case and call, and compare with the definition."""
         of = self.problem(of.case, of.call)
-        check(of, self.run(of), self.arithmetic if of.is_linear else None)
+        check(of, self.run(of), self.arithmetic if of.multiplies else None)
 
 
 @contextmanager
@@ -64,7 +64,7 @@ def has_rows(of: Problem) -> bool:
 
 def can_be_parallel(of: Problem) -> bool:
     """Ranks always look at labels, and have no option for it; they have classes in common, and no other loss."""
-    return "check" not in of.case.options and not of.is_binary and of.call not in DIVERGENCES
+    return "check" not in of.case.options and not of.is_binary and of.call not in (*DIVERGENCES, CONTRASTIVE)
 
 
 def is_float32(of: Problem) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from execution_cases import DIVERGENCES, PROBLEMS, Problem
+from execution_cases import CONTRASTIVE, DIVERGENCES, PROBLEMS, Problem
 from execution_gaps import NOT_YET, REFUSED, found_in
 from execution_modes import MODES, Mode, process_group
 
@@ -34,9 +34,10 @@ COLUMNS: dict[str, Callable[[Problem], bool]] = {
     "linear statistics": lambda of: of.call == "linear_statistics" and not special(of),
     "soft targets": lambda of: of.case.is_soft and not of.is_binary,
     "options as tensors": lambda of: (
-        has_tensor_options(of) and not (of.case.is_soft or of.is_binary or of.call in DIVERGENCES)
+        has_tensor_options(of) and not (of.case.is_soft or of.is_binary or of.call in (*DIVERGENCES, CONTRASTIVE))
     ),
     "binary loss": lambda of: of.is_binary,
+    "contrastive loss": lambda of: of.call == CONTRASTIVE,
     "divergences": lambda of: of.call in DIVERGENCES and not of.is_linear,
     "linear divergences": lambda of: of.call in DIVERGENCES and of.is_linear,
 }

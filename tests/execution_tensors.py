@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from execution_answers import Answer
-from execution_cases import BY_ROWS, DIVERGENCES, STUDENT, TEACHER, Case, Problem, problem
+from execution_cases import BY_ROWS, CONTRASTIVE, DIVERGENCES, STUDENT, TEACHER, Case, Problem, problem
 from execution_transforms import Run, wanting, with_gradients
 from implementations import DEVICE
 from torch import Tensor, nn
@@ -82,7 +82,7 @@ def _shapes(tensors: dict[str, Tensor], of: Problem) -> Answer:
 
 def has_a_head(of: Problem) -> bool:
     """Whether the logits may be deferred: classes last, and an output layer that fits in the logits' dtype."""
-    rows = torch.tensor(of.case.labels).ndim == 1 and of.call not in DIVERGENCES
+    rows = torch.tensor(of.case.labels).ndim == 1 and of.call not in (*DIVERGENCES, CONTRASTIVE)
     return rows and not of.is_linear and of.case.dtype == torch.float32 and not of.case.frozen_logits
 
 
@@ -136,6 +136,8 @@ def distributed(cut: str) -> Run:
 def _axes(of: Problem) -> dict[str, dict[str, int]]:
     """Along which axis the tensors are cut."""
     classes = {name: 0 for name in (*STUDENT[1:], *TEACHER[1:]) if name in of.tensors}
+    if of.call == CONTRASTIVE:
+        return {"rows": {"a": 0, "b": 0}, "classes": {"a": 1, "b": 1}, "nothing": {}}
     if not of.is_linear:
         classes = {"input": min(1, of.tensors["input"].ndim - 1)}
     if of.call in DIVERGENCES and not of.is_linear:

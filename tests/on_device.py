@@ -2,7 +2,8 @@
 
 Under TRITON_INTERPRET=1 tensors are on the CPU (test_gpu.py starts such processes). Without it they are on a GPU:
 
-    XENT_TEST_IMPLEMENTATIONS=gpu python -m pytest tests/interpreted.py tests/interpreted_linear.py tests/test_value.py
+    XENT_TEST_IMPLEMENTATIONS=gpu python -m pytest tests/interpreted.py tests/interpreted_linear.py
+        tests/interpreted_binary.py tests/test_value.py
 """
 
 from __future__ import annotations

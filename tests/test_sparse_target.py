@@ -259,3 +259,66 @@ def test_broken_kernels_are_rejected(broken):
         _, gradient = xent.numpy.cross_entropy_value_and_grad(x, SparseTarget(ids, p), reduction="sum")
     with pytest.raises(AssertionError):
         assert_within(gradient, wanted, 2 * 17 * eps("float64"))
+
+
+# --------------------------------------------------------------------------------------------------------- divergence
+
+
+@pytest.mark.parametrize("tail", TAILS)
+@pytest.mark.parametrize(
+    "options", [{}, {"temperature": 2.0, "temperature_squared": True}, {"softcap": 4.0, "z_loss": 0.01}]
+)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_divergence_from_a_list_is_that_of_all_class_probabilities(tail, options, weighted):
+    """sum(t * (log t - log p_s)), of the rows that count, plain and of a layer, of both fronts."""
+    rng = np.random.default_rng(4)
+    hidden, head = rng.standard_normal((ROWS, 8)), rng.standard_normal((CLASSES, 8))
+    ids, p = lists()
+    t = written_out(ids, p, tail)
+    labels = np.where(np.arange(ROWS) % 7 == 3, -100, 0) if weighted else None
+    weights = np.linspace(0.5, 2.0, ROWS) if weighted else None
+    counts = np.ones(ROWS) if weights is None else np.where(labels == -100, 0.0, weights)
+    h, w = (torch.tensor(array, requires_grad=True) for array in (hidden, head))
+    z = h @ w.T / options.get("temperature", 1.0)
+    if "softcap" in options:
+        z = 4.0 * torch.tanh(z / 4.0)
+    with np.errstate(divide="ignore"):
+        log_t = torch.tensor(np.where(t == 0, 0.0, np.log(t)))
+    log_q = z.log_softmax(1)
+    rows = (torch.tensor(t) * (log_t - log_q)).sum(1)
+    rows = (4.0 if "temperature" in options else 1.0) * rows + options.get("z_loss", 0.0) * z.logsumexp(1) ** 2
+    loss = (rows * torch.tensor(counts)).sum() / counts.sum()
+    wanted = [g.numpy() for g in torch.autograd.grad(loss, (h, w))]
+    target, given = SparseTarget(ids, p, tail=tail), {**options, "labels": labels, "sample_weight": weights}
+    bound = 400 * eps("float64")
+    value, gradient = xent.numpy.kl_divergence_value_and_grad(hidden @ head.T, target, **given)
+    assert_within(value, loss.detach(), bound)
+    assert_within(gradient @ head, wanted[0], bound)
+    assert_within(xent.numpy.kl_divergence(hidden @ head.T, target, **given), value, 0.0)
+    value, gradients = xent.numpy.linear_kl_divergence_value_and_grad(hidden, head, target, **given)
+    assert_within(value, loss.detach(), bound)
+    for found, right in zip(gradients[:2], wanted, strict=True):
+        assert_within(found, right, bound)
+    target = SparseTarget(torch.tensor(ids), torch.tensor(p), tail=tail)
+    tensors = {
+        name: None if value is None else torch.tensor(value) for name, value in given.items() if name not in options
+    }
+    for found in (
+        xent.torch.kl_divergence(h @ w.T, target, **options, **tensors),
+        xent.torch.linear_kl_divergence(h, w, target, **options, **tensors),
+    ):
+        assert_within(found.detach(), loss.detach(), bound)
+        for one, right in zip(torch.autograd.grad(found, (h, w)), wanted, strict=True):
+            assert_within(one, right, bound)
+
+
+def test_the_divergence_of_a_student_that_agrees():
+    """Of all classes listed, it is 0 but for rounding, and never less."""
+    x = torch.randn(50, 6, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    target = SparseTarget(torch.arange(6).expand(50, 6), log_probs=x.detach().log_softmax(1), tail="renormalise")
+    losses = xent.torch.kl_divergence(x, target, reduction="none")
+    assert (losses >= 0).all()
+    assert losses.max() < 8 * eps("float32")
+    assert torch.autograd.grad(losses.sum(), x)[0].abs().max() < 8 * eps("float32")
+    with pytest.raises(ObjectiveError, match="no reverse divergence"):
+        xent.torch.kl_divergence(x, target, direction="reverse")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Unpack
 
 import numpy as np
@@ -11,13 +13,16 @@ from numpy.typing import ArrayLike
 from xent.checks import Layout, as_numpy, as_rows, check_labels_shape, check_teacher_shape, from_rows
 from xent.divergence import Direction, Divergence, DivergenceOptions
 from xent.errors import DTypeError, ShapeError, message
+from xent.numpy.listed_divergence import kl_divergence_from_list
+from xent.numpy.logits import cross_entropy_value_and_grad
 from xent.numpy.rows import CPU, DIVERGENCE_CPU, Array, Rows, as_bits, sample_weights
 from xent.reduction import mean_denominator
+from xent.sparse import SparseTarget
 
 
 def kl_divergence(
     logits: ArrayLike,
-    target: ArrayLike,
+    target: ArrayLike | SparseTarget,
     *,
     direction: Direction = "forward",
     labels: ArrayLike | None = None,
@@ -33,7 +38,7 @@ def kl_divergence(
     Parameters
     ----------
     logits : array (C,), (N, C) or (N, C, d1, ...): the student's, real numbers; minus infinity masks a class.
-    target : the teacher's logits, of the same shape.
+    target : the teacher's logits, of the same shape; or a `SparseTarget`, its top k, for the forward direction.
     direction : "forward" or "reverse".
     labels : integers of the shape without C, optional: a row labelled `ignore_index` counts for nothing, and no other
         label means anything.
@@ -66,12 +71,14 @@ def kl_divergence(
     Kullback, Leibler (1951), On Information and Sufficiency
     """
     given: dict[str, Any] = {"direction": direction, **options}
+    if isinstance(target, SparseTarget):
+        return _from_list("kl_divergence", logits, target, labels, sample_weight, given)[0]
     return _rows("kl_divergence", "kl_divergence", logits, target, labels, sample_weight, given).value()
 
 
 def kl_divergence_value_and_grad(
     logits: ArrayLike,
-    target: ArrayLike,
+    target: ArrayLike | SparseTarget,
     *,
     direction: Direction = "forward",
     labels: ArrayLike | None = None,
@@ -93,7 +100,23 @@ def kl_divergence_value_and_grad(
     """
     given: dict[str, Any] = {"direction": direction, **options}
     call = "kl_divergence_value_and_grad"
+    if isinstance(target, SparseTarget):
+        return _from_list(call, logits, target, labels, sample_weight, given)
     return _rows(call, "kl_divergence", logits, target, labels, sample_weight, given).value_and_gradient()
+
+
+def _from_list(
+    call: str,
+    logits: ArrayLike,
+    target: SparseTarget,
+    labels: ArrayLike | None,
+    sample_weight: ArrayLike | None,
+    options: Mapping[str, Any],
+) -> tuple[Array, Array]:
+    x = as_numpy(call, "logits", logits)
+    axis, loss = 0 if x.ndim == 1 else 1, partial(cross_entropy_value_and_grad, x)
+    found, gradient, factor = kl_divergence_from_list(call, loss, target, x.shape, axis, labels, sample_weight, options)
+    return found, gradient if factor == 1.0 else (factor * gradient).astype(gradient.dtype, copy=False)
 
 
 def js_divergence(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Unpack
 
 import numpy as np
@@ -15,16 +17,18 @@ from xent.linear.divergence import Pair
 from xent.linear.driver import Layer, Wanted
 from xent.linear.plan import DEFAULT_WORKSPACE, parse_bytes
 from xent.numpy.divergences import common_dtype, floating, of_rows
-from xent.numpy.linear import LayerRows
+from xent.numpy.linear import LayerRows, linear_cross_entropy_value_and_grad
+from xent.numpy.listed_divergence import kl_divergence_from_list
 from xent.numpy.rows import LINEAR_DIVERGENCE_CPU, Array, as_bits
 from xent.reference import Gradients
+from xent.sparse import SparseTarget
 
 
 def linear_kl_divergence(
     input: ArrayLike,
     linear_weight: ArrayLike,
-    target_input: ArrayLike,
-    target_weight: ArrayLike,
+    target_input: ArrayLike | SparseTarget,
+    target_weight: ArrayLike | None = None,
     *,
     linear_bias: ArrayLike | None = None,
     target_bias: ArrayLike | None = None,
@@ -42,7 +46,8 @@ def linear_kl_divergence(
     Parameters
     ----------
     input, linear_weight, linear_bias : arrays (..., features), (C, features) and (C,): the student's layer.
-    target_input, target_weight, target_bias : the teacher's, whose width may be another.
+    target_input, target_weight, target_bias : the teacher's, whose width may be another; or a `SparseTarget`, its top
+        k, in place of all three.
     labels : integers (...), optional: a row labelled `ignore_index` counts for nothing; see `kl_divergence`.
     direction, sample_weight, **options : see `kl_divergence`.
     workspace : see `linear_cross_entropy`; it holds the logits of both for a chunk of rows.
@@ -63,16 +68,18 @@ def linear_kl_divergence(
     0.3278
     """
     given: dict[str, Any] = {"direction": direction, **options}
-    tensors = (input, linear_weight, linear_bias, target_input, target_weight, target_bias)
-    call = "linear_kl_divergence"
+    call, layer = "linear_kl_divergence", (input, linear_weight, linear_bias)
+    if isinstance(target_input, SparseTarget):
+        return _from_list(call, layer, target_input, labels, sample_weight, workspace, given)[0]
+    tensors = (*layer, target_input, target_weight, target_bias)
     return _rows(call, "kl_divergence", tensors, labels, sample_weight, workspace, given).value()
 
 
 def linear_kl_divergence_value_and_grad(
     input: ArrayLike,
     linear_weight: ArrayLike,
-    target_input: ArrayLike,
-    target_weight: ArrayLike,
+    target_input: ArrayLike | SparseTarget,
+    target_weight: ArrayLike | None = None,
     *,
     linear_bias: ArrayLike | None = None,
     target_bias: ArrayLike | None = None,
@@ -97,9 +104,32 @@ def linear_kl_divergence_value_and_grad(
            [ 0.3808]])
     """
     given: dict[str, Any] = {"direction": direction, **options}
-    tensors = (input, linear_weight, linear_bias, target_input, target_weight, target_bias)
-    call = "linear_kl_divergence_value_and_grad"
+    call, layer = "linear_kl_divergence_value_and_grad", (input, linear_weight, linear_bias)
+    if isinstance(target_input, SparseTarget):
+        return _from_list(call, layer, target_input, labels, sample_weight, workspace, given)
+    tensors = (*layer, target_input, target_weight, target_bias)
     return _rows(call, "kl_divergence", tensors, labels, sample_weight, workspace, given).value_and_gradients()
+
+
+def _from_list(
+    call: str,
+    layer: tuple[ArrayLike, ArrayLike, ArrayLike | None],
+    target: SparseTarget,
+    labels: ArrayLike | None,
+    sample_weight: ArrayLike | None,
+    workspace: int | str,
+    options: Mapping[str, Any],
+) -> tuple[Array, Gradients]:
+    x, w = (as_numpy(call, name, array) for name, array in zip(("input", "linear_weight"), layer[:2], strict=True))
+    check_linear_shapes(call, x.shape, w.shape, None)
+    of_layer: dict[str, Any] = {"linear_bias": layer[2], "workspace": workspace}
+    loss, shape = partial(linear_cross_entropy_value_and_grad, x, w, **of_layer), (*x.shape[:-1], w.shape[0])
+    rows = (target, shape, len(shape) - 1, labels, sample_weight, options)
+    found, gradients, factor = kl_divergence_from_list(call, loss, *rows)
+    if factor == 1.0:
+        return found, gradients
+    scaled: Any = (None if one is None else (factor * one).astype(one.dtype, copy=False) for one in gradients)
+    return found, Gradients(*scaled)
 
 
 def linear_js_divergence(

@@ -26,6 +26,7 @@ from xent.torch.linear import linear_cross_entropy, product_dtype
 from xent.torch.linear_passes import multiplied
 from xent.torch.reduced import denominator_of, reduced, reduced_by_formula, scale_of
 from xent.torch.rows import Call, refuse_recording
+from xent.torch.sharding import is_distributed
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -100,7 +101,7 @@ def contrastive_loss(
         return contrastive_loss_of_group(a, b, logit_scale, reduction, group, workspace, symmetric=symmetric)
     check_pairs(a, b)
     if not symmetric:
-        labels = torch.arange(a.shape[0], device=a.device)
+        labels = positives_of(a)
         options: dict[str, Any] = {"logit_scale": logit_scale, "reduction": reduction, "workspace": workspace}
         return linear_cross_entropy(a, b, labels, **options)
     objective, learned = objective_of(NAME, -100, reduction, logit_scale=logit_scale)
@@ -113,8 +114,14 @@ def contrastive_loss(
     if linear is None:
         losses = formula(a, b, objective.logit_scale, dtype)
     else:
+        is_distributed(NAME, a=a, b=b)
         losses = contrastive_pairs(a, b, objective.logit_scale, room, dtype)
-    return reduced_by_formula(losses, torch.arange(a.shape[0], device=a.device), None, objective)
+    return reduced_by_formula(losses, positives_of(a), None, objective)
+
+
+def positives_of(a: Tensor) -> Tensor:
+    """Which row of `b` belongs to each of `a`; made of `a`, so that it is whatever kind of tensor that is."""
+    return a.new_ones(a.shape[:1], dtype=torch.int64).cumsum(0) - 1
 
 
 class Contrastive(torch.autograd.Function):

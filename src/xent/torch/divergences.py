@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from functools import partial
 from typing import Any, Never
 
 import torch
@@ -11,13 +11,16 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from xent.backends.divergence_formula import DIVERGENCE_FORMULA
 from xent.backends.formula import FORMULA
-from xent.checks import Layout, check_labels_shape, check_teacher_shape
-from xent.divergence import Divergence
-from xent.errors import DTypeError, ShapeError, message
+from xent.checks import Layout, check_teacher_shape
+from xent.errors import ShapeError, message
+from xent.objective import Objective
+from xent.sparse import SparseTarget
 from xent.torch import divergence_autograd, divergence_operators
 from xent.torch._torch_private import is_watched, takes_over
 from xent.torch.divergence_autograd import counted
-from xent.torch.functional import Learned, backend_of, learned_of
+from xent.torch.divergence_options import check_row_labels, divergence_of
+from xent.torch.functional import backend_of, cross_entropy, layout_of
+from xent.torch.listed_divergence import kl_divergence_from_list
 from xent.torch.reduced import reduced_by_formula
 from xent.torch.rows import (
     Call,
@@ -34,7 +37,7 @@ from xent.torch.sharding import is_distributed
 
 def kl_divergence(
     input: Tensor,
-    target: Tensor,
+    target: Tensor | SparseTarget,
     *,
     direction: str = "forward",
     labels: Tensor | None = None,
@@ -61,7 +64,8 @@ def kl_divergence(
     input : tensor (C,), (N, C) or (N, C, d1, ...): the student's logits, of dtype float64, float32, bfloat16 or
         float16, with arbitrary strides; minus infinity masks a class.
     target : the teacher's logits, of the same shape. It gets its gradient where it requires one. Of another dtype,
-        both are converted to the wider one.
+        both are converted to the wider one. Or a `SparseTarget`, the top k of a teacher; forward only, and as exact as
+        the difference of two numbers of the cross-entropy's size.
     direction : "forward", which covers all that the teacher does, or "reverse", which seeks one of its modes.
     labels : integers of the shape without C, optional. A row labelled `ignore_index` counts for nothing, in loss,
         gradient and denominator; no other label means anything.
@@ -113,6 +117,10 @@ def kl_divergence(
     options: dict[str, Any] = {"direction": direction, "ignore_index": ignore_index, "temperature": temperature}
     options |= {"temperature_squared": temperature_squared, "softcap": softcap, "logit_scale": logit_scale}
     options |= {"z_loss": z_loss, "reduction": reduction, "denominator": denominator}
+    if isinstance(target, SparseTarget):
+        how = layout_of("kl_divergence", input, target, None, Objective())
+        loss = partial(cross_entropy, input)
+        return kl_divergence_from_list("kl_divergence", loss, target, how, labels, sample_weight, options | unknown)
     return _divergence(kl_divergence, input, target, labels, sample_weight, options | unknown)
 
 
@@ -210,20 +218,6 @@ def _divergence(
     return from_rows(loss, how) if divergence.reduction == "none" else learned.divided(loss)
 
 
-def divergence_of(name: str, loss: str, options: dict[str, Any]) -> tuple[Divergence, Learned]:
-    """The options of a call, and those of them that are tensors torch has to see."""
-    learned = learned_of(name, options["logit_scale"], options["denominator"])
-    numbers = dict(options)
-    if learned.scale is not None:
-        numbers["logit_scale"] = 1.0
-    if learned.denominator is not None:
-        numbers["denominator"] = 1.0
-    divergence = Divergence.of_loss(name, loss, numbers)
-    if learned.denominator is not None:
-        divergence = replace(divergence, reduction="sum", denominator=None)
-    return divergence, learned
-
-
 def _layout_of(name: str, input: Tensor, target: Tensor, labels: Tensor | None, *, watched: bool) -> Layout:
     """Check shapes, dtypes and places; return how the logits lie as rows."""
     if watched:
@@ -237,15 +231,3 @@ def _layout_of(name: str, input: Tensor, target: Tensor, labels: Tensor | None, 
     check_teacher_shape(name, how, tuple(target.shape))
     check_row_labels(name, labels, how, input.device)
     return how
-
-
-def check_row_labels(name: str, labels: Tensor | None, how: Layout, place: torch.device) -> None:
-    """Check that labels are integers, one for each row."""
-    if labels is None:
-        return
-    check_tensors(name, place=place, labels=labels)
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype is torch.bool:
-        found = f"found dtype {labels.dtype}, expected integers"
-        remedy = "Labels only say which rows are ignored; for a mask, pass torch.where(mask, 0, ignore_index)"
-        raise DTypeError(message(name, "labels", found, remedy))
-    check_labels_shape(name, tuple(labels.shape), how)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, Never
+from functools import partial
+from typing import Any, Never, cast
 
 from torch import Tensor
 
 from xent.backends.choice import choose, choose_linear_divergence
 from xent.checks import Layout, check_linear_shapes, check_teacher_layer
 from xent.linear.plan import DEFAULT_WORKSPACE, parse_bytes
+from xent.objective import Objective
+from xent.sparse import SparseTarget
 from xent.torch import linear_divergence_autograd, linear_divergence_formula, linear_divergence_operators
 from xent.torch._torch_private import is_watched
-from xent.torch.divergences import check_row_labels, divergence_of
+from xent.torch.divergence_options import check_row_labels, divergence_of
 from xent.torch.functional import has_to_be_formula
-from xent.torch.linear import product_dtype
+from xent.torch.linear import layout_of, linear_cross_entropy, product_dtype
+from xent.torch.listed_divergence import kl_divergence_from_list
 from xent.torch.reduced import reduced_by_formula
 from xent.torch.rows import Call, PairRows, check_tensors, int64, refuse_recording, sample_weights
 from xent.torch.sharding import is_distributed
@@ -22,8 +26,8 @@ from xent.torch.sharding import is_distributed
 def linear_kl_divergence(
     input: Tensor,
     linear_weight: Tensor,
-    target_input: Tensor,
-    target_weight: Tensor,
+    target_input: Tensor | SparseTarget,
+    target_weight: Tensor | None = None,
     *,
     linear_bias: Tensor | None = None,
     target_bias: Tensor | None = None,
@@ -51,7 +55,7 @@ def linear_kl_divergence(
     input : tensor (..., features): the student's hidden states, of dtype float64, float32, bfloat16 or float16.
     linear_weight : tensor (C, features) of the same dtype, as in `torch.nn.Linear`.
     target_input : tensor (..., features of the teacher), of the same dtype: the teacher's hidden states, whose width
-        may be another.
+        may be another. Or a `SparseTarget`, the top k of a teacher, in place of its layer: three products.
     target_weight : tensor (C, features of the teacher).
     linear_bias, target_bias : tensors (C,), optional.
     labels : integers (...), optional: a row labelled `ignore_index` counts for nothing; see `kl_divergence`.
@@ -94,6 +98,12 @@ def linear_kl_divergence(
     options: dict[str, Any] = {"direction": direction, "ignore_index": ignore_index, "temperature": temperature}
     options |= {"temperature_squared": temperature_squared, "softcap": softcap, "logit_scale": logit_scale}
     options |= {"z_loss": z_loss, "reduction": reduction, "denominator": denominator}
+    if isinstance(target_input, SparseTarget):
+        name, target = "linear_kl_divergence", target_input
+        how = layout_of(name, input, linear_weight, linear_bias, target, None, Objective())
+        layer: dict[str, Any] = {"linear_bias": linear_bias, "workspace": workspace}
+        loss = partial(linear_cross_entropy, input, linear_weight, **layer)
+        return kl_divergence_from_list(name, loss, target, how, labels, sample_weight, options | unknown)
     tensors = (input, linear_weight, linear_bias, target_input, target_weight, target_bias, labels)
     return _divergence("kl_divergence", tensors, sample_weight, workspace, options | unknown)
 
@@ -154,7 +164,7 @@ def linear_js_divergence(
     return _divergence("js_divergence", tensors, sample_weight, workspace, options | unknown)
 
 
-Tensors = tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor | None, Tensor | None]
+Tensors = tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor | None, Tensor | None, Tensor | None]
 
 
 def _divergence(
@@ -171,7 +181,7 @@ def _divergence(
     dtype = product_dtype(name, **layers)
     rows = [
         *_as_rows(*learned.scaled_layer(input, linear_bias), linear_weight, how),
-        *_as_rows(*learned.scaled_layer(target_input, target_bias), target_weight, how),
+        *_as_rows(*learned.scaled_layer(target_input, target_bias), cast(Tensor, target_weight), how),
     ]
     kept = None if labels is None else int64(labels.reshape(-1))
     pair = PairRows._make([*rows, kept])

@@ -17,6 +17,7 @@ from torch import Tensor
 from xent.errors import ArgumentError, message
 from xent.torch import (
     binary_operators,
+    contrastive_operators,
     divergence_operators,
     linear_divergence_operators,
     linear_operators,
@@ -60,6 +61,9 @@ def _register() -> None:
     _register_rows(operators.STATISTICS_BACKWARD, operators.STATISTICS_BACKWARD.by_rows, lambda _: [rows])
     _register_rows(binary_operators.LOSS, binary_operators.LOSS.by_rows, lambda _: [rows])
     _register_rows(binary_operators.LOSS_BACKWARD, binary_operators.LOSS_BACKWARD.by_rows, lambda _: [rows])
+    # Columns are spread over all rows, which DTensor gathers first.
+    _register_rows(contrastive_operators.LOSS, (), lambda _: [whole] * 2)
+    _register_rows(contrastive_operators.LOSS_BACKWARD, (), lambda _: [whole] * 2)
     divergence, of_two = divergence_operators, linear_divergence_operators
     _register_rows(divergence.LOSS, divergence.LOSS.by_rows, lambda _: [rows])
     _register_rows(divergence.LOSS_BACKWARD, divergence.LOSS_BACKWARD.by_rows, lambda _: [rows])
