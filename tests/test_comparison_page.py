@@ -79,3 +79,12 @@ def test_nothing_is_left_of_a_page_that_fails(tmp_path, record):
     with pytest.raises(DataError, match="its parts are not those of a record"):
         write_comparison({**record, "drivers": [{}]}, tmp_path / "c.html")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_impossible_rows_of_both_sides_are_named_and_no_winner_is():
+    table = pl.DataFrame({"id": list("abcd"), "y": [1, 1, 1, 1], "p": [0.5, 0.6, 0.7, 0.8]})
+    a, b = table.with_columns(p=pl.Series([0.0, 0.6, 0.7, 0.8])), table.with_columns(p=pl.Series([0.5, 0.6, 0.0, 0.9]))
+    answer = texts(xent.compare(a, b, id="id", label="y", proba="p").to_record())["answer"]
+    assert "The mean difference is undefined: 1 row is impossible in a only (id a)" in answer
+    assert "in b only (id c)" in answer
+    assert "better" not in answer

@@ -249,3 +249,37 @@ def test_why_with_columns_and_no_predictions_is_refused():
     result = invoke("why", "iris", "--proba", "p_*")
     assert result.exit_code == 2
     assert "--predictions" in result.stderr
+
+
+def test_clusters_lengths_and_several_labels_are_options(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = {"logp": -rng.exponential(size=60), "doc": np.arange(60) // 5, "bytes": rng.integers(1, 9, 60)}
+    pl.DataFrame(rows).write_csv("tokens.csv")
+    roles = ["--log-prob", "logp", "--cluster", "doc", "--bytes", "bytes", "--characters", "bytes"]
+    shown = invoke("score", "tokens.csv", *roles)
+    assert shown.exit_code == 0, shown.stderr
+    for words in ("clusters", "12", "bits per byte", "bits per character"):
+        assert words in shown.stdout
+    labels, q = rng.integers(0, 2, (60, 2)), rng.random((60, 2))
+    columns = {f"{name}_{k}": values[:, k] for name, values in (("t", labels), ("p", q)) for k in range(2)}
+    pl.DataFrame(columns).write_csv("tags.csv")
+    many = ["--label", "t_*", "--proba", "p_*", "--multilabel"]
+    found = invoke("score", "tags.csv", *many, "--json", "-", "--html", "tags.html")
+    assert found.exit_code == 0, found.stderr
+    record = json.loads(found.stdout)
+    assert record["figures"]["clusters"]["value"] == 60
+    expected = -(labels * np.log(q) + (1 - labels) * np.log1p(-q)).mean()
+    assert record["figures"]["cross_entropy_nats"]["value"] == pytest.approx(expected, rel=1e-12)
+    assert [s["value"] for s in record["segments"]["label"]] in (["0", "1"], ["1", "0"])
+
+
+def test_compare_says_which_impossible_rows_decide():
+    rows = {"id": list("abcd"), "p": [0.5, 0.6, 0.7, 0.8], "y": [1, 1, 1, 1]}
+    pl.DataFrame(rows).write_csv("a.csv")
+    pl.DataFrame({**rows, "p": [0.4, 0.0, 0.7, 0.9]}).write_csv("b.csv")
+    found = invoke("compare", "a.csv", "b.csv", "--id", "id", "--label", "y", "--proba", "p")
+    assert found.exit_code == 0, found.stderr
+    shown = " ".join(found.stdout.split())
+    assert "a minus b -infinite" in shown
+    assert "a is better: 1 row is impossible in b only (id b). The mean difference of the other rows is" in shown
+    assert "neither" not in shown

@@ -73,9 +73,9 @@ def test_a_mean_difference_of_nothing_has_the_p_value_that_chance_gives():
     rng = np.random.default_rng(3)
     p_values = []
     for _ in range(300):
-        from xent.scoring.compare import mean_difference
+        from xent.scoring.intervals import mean_and_interval
 
-        p_values.append(mean_difference(rng.normal(size=40), np.ones(40))[1])
+        p_values.append(mean_and_interval(rng.normal(size=40), np.ones(40))[1])
     assert abs(np.mean(np.array(p_values) < 0.05) - 0.05) < 3 * math.sqrt(0.05 * 0.95 / 300)
 
 

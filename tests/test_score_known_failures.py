@@ -19,8 +19,8 @@ from sklearn.metrics import log_loss as sklearn_log_loss
 from sklearn.model_selection import cross_val_score
 
 import xent
-from xent.errors import ArgumentError, DTypeError, LabelError, ShapeError, XentError
-from xent.scoring.sklearn import explained_log_loss, log_loss, neg_brier_score, neg_log_loss
+from xent.errors import ArgumentError, DistributionError, DTypeError, LabelError, ShapeError, XentError
+from xent.scoring.sklearn import explained_log_loss, log_loss, multilabel_log_loss, neg_brier_score, neg_log_loss
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
@@ -94,6 +94,49 @@ def test_lm_evaluation_harness_3831_the_test_is_paired():
     a = pl.DataFrame({"id": np.arange(50), "logp": -loss})
     b = pl.DataFrame({"id": np.arange(50), "logp": -(loss + np.maximum(0.1 + noise, -loss))})
     assert xent.compare(a, b, id="id", log_prob="logp").p_value < 1e-10
+
+
+def test_sklearn_10157_23154_rows_of_several_labels_pay_for_the_labels_they_lack():
+    """It reads indicators as one-hot: whoever gives every label the probability 1 has a loss of 0."""
+    truth = np.array([[1, 0, 1], [0, 0, 1]])
+    sure = np.full((2, 3), 1.0)
+    with pytest.warns(UserWarning, match="sum to one"):
+        assert sklearn_log_loss(truth, sure) == pytest.approx(0, abs=1e-12)
+    assert multilabel_log_loss(truth, sure) == math.inf
+    assert multilabel_log_loss(truth, np.full((2, 3), 0.5)) == pytest.approx(math.log(2), rel=1e-15)
+    with pytest.raises(DistributionError, match="multilabel_log_loss"):
+        log_loss(truth, sure / 3)
+
+
+@pytest.mark.parametrize("factor", [1e-3, 1.0, 1e3])
+def test_sklearn_20169_30664_intervals_under_weights_are_those_of_weighted_rows(factor):
+    """Weights are no counts of rows: their scale changes no interval, and a row of much weight widens it."""
+    p, y = np.random.default_rng(0).dirichlet([2, 2], 400), np.random.default_rng(1).integers(0, 2, 400)
+    even = xent.score(p, y, weight=np.full(400, factor)).cross_entropy
+    plain = xent.score(p, y).cross_entropy
+    assert (even.low, even.high) == pytest.approx((plain.low, plain.high), rel=1e-12)
+    uneven = xent.score(p, y, weight=factor * np.where(np.arange(400) < 4, 100.0, 1.0)).cross_entropy
+    assert uneven.standard_error > 2 * plain.standard_error
+
+
+def test_sklearn_10891_and_h2o_3_5604_a_row_of_weight_0_is_a_row_that_is_not_there():
+    p, y, weight = np.array([[0.5, 0.5], [0.0, 1.0], [0.2, 0.8]]), [0, 0, 1], [1.0, 0.0, 2.0]
+    found, without = xent.score(p, y, weight=weight), xent.score(p[[0, 2]], [0, 1], weight=[1.0, 2.0])
+    assert found.cross_entropy == without.cross_entropy
+    assert found.rows == 2
+    assert log_loss(y, p, sample_weight=weight) == log_loss([0, 1], p[[0, 2]], sample_weight=[1.0, 2.0])
+
+
+def test_lm_eval_806_242_1544_and_llama_cpp_7111_bits_per_byte_are_all_bits_over_all_bytes():
+    """Not the mean of the texts' quotients, and not bits per token, which another tokeniser changes."""
+    logp, size = np.array([-8.0, -1.0, -2.0]), np.array([2.0, 10.0, 4.0])
+    found = xent.score(logp, log_prob=True, bytes=size, characters=size / 2)
+    assert found.per_byte.bits == pytest.approx(11 / 16 / math.log(2), rel=1e-15)
+    assert found.per_character.bits == pytest.approx(2 * found.per_byte.bits, rel=1e-15)
+    assert (-logp / size).mean() / math.log(2) > 2 * found.per_byte.bits
+    # Two tokens of a text joined to one: the same bits, the same bytes.
+    joined = xent.score(np.array([-9.0, -2.0]), log_prob=True, bytes=[12, 4])
+    assert joined.per_byte.bits == pytest.approx(found.per_byte.bits, rel=1e-15)
 
 
 # The front for scikit-learn.

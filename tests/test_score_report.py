@@ -57,6 +57,11 @@ OTHERS = {
     "one class": lambda: xent.score(np.ones((30, 1)), [0] * 30),
     "certain": lambda: xent.score(np.eye(3)[[0, 1, 2] * 20], [0, 1, 2] * 20),
     "soft": lambda: ScoreState.from_batch(np.full((40, 2), 0.5), np.full((40, 2), 0.5)).finalize(),
+    "every row impossible": lambda: xent.score(np.tile([0.0, 1.0], (9, 1)), [0] * 9),
+    "two classes": lambda: xent.score(predictions(99, 2)[1], predictions(99, 2)[0], cluster=np.arange(99) // 3),
+    "text": lambda: xent.score(-np.linspace(0, 3, 60), log_prob=True, bytes=np.ones(60), by={"s": np.arange(60) % 2}),
+    "several labels": lambda: xent.score(predictions(60)[1], np.eye(4)[predictions(60)[0]], multilabel=True),
+    "sixty classes": lambda: xent.score(predictions(300, 60)[1], predictions(300, 60)[0]),
     "many classes": lambda: xent.score(predictions(500, 300)[1], predictions(500, 300)[0]),
     "clipped": lambda: xent.score(predictions(60)[1], predictions(60)[0], clip=1e-3),
     "skipped": lambda: xent.score(
@@ -117,6 +122,56 @@ def test_the_answer_has_the_figures_of_the_record(opened, record):
     assert "bits" in lead
     rows = opened.page.query_selector_all("#figures .figures tbody tr")
     assert len(rows) == len(record["figures"])
+
+
+def test_the_confusion_matrix_has_the_shares_of_the_record_and_names_as_they_are(opened, record):
+    matrix = np.array(record["confusion"])
+    shares = 100 * matrix / matrix.sum(axis=1, keepdims=True)
+    expected = sorted(f"{share:.0f}" for share in shares.flat if share >= 0.5)
+    marks = "#chart-confusion svg .mark-text:not(.role-axis-label):not(.role-axis-title) text"
+    found = opened.page.eval_on_selector_all(marks, "all => all.map(text => text.textContent)")
+    assert sorted(text for text in found if text) == expected
+    axes = opened.page.eval_on_selector_all(
+        "#chart-confusion .role-axis-label text", "all => all.map(t => t.textContent)"
+    )
+    assert axes.count("bee") == 2
+    assert sum(name.startswith("<script>") for name in axes) == 2
+    # The commonest mistake is in the text, and on top of the table.
+    off = np.where(np.eye(4) == 1, 0, matrix)
+    label, predicted = np.unravel_index(off.argmax(), off.shape)
+    names = [c["name"] for c in record["classes"]]
+    top = opened.page.inner_text("#trust .scrolled tbody tr:first-child").split("\t")
+    assert top[:2] == [names[label], names[predicted]]
+    assert top[2] == f"{off.max():.1%}"
+
+
+def test_two_classes_have_the_reliability_of_class_1_and_parts_have_their_intervals(open_page, tmp_path):
+    record = record_of(OTHERS["two classes"]())
+    page = open_page(write_score(record, tmp_path / "two.html"))
+    assert page.page.query_selector("#chart-reliability-class-1 svg")
+    points = page.page.query_selector_all("#chart-reliability-class-1 svg .mark-symbol path")
+    assert len(points) == len(record["reliability_class_1"])
+    figures = record["figures"]
+    for part in ("uncertainty", "discrimination", "miscalibration"):
+        assert f"({figures[f'{part}_low_nats']['value']:.3g}"[:5] in page.page.inner_text("#trust")
+    assert len(page.page.query_selector_all("#chart-decomposition svg .mark-rule.role-mark line")) == 6
+    assert "33: intervals are theirs" in page.page.inner_text("header")
+
+
+def test_bits_per_byte_are_in_the_answer_and_by_segment(open_page, tmp_path):
+    record = record_of(OTHERS["text"]())
+    page = open_page(write_score(record, tmp_path / "text.html")).page
+    assert f"In bits per byte, that is {record['figures']['bits_per_byte']['value']:.3f}" in page.inner_text(".lead")
+    assert "Bits per byte" in page.inner_text("#where")
+
+
+def test_a_record_without_the_newer_parts_makes_a_page(record, tmp_path):
+    newer = ("confusion", "reliability_class_1", "decomposition")
+    older = {name: part for name, part in record.items() if name not in newer}
+    older["form"] = {
+        n: v for n, v in record["form"].items() if n not in ("bytes", "characters", "clustered", "multilabel")
+    }
+    write_score(older, tmp_path / "older.html")
 
 
 def test_the_most_surprising_rows_can_be_searched(opened, record):

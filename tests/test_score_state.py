@@ -100,7 +100,7 @@ def test_json_both_ways_is_the_same_state_bit_for_bit():
     after = ScoreState.from_json(before.to_json())
     assert after == before
     assert after.finalize().to_record() == before.finalize().to_record()
-    assert json.loads(before.to_json())["schema"] == 1
+    assert json.loads(before.to_json())["schema"] == 2
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"state": "xent score", "schema": 99}', "[1]"])

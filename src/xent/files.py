@@ -52,13 +52,14 @@ def write_text(path: PathLike, text: str) -> Path:
     return write_together({path: text})[0]
 
 
-def write_together(contents: Mapping[PathLike, str]) -> list[Path]:
-    """Write texts as UTF-8, all files or none; DataError if they cannot be written. Return their paths."""
+def write_together(contents: Mapping[PathLike, str | bytes]) -> list[Path]:
+    """Write texts as UTF-8 and bytes as they are, all files or none; DataError if that fails. Return their paths."""
     staged: list[tuple[PathLike, str, str]] = []
     streams: list[tuple[PathLike, _Stream, bytes]] = []
     try:
-        for path, text in contents.items():
-            data = text.encode("utf-8", "backslashreplace")  # a lone surrogate is no reason to lose a report
+        for path, content in contents.items():
+            # A lone surrogate is no reason to lose a report.
+            data = content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace")
             with _refused(path):
                 destination = _destination(path)
                 if isinstance(destination, _Stream):

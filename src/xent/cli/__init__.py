@@ -1,4 +1,4 @@
-"""The command line: `xent score`, `compare`, `why`, `bench` and `doctor`, one file each; app.py has what they share."""
+"""The command line: a file each for `score`, `compare`, `calibrate`, `why`, `bench`, `doctor`; app.py has the rest."""
 
 from __future__ import annotations
 
@@ -30,11 +30,12 @@ def load() -> typer.Typer:
     """Return the application with its commands, in the order of `xent --help`."""
     from xent.cli.app import app
     from xent.cli.bench import bench
+    from xent.cli.calibrate import calibrate
     from xent.cli.compare import compare
     from xent.cli.doctor import doctor
     from xent.cli.score import score
     from xent.cli.why import why
 
-    for command in (why, bench, doctor, score, compare):
+    for command in (why, bench, doctor, score, compare, calibrate):
         app.command()(command)
     return app

@@ -146,7 +146,7 @@ def number(value: float) -> str:
     """Four significant digits; nothing for NaN."""
     if math.isnan(value):
         return ""
-    return "infinite" if math.isinf(value) else f"{value:.4g}"
+    return ("-" if value < 0 else "") + "infinite" if math.isinf(value) else f"{value:.4g}"
 
 
 def percent(value: float) -> str:
@@ -191,6 +191,14 @@ def require_outputs(as_json: str | None, html: str | None = None, *, inputs: Seq
             raise DataError(f"{option} {shown_path(path)}: this is {taken[whole]}. Name another file.")
         taken[whole] = f"also {option}"
     return as_json == "-" or any(is_standard_output(path) for path in outputs.values() if path is not None)
+
+
+def require_inputs_kept(out: str, *inputs: str | None) -> None:
+    """DataError before the work if an output would replace one of the inputs."""
+    for data in inputs:
+        paths = [] if data is None else [Path(data)] if os.path.isfile(data) else files_of(data)
+        if data is not None and os.path.isfile(out) and Path(out).resolve() in {path.resolve() for path in paths}:
+            raise DataError(f"OUT {shown_path(out)}: this is {shown_path(data)}. Name another file.")
 
 
 def files_of(data: str) -> list[Path]:

@@ -165,7 +165,6 @@ def _print_comparison(comparison: Comparison, a: str, b: str) -> None:
     for row in comparison.drivers[:8]:
         table.add_row(shown_name(row.id), number(row.loss_a), number(row.loss_b), number(row.difference))
     console.print(table)
-    verdict = {"a": "a is better.", "b": "b is better.", "neither": "The interval includes 0: neither is better."}
-    console.print(verdict[comparison.winner])
+    console.print(visible(comparison.verdict), soft_wrap=True)
     for note in comparison.notes:
         errors.print(Text.assemble(("!", "yellow"), " ", visible(note)), soft_wrap=True)

@@ -50,6 +50,7 @@ Logits = Annotated[list[str] | None, typer.Option(help="The same, of logits.")]
 LogProb = Annotated[str | None, typer.Option(help="Column with log q[label] (nats), for large vocabularies.")]
 Weight = Annotated[str | None, typer.Option(help="Column of weights.")]
 Id = Annotated[str | None, typer.Option("--id", help="Column that names the rows.")]
+Cluster = Annotated[str | None, typer.Option(help="Column: rows of one value depend on each other.")]
 By = Annotated[list[str] | None, typer.Option(help="Column of segments; can be given more than once.")]
 Classes = Annotated[str | None, typer.Option(help="Names of the classes, with commas, in the order of the columns.")]
 Clip = Annotated[float | None, typer.Option(help="Smallest probability that a label is scored with.")]
@@ -89,6 +90,12 @@ def score(
     weight: Weight = None,
     id_: Id = None,
     by: By = None,
+    cluster: Cluster = None,
+    bytes_: Annotated[str | None, typer.Option("--bytes", help="Column: bytes of each row's text.")] = None,
+    characters: Annotated[str | None, typer.Option(help="Column: characters of each row's text.")] = None,
+    multilabel: Annotated[
+        bool, typer.Option("--multilabel", help="Rows have any number of labels, each with a column of 0 and 1.")
+    ] = False,
     labels: Labels = None,
     exclude: Exclude = None,
     classes: Classes = None,
@@ -107,7 +114,8 @@ def score(
 
     - `xent score predictions.parquet --label y --proba 'p_*'`
     - `xent score churn.csv --label churned --proba p --id customer --by country --html churn.html`
-    - `xent score 'tokens/*.parquet' --log-prob logp --json -`
+    - `xent score 'tokens/*.parquet' --log-prob logp --cluster document --bytes bytes --json -`
+    - `xent score tags.parquet --label 't_*' --proba 'p_*' --multilabel`
     - `xent score submission.csv --labels solution.csv --id id --label target --proba 'Class_*'`
     - `xent score log.jsonl --explode logprobs.content --log-prob logprobs.content.logprob --id request`
     """
@@ -126,6 +134,10 @@ def score(
                 weight=weight,
                 id=id_,
                 by=tuple(by or ()),
+                cluster=cluster,
+                bytes=bytes_,
+                characters=characters,
+                multilabel=multilabel,
                 labels=None if labels is None else paths[1],
                 exclude=tuple(exclude or ()),
                 classes=class_names(classes),
@@ -200,6 +212,13 @@ def _headline(score: Score) -> Table:
         ("cross-entropy", Text.assemble((number(ce.nats), "bold"), ends), "nats per row, 95% interval"),
         ("", number(ce.bits), "bits per row"),
     ]
+    if score.clusters is not None:
+        rows.append(("  clusters", f"{score.clusters:,}", "independent of each other: every interval is theirs"))
+    for name, estimate in (("byte", score.per_byte), ("character", score.per_character)):
+        low, high = (math.nan if math.isnan(end) else end / math.log(2) for end in (estimate.low, estimate.high))
+        ends = "" if math.isnan(low) else f" ({number(low)} to {number(high)})"
+        if not math.isnan(estimate.nats):
+            rows.append((f"bits per {name}", f"{number(estimate.bits)}{ends}", "of all rows together, 95% interval"))
     if score.impossible_rows and score.form.clip is None:
         rows.append(("  without impossible rows", number(score.cross_entropy_possible), "nats per row"))
     rows += [
@@ -209,6 +228,7 @@ def _headline(score: Score) -> Table:
         ("base rate", number(score.base_rate.nats), "nats per row: entropy of the labels"),
         ("knowing nothing", number(score.uniform.nats), "nats per row: log C"),
         ("explained", percent(score.explained), "of the base rate (D²)"),
+        ("normalised entropy", number(score.normalised_entropy), "cross-entropy / base rate"),
         (
             "entropy",
             number(score.entropy.nats),
@@ -217,10 +237,13 @@ def _headline(score: Score) -> Table:
         ("Brier score", number(score.brier), "0 to 2"),
         ("accuracy", percent(score.accuracy), "of rows"),
         ("calibration error", number(score.calibration_error), "difference of probabilities (ECE)"),
+        ("  of each class", number(score.classwise_error), "mean over classes against the rest"),
+        ("  in equal parts", number(score.adaptive_error), "the same, bins of equal weight"),
     ]
-    flat = score.to_dict()
-    for name in ("miscalibration", "discrimination", "uncertainty"):
-        rows.append((name, number(flat.get(f"{name}_nats", math.nan)), "nats, mean over classes against the rest"))
+    for name, part in score.decomposition.items():
+        ends = "" if math.isnan(part.low) else f" ({interval(part)})"
+        shown = "" if math.isnan(part.nats) else f"{number(part.nats)}{ends}"
+        rows.append((name, shown, "nats, mean over classes against the rest"))
     if t is not None:
         gain = f"{number(t.gain)} ({number(t.gain_low)} to {number(t.gain_high)})"
         rows.append((f"temperature {t.temperature:.3g} wins", gain, f"nats per row, cross-fitted on {t.rows:,} rows"))

@@ -1,9 +1,9 @@
 """Records as reports: one HTML file that works offline, and a JSON file with all of its numbers.
 
 page.py makes a page from a template, texts and charts. why_text.py, why_answer.py, why_tables.py, why_thread.py and
-why_charts/ have those of `xent why`, and why_story.py its scripts with their data; score_text.py and score_charts.py
-have those of `xent score`, comparison_page.py those of `xent compare`, and replay_page.py those of `xent why
---predictions`.
+why_charts/ have those of `xent why`, and why_story.py its scripts with their data; score_text.py, score_charts.py and
+score_confusion.py have those of `xent score`, comparison_page.py those of `xent compare`, and replay_page.py those of
+`xent why --predictions`.
 """
 
 from __future__ import annotations

@@ -67,11 +67,11 @@ def texts(record: Mapping[str, Any]) -> dict[str, Any]:
 def _answer(record: Mapping[str, Any]) -> str:
     difference = record["difference"]
     of_rows = f"on {count(record['rows'])} rows of both"
+    if record["infinite_a"] or record["infinite_b"]:
+        return f"Of {count(record['rows'])} rows of both: {record['verdict']}"
     verdict = {"a": "a is better", "b": "b is better"}.get(record["winner"])
     if verdict is None:
         return f"Which is better is not known: {of_rows}, the 95% interval of the difference includes 0."
-    if not _is_finite(difference["nats"]):
-        return f"{verdict} {of_rows}: the other gave labels a probability of 0."
     size = significant(abs(float(difference["nats"])))
     return f"{verdict} by {size} nats per row, {of_rows} (95% interval of a minus b: {_interval(difference)})."
 

@@ -8,13 +8,16 @@ from typing import Any
 
 import altair as alt
 
+from xent.names import shown_name
 from xent.report.numbers import rounded, significant
+from xent.report.score_confusion import confusion_chart
 from xent.report.score_text import LN2, clip_matters, figure, number
 from xent.report.theme import (
     CROSS_ENTROPY,
     FAINT,
     INK,
     MUTED,
+    PAPER,
     RULE,
     Layers,
     finished,
@@ -33,11 +36,18 @@ MOST_POINTS = 1500
 
 def charts(record: Mapping[str, Any]) -> dict[str, Layers]:
     """Return all charts for which the record has numbers, by their names in the template."""
-    by_name = {"scale": _scale(record), "surprisal-histogram": _losses(record)}
+    by_name = {"scale": _scale(record)}
+    if record["losses"]:  # not if all losses are infinite
+        by_name["surprisal-histogram"] = _losses(record)
     if record["concentration"]:
         by_name["concentration"] = _concentration(record)
     if record["reliability"]:
         by_name |= {"reliability": _reliability(record), "confidence": _confidence(record)}
+    if record.get("reliability_class_1"):
+        by_name["reliability-class-1"] = _reliability(record, class_1=True)
+    confusion = confusion_chart(record)
+    if confusion is not None:
+        by_name["confusion"] = confusion
     miscalibration = figure(record, "miscalibration_nats")
     if miscalibration is not None and math.isfinite(miscalibration):
         by_name["decomposition"] = _decomposition(record)
@@ -137,25 +147,31 @@ def _concentration(record: Mapping[str, Any]) -> Layers:
     return finished(layered(even, line.encode(x=x, y=y, tooltip=tooltip)), "concentration", description)
 
 
-def _reliability(record: Mapping[str, Any]) -> Layers:
-    bins = record["reliability"]
+def _reliability(record: Mapping[str, Any], class_1: bool = False) -> Layers:
+    """Return the reliability of the predicted class, or of class 1 of two."""
+    bins = record["reliability_class_1" if class_1 else "reliability"]
+    name = shown_name(record["classes"][1]["name"]) if class_1 else ""
+    total = math.fsum(b["weight"] for b in bins) or 1.0
     data = rows(
         claimed=rounded((b["claimed"] for b in bins), 4),
         correct=rounded((b["correct"] for b in bins), 4),
         low=rounded((b["correct_low"] for b in bins), 4),
         high=rounded((b["correct_high"] for b in bins), 4),
-        rows=rounded((b["weight"] for b in bins), 4),
+        rows=rounded((b["weight"] / total for b in bins), 4),
     )
-    x = x_axis("claimed:Q", "probability of the predicted class", [0, 1], format="%", tickCount=5)
-    y = y_axis("correct:Q", "share correct", [0, 1], format="%", tickCount=5)
+    claimed = f"probability of class {name}" if class_1 else "probability of the predicted class"
+    x = x_axis("claimed:Q", claimed, [0, 1], format="%", tickCount=5)
+    y = y_axis("correct:Q", f"share of class {name}" if class_1 else "share correct", [0, 1], format="%", tickCount=5)
     diagonal = rows(claimed=[0, 1], correct=[0, 1]).mark_line(color=MUTED, strokeDash=[2, 3]).encode(x=x, y=y)
-    tooltip = tooltips(claimed=("predicted", ".1%"), correct=("correct", ".1%"), rows=("rows", ",.0f"))
+    tooltip = tooltips(claimed=("predicted", ".1%"), correct=("correct", ".1%"), rows=("share of rows", ".2%"))
     low = alt.Y("low:Q", scale=alt.Scale(domain=[0, 1]))
     band = data.mark_area(color=CROSS_ENTROPY, opacity=0.18).encode(x=x, y=low, y2="high:Q")
     line = data.mark_line(color=CROSS_ENTROPY, strokeWidth=2.5).encode(x=x, y=y)
     points = data.mark_circle(color=CROSS_ENTROPY, size=55, opacity=1).encode(x=x, y=y, tooltip=tooltip)
-    description = "The share of correct rows against the probability of the predicted class, with its 95% band."
-    return finished(layered(diagonal, band, line, points), "reliability", description, 300)
+    what = f"rows of class {name} against its probability" if class_1 else "correct rows against their probability"
+    description = f"The share of {what}, with its 95% band."
+    layers = layered(diagonal, band, line, points)
+    return finished(layers, "reliability-class-1" if class_1 else "reliability", description, 300)
 
 
 def _confidence(record: Mapping[str, Any]) -> Layers:
@@ -180,8 +196,10 @@ def _decomposition(record: Mapping[str, Any]) -> Layers:
         ("+ miscalibration", u - d, u - d + m, "var(--squared-error)"),
         ("= loss", 0.0, u - d + m, INK),
     ]
+    spans = _ends_of_parts(record, parts)
     data = rows(
         part=[name for name, *_ in parts],
+        after=rounded((max(p[2], spans.get(p[0], (0.0, 0.0))[1]) for p in parts), 5),
         low=rounded((p[1] for p in parts), 5),
         high=rounded((p[2] for p in parts), 5),
         color=[p[3] for p in parts],
@@ -190,8 +208,33 @@ def _decomposition(record: Mapping[str, Any]) -> Layers:
     y = alt.Y("part:N", sort=[name for name, *_ in parts], axis=alt.Axis(title=None, labelColor=INK, labelFontSize=13))
     x = x_axis("low:Q", "nats per row", [0, 1.15 * max(u, u - d + m)], tickCount=5)
     bars = data.mark_bar(size=20).encode(x=x, x2="high:Q", y=y, color=alt.Color("color:N", scale=None))
-    texts = label(data.encode(x="high:Q", y=y, text="text:N"), align="left", dx=6, color=INK)
-    return finished(layered(bars, texts), "decomposition", "Uncertainty, discrimination, miscalibration.", 150)
+    texts = label(data.encode(x="after:Q", y=y, text="text:N"), align="left", dx=6, color=INK)
+    ends = rows(
+        part=list(spans),
+        near=rounded((span[0] for span in spans.values()), 5),
+        far=rounded((span[1] for span in spans.values()), 5),
+    )
+    lines = [
+        ends.mark_rule(color=color, strokeWidth=width).encode(x="near:Q", x2="far:Q", y=y)
+        for color, width in ((PAPER, 5.0), (INK, 1.5))
+        if spans
+    ]
+    description = "Uncertainty, discrimination and miscalibration, with their 95% intervals."
+    return finished(layered(bars, *lines, texts), "decomposition", description, 150)
+
+
+def _ends_of_parts(
+    record: Mapping[str, Any], parts: list[tuple[str, float, float, str]]
+) -> dict[str, tuple[float, float]]:
+    """Return where the interval of each part is drawn: about the end of its bar that moves with it."""
+    spans = {}
+    names = ("uncertainty", "discrimination", "miscalibration")
+    for (part, low, high, _), name in zip(parts, names, strict=False):
+        near, far = (figure(record, f"{name}_{end}_nats") for end in ("low", "high"))
+        if near is not None and far is not None:
+            # Discrimination is subtracted: its bar begins at what is left.
+            spans[part] = (high - far, high - near) if name == "discrimination" else (low + near, low + far)
+    return spans
 
 
 def _rows(record: Mapping[str, Any]) -> Layers:

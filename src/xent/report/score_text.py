@@ -10,9 +10,11 @@ from markupsafe import Markup
 
 from xent.names import shown_name, shown_path
 from xent.report.numbers import count, magnitude, percent, plural, scientific, significant
+from xent.report.score_confusion import confusion_text, mistakes_table
 
 MOST_CLASSES = 200
 MOST_SEGMENTS = 200
+PER_AMOUNT = ("bits_per_byte", "bits_per_character")
 LN2 = math.log(2)
 
 SEARCH = """
@@ -64,9 +66,15 @@ def texts(record: Mapping[str, Any]) -> dict[str, Any]:
         "figures": [(_title(name), shown(f["value"], 6), f["unit"]) for name, f in record["figures"].items()],
         "classes": _classes(record),
         "more_classes": max(0, len(record["classes"]) - MOST_CLASSES),
-        "segments": [(shown_name(name), _segments(rows)) for name, rows in record["segments"].items()],
+        "segments": [(shown_name(name), _segments(record, rows)) for name, rows in record["segments"].items()],
         "surprising": _surprising(record),
         "identified": record["form"]["identified"],
+        "confusion": confusion_text(record),
+        "more_than_two": len(record["classes"]) > 2,
+        "second_class": shown_name(record["classes"][1]["name"]) if len(record["classes"]) == 2 else "",
+        "mistakes": mistakes_table(record),
+        "calibration": _calibration(record),
+        "segment_head": _segment_head(record),
         "temperature": _temperature(record),
         "decomposition": _decomposition(record),
         "concentration": _concentration(record),
@@ -94,6 +102,11 @@ def answer(record: Mapping[str, Any]) -> list[Markup | str]:
     mean = Markup('<strong class="cross-entropy">{} nats</strong>').format(shown(nats))
     mean_loss = Markup("The mean cross-entropy is {}{}, or {} bits, over {}.").format(mean, interval, shown(bits), rows)
     sentences: list[Markup | str] = [mean_loss]
+    for name in PER_AMOUNT:
+        value, ends = figure(record, name), [shown(figure(record, f"{name}_{end}")) for end in ("low", "high")]
+        if value is not None:
+            of = f" (95% interval {ends[0]} to {ends[1]})" if ends[0] else ""
+            sentences.append(f"In {name.replace('_', ' ')}, that is {shown(value)}{of}.")
     base, explained = figure(record, "base_rate_nats"), figure(record, "explained")
     if base and explained is not None:
         better = f"explain {percent(explained)} of that" if explained >= 0 else "are worse than that"
@@ -126,10 +139,14 @@ def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = int(figure(record, "rows") or 0)
     clip = "none: an impossible label costs +∞" if form["clip"] is None else f"probabilities below {form['clip']:g}"
     labels = "soft" if form["soft"] else "one class for each row"
+    if form.get("multilabel"):
+        labels = "any number to a row: rows are pairs of a row and a label"
+    clusters = figure(record, "clusters")
     return [
         ("Rows", count(rows) + (f", weight {shown(figure(record, 'weight'))}" if form["weighted"] else "")),
         ("Classes", count(len(form["classes"])) if form["classes"] else "not known: only the labels’ probabilities"),
         ("Labels", labels),
+        *([("Clusters", f"{count(clusters)}: intervals are theirs")] if clusters is not None else []),
         ("Clipping", clip),
         ("Left out", plural(int(figure(record, "invalid_rows") or 0), "row")),
     ]
@@ -151,12 +168,26 @@ def _classes(record: Mapping[str, Any]) -> list[list[str]]:
     ]
 
 
-def _segments(rows: list[Mapping[str, Any]]) -> list[list[str]]:
+def _segment_head(record: Mapping[str, Any]) -> list[str]:
+    units = [unit.replace("_", " ") for unit in PER_AMOUNT if f"{unit}" in record["figures"]]
+    return ["Rows", "Nats per row", "95% interval", *(unit.capitalize() for unit in units), "Share of loss", "Accuracy"]
+
+
+def _segments(record: Mapping[str, Any], rows: list[Mapping[str, Any]]) -> list[list[str]]:
+    units = [unit for unit in PER_AMOUNT if unit in record["figures"]]
     body = []
     for s in rows[:MOST_SEGMENTS]:
         e = s["cross_entropy"]
         interval = f"{shown(e['low'])} to {shown(e['high'])}" if e["low"] is not None else ""
-        numbers = [count(s["rows"]), shown(e["nats"]), interval, share(s["share_of_loss"]), share(s["accuracy"])]
+        of_text = [shown(s[unit]) for unit in units]
+        numbers = [
+            count(s["rows"]),
+            shown(e["nats"]),
+            interval,
+            *of_text,
+            share(s["share_of_loss"]),
+            share(s["accuracy"]),
+        ]
         body.append([shown_name(s["value"]), *numbers])
     return body
 
@@ -169,6 +200,20 @@ def _surprising(record: Mapping[str, Any]) -> list[list[str]]:
         label, predicted = (shown_name(row[key]) if row[key] is not None else "" for key in ("label", "predicted"))
         body.append([name, label, predicted, shown(row["bits"]), likeliest])
     return body
+
+
+def _calibration(record: Mapping[str, Any]) -> str:
+    """Return the calibration errors in a sentence; nothing without one for the classes."""
+    expected, classwise, adaptive = (
+        figure(record, name) for name in ("calibration_error", "classwise_error", "adaptive_error")
+    )
+    if expected is None or classwise is None or adaptive is None:
+        return ""
+    return (
+        f"On average the predicted class’s probability is off by {percent(expected)} (expected calibration error). "
+        f"Over all classes it is {percent(classwise)} in bins of equal width and {percent(adaptive)} in bins of equal "
+        "weight."
+    )
 
 
 def _temperature(record: Mapping[str, Any]) -> str:
@@ -186,16 +231,21 @@ def _temperature(record: Mapping[str, Any]) -> str:
 
 
 def _decomposition(record: Mapping[str, Any]) -> str:
-    parts = [shown(figure(record, f"{name}_nats"), 3) for name in ("uncertainty", "discrimination", "miscalibration")]
+    parts = [_with_interval(record, name) for name in ("uncertainty", "discrimination", "miscalibration")]
     miscalibration = figure(record, "miscalibration_nats")
     if miscalibration is None or not math.isfinite(miscalibration):
         return ""  # infinite with an impossible event
     return (
-        f"Each class against the rest, averaged: the base rate’s uncertainty of {parts[0]} nats, minus {parts[1]} of "
-        f"discrimination, plus {parts[2]} of miscalibration, which a non-decreasing recalibration of the probabilities "
-        "(isotonic regression) would gain. It is computed from histograms, in which probabilities nearer to 0 or 1 "
-        "than one in a million count with their mean: the worst rows weigh less than in the score."
+        f"Each class against the rest, averaged, with 95% intervals: the base rate’s uncertainty of {parts[0]} nats, "
+        f"minus {parts[1]} of discrimination, plus {parts[2]} of miscalibration, which a non-decreasing recalibration "
+        "of the probabilities (isotonic regression) would gain. It is computed from histograms, in which probabilities "
+        "nearer to 0 or 1 than one in a million count with their mean: the worst rows weigh less than in the score."
     )
+
+
+def _with_interval(record: Mapping[str, Any], name: str) -> str:
+    low, high = (shown(figure(record, f"{name}_{end}_nats"), 3) for end in ("low", "high"))
+    return shown(figure(record, f"{name}_nats"), 3) + (f" ({low} to {high})" if low else "")
 
 
 def _concentration(record: Mapping[str, Any]) -> str:

@@ -9,7 +9,9 @@
     state.py      `ScoreState`, a sum over rows              loops.py        the compiled loops; sums.py, selection.py
     score.py      `Score`, what a state says                 figures.py      computes it; calibration.py
     api.py        `score`; call.py                           compare.py      `compare`; row_table.py
-    sklearn.py    metrics and scorers for scikit-learn
+    intervals.py  means and their intervals                  multilabel.py, segments.py, grouped_sums.py
+    metric.py     `Metric`, for loops of one's own           sklearn.py      metrics and scorers for scikit-learn
+    recalibration.py  `Calibrator`; fitting.py
 
 `score` returns a `Score`, `compare` a `Comparison`; notebooks show both as tables.
 """
@@ -19,9 +21,11 @@ from xent.errors import missing_package
 try:
     from xent.scoring.api import score
     from xent.scoring.compare import Comparison, compare
+    from xent.scoring.metric import Metric
+    from xent.scoring.recalibration import Calibrator
     from xent.scoring.score import Score
     from xent.scoring.state import ScoreState
 except ModuleNotFoundError as error:
     raise missing_package(error, "xent.scoring", "cli") from None
 
-__all__ = ["Comparison", "Score", "ScoreState", "compare", "score"]
+__all__ = ["Calibrator", "Comparison", "Metric", "Score", "ScoreState", "compare", "score"]

@@ -27,6 +27,7 @@ from xent.scoring.files import CALL, is_path, reading
 from xent.scoring.form import ONE_ROW_PER_ID, Request, names_of
 from xent.scoring.ids import RepeatedIds
 from xent.scoring.labels import UnknownLabelError
+from xent.scoring.multilabel import pairs
 from xent.scoring.pieces import Pieces, Settled
 from xent.scoring.readers import engine_of, with_text_names
 from xent.scoring.score import Score
@@ -51,6 +52,10 @@ def score(
     weight: Any = None,
     id: Any = None,
     by: Any = (),
+    cluster: Any = None,
+    bytes: Any = None,
+    characters: Any = None,
+    multilabel: bool = False,
     labels: Any = None,
     exclude: Any = (),
     classes: Sequence[Any] | None = None,
@@ -73,14 +78,21 @@ def score(
     ----------
     data : path, directory, pattern or address of Parquet, CSV, TSV, JSON lines, Arrow, Excel, npz or npy files, the
         text files also compressed; a frame of pandas, Polars, PyArrow, DuckDB, Dask or PySpark; an iterator of such
-        frames; or an array (rows, classes) of probabilities, or (rows,) or (rows, 1) of those of class 1 of two
+        frames; or an array (rows, classes) of probabilities, or (rows,) or (rows, 1) of those of class 1 of two, of
+        NumPy, torch (also bfloat16, on any device, with or without gradient), JAX or CuPy
     label : the column of the labels; a list or pattern of columns for soft labels; with an array, an array
     proba : columns of probabilities: a pattern ('p_*'), a list of names, one column of lists, or one column with the
         probability of class 1 of two
     logits : the same, of logits; True says that an array in memory holds logits
-    log_prob : in place of both, the column with the natural logarithm of each label's probability (nats)
+    log_prob : in place of both, the column with the natural logarithm of each label's probability (nats); True says
+        that an array (rows,) in memory holds those
     entropy : with `log_prob`, the column with the entropy of each prediction (nats)
     weight, id, by : columns of weights, of names of the rows, and of segments (one or several)
+    cluster : the column whose equal values mark rows that may depend on each other (of one user, one document):
+        intervals are those of independent clusters; 80 bytes of memory for each cluster
+    bytes, characters : columns with the length of each row's text, for bits per byte and per character
+    multilabel : label and predictions have a column for each label, and a row any number of labels: each pair of a row
+        and a label is scored as a row of two classes, with the label as a segment and the row as a cluster
     labels : a file or frame of labels, joined by `id` or, without it, by their order
     exclude : columns that patterns do not match
     classes : names of the classes in the order of the columns of `proba`; the star of a pattern names them as well
@@ -134,9 +146,11 @@ def score(
         "tolerance": tolerance,
         "renormalise": checked_switch("renormalise", renormalise),
         "worst": checked_count(CALL, "worst", worst),
+        **({"multilabel": True} if checked_switch("multilabel", multilabel) else {}),
     }
+    of_rows = {"cluster": cluster, "bytes": bytes, "characters": characters}
     request = Call(
-        roles={"label": label, "weight": weight, "id": id, "entropy": entropy},
+        roles={"label": label, "weight": weight, "id": id, "entropy": entropy, **of_rows},
         predictions={"proba": proba, "logits": logits, "log_prob": log_prob},
         labels=labels,
         by=by,
@@ -150,7 +164,7 @@ def score(
         rows = request.rows(data)
         if isinstance(rows, Request):
             return _finished(*_of_cluster(data, rows))
-        may_round, skip = tolerance is None and not renormalise, request.skip
+        may_round, skip = tolerance is None and not (renormalise or multilabel), request.skip
         (state, remarks), notes = settled_result(
             rows, skip, may_round, lambda settled, rounding: _sum_of(rows, settled, skip, rounding, progress)
         )
@@ -187,7 +201,8 @@ def _sum_of(
             found["reasons"] = np.where(again & (before == loops.VALID), loops.REPEATED_ID, before)
         state = ScoreState.from_batch(**found)
         if state.invalid_rows:
-            check_rows(scored_again(found), found, rows, skip, may_round)
+            judged = pairs(CALL, found) if found.get("multilabel") else found
+            check_rows(scored_again(judged), judged, rows, skip, may_round)
         return count, state
 
     def jobs() -> Iterator[Callable[[], tuple[int, ScoreState]]]:
@@ -225,11 +240,11 @@ def in_threads(jobs: Iterable[Callable[[], Result]]) -> Generator[Result]:
 
 def _finished(state: ScoreState, notes: list[str]) -> Score:
     """Return the score of at least one valid row."""
-    if state.rows == 0 and state.invalid_rows == 0:
-        if state.left_out:
-            raise DataError(message(CALL, "weight", "all weights are 0", "Check the column; 0 leaves a row out"))
+    if state.all_rows == 0:
         raise DataError(message(CALL, "data", "there are no rows", "Check the file or the filter before it"))
     if state.rows == 0:
+        if not state.invalid_rows:
+            raise DataError(message(CALL, "weight", "all weights are 0", "Check the column; 0 leaves a row out"))
         raise DistributionError(explain_selected(state.invalid.columns, state.invalid_rows))
     if state.form.identified:
         ids = [str(name) for name in state.sample["id"].tolist()]

@@ -126,6 +126,7 @@ class ArrayRows:
             "entropy": part["entropy"],
             "weight": part["weight"],
             "ids": part["id"],
+            **{name: part.get(name) for name in ("cluster", "bytes", "characters")},
             "by": {name: column[first:last] for name, column in self.segments.items()},
             "classes": None if self.kind == "log_prob" else self.names,
             "first_row": first,

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from xent.arrays import sum_tolerance
+from xent.arrays import is_numpy_bfloat16, sum_tolerance
 from xent.backends.cpu.backend import CpuBackend
 from xent.errors import ArgumentError, DTypeError, LabelError, ShapeError, message
 from xent.objective import Objective
@@ -184,9 +184,13 @@ def _checked_labels(label: Array, classes: int) -> Array:
 
 
 def as_array(call: str, argument: str, values: Any) -> Array:
-    """Return values of any kind as a NumPy array; DTypeError if they do not make one."""
+    """Return values of any kind as a NumPy array; DTypeError if they do not make one.
+
+    Tensors lose their gradients, and bfloat16, which NumPy does not have, becomes float32.
+    """
     try:
-        return np.asarray(_of_torch(values) if hasattr(values, "detach") else values)
+        array = np.asarray(_of_torch(values) if hasattr(values, "detach") else values)
+        return array.astype(np.float32) if is_numpy_bfloat16(array.dtype) else array
     except (TypeError, ValueError, RuntimeError) as error:
         problem = f"found a {type(values).__name__} that NumPy cannot read ({error})"
         raise DTypeError(message(call, argument, problem, "Pass an array, or nested lists of equal length")) from None

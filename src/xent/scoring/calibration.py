@@ -2,42 +2,37 @@
 
     reliability         the share of correct rows against the predicted probability, in bins
     ECE                 sum over bins of share of rows * |predicted probability - share correct|
-    loss                = miscalibration - discrimination + uncertainty   (CORP: Dimitriadis, Gneiting, Jordan 2021)
-      uncertainty       the loss of the base rate
-      miscalibration    what the best non-decreasing recalibration (isotonic regression) would gain
-      discrimination    what the recalibrated probabilities gain over the base rate
+    classwise           the same of each class against the rest in 16 bins of equal width, mean over the classes
+    adaptive            the same in 16 bins of, as nearly as the histogram allows, equal weight
     temperature         q**(1/T), renormalised, with the T of the smallest loss; its gain is cross-fitted
 
-The decomposition is made for each class against the rest, from the histograms of a state. They have four bins per
-octave, so that the loss of a bin's mean is close to the mean of its losses. The outermost bins hold all probabilities
-nearer to 0 or 1 than 2**-20; their rows, impossible ones included, count with the bin's mean, so the parts are finite.
+The decomposition is in decomposition.py. Histograms have four bins per octave of the probability, whose edges those of
+16 equal bins are among.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import optimize, special
+from scipy import optimize
 
+from xent.scoring import loops
+from xent.scoring.intervals import mean_and_interval, numbered
 from xent.scoring.selection import SelectedRows
 from xent.scoring.sums import Array, values
 
 FOLDS = 5
+BINS = 16
+_LOWER_HALF = np.ldexp(1 + np.arange(loops.STEPS) / loops.STEPS, np.arange(-loops.OCTAVES - 1, -1)[:, np.newaxis])
+_EQUAL_WIDTH = np.floor(BINS * _LOWER_HALF.reshape(-1)).astype(np.int64)
+_EQUAL_WIDTH = np.concatenate([_EQUAL_WIDTH, BINS - 1 - _EQUAL_WIDTH[::-1]])
+"""The bin of equal width that each bin of a histogram is in."""
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 1 / 50, 50.0
 FEWEST_ROWS = 20
 """A temperature is not estimated from fewer rows."""
-
-
-@dataclass(frozen=True)
-class Decomposition:
-    """Decomposition of the binary log loss of one class against the rest, in nats per row."""
-
-    loss: float
-    miscalibration: float
-    discrimination: float
-    uncertainty: float
 
 
 @dataclass(frozen=True)
@@ -65,32 +60,16 @@ class Temperature:
     """Number of sampled rows used, without impossible ones, which no temperature improves."""
 
 
-def decomposition(histogram: Array) -> Decomposition:
-    """Decompose the loss of one class by isotonic regression on its histogram of (weight, probability, label)."""
-    weight, probability, label = values(histogram).T
-    filled = weight > 0
-    weight, probability, label = weight[filled], probability[filled], label[filled]
-    claimed, share = np.minimum(probability / weight, 1.0), np.minimum(label / weight, 1.0)
-    # Bins are in the order of their probabilities, and so are the means in them.
-    recalibrated = optimize.isotonic_regression(share, weights=weight).x.clip(0.0, 1.0)
-    base = label.sum() / weight.sum()
-
-    def mean_loss(q: Array) -> float:
-        losses = special.xlogy(share, q) + special.xlog1py(1 - share, -q)
-        return float(0.0 - np.average(losses, weights=weight))
-
-    with np.errstate(divide="ignore"):
-        loss, best = mean_loss(claimed), mean_loss(recalibrated)
-    uncertainty = mean_loss(np.full_like(share, base))
-    return Decomposition(loss, max(loss - best, 0.0), max(uncertainty - best, 0.0), uncertainty)
-
-
 def reliability(histogram: Array) -> tuple[ReliabilityBin, ...]:
-    """Return the bins of the predicted class that have rows, with Wilson's interval for the share of correct rows."""
+    """Return the bins that have rows, with Wilson's interval for the share of correct rows.
+
+    Its number of rows is that of equally weighted ones that know as much, ``sum(weight)**2 / sum(weight**2)`` (Kish
+    1965), which does not depend on the scale of the weights.
+    """
     bins = []
-    for k, (weight, probability, correct) in enumerate(values(histogram)):
+    for k, (weight, probability, correct, squared) in enumerate(values(histogram)):
         if weight > 0:
-            low, high = _wilson(correct / weight, weight)
+            low, high = _wilson(correct / weight, weight * (weight / squared) if squared > 0 else math.nan)
             edges = k / len(histogram), (k + 1) / len(histogram)
             bins.append(ReliabilityBin(*edges, weight, probability / weight, correct / weight, low, high))
     return tuple(bins)
@@ -102,44 +81,100 @@ def expected_calibration_error(bins: tuple[ReliabilityBin, ...]) -> float:
     return math.fsum(b.weight * abs(b.claimed - b.correct) for b in bins) / total if total else math.nan
 
 
+def classwise_error(histograms: Array) -> float:
+    """Classwise calibration error: the mean over the classes of the error of each against the rest; NaN without any.
+
+    The histograms of (weight, probability, label) are joined to 16 bins of equal width.
+    """
+    return _mean_error([_error(values(histogram), _EQUAL_WIDTH) for histogram in histograms])
+
+
+def adaptive_error(histograms: Array) -> float:
+    """Adaptive calibration error: as `classwise_error`, in bins of equal weight for each class.
+
+    A bin of the histogram counts for the sixteenth of the rows, ordered by their probabilities, that its middle is in.
+    """
+    errors = []
+    for histogram in values(histograms):
+        weight = histogram[:, 0]
+        middle = (np.cumsum(weight) - weight / 2) / (weight.sum() or 1.0)
+        errors.append(_error(histogram, np.minimum((middle * BINS).astype(np.int64), BINS - 1)))
+    return _mean_error(errors)
+
+
+def _error(histogram: Array, place: Array) -> float:
+    """Return the calibration error when bins are joined to those of their places; NaN without rows."""
+    weight, probability, label = (np.bincount(place, column, BINS) for column in histogram.T)
+    return float(np.abs(probability - label).sum() / weight.sum()) if weight.any() else math.nan
+
+
+def _mean_error(errors: list[float]) -> float:
+    return math.fsum(errors) / len(errors) if errors else math.nan
+
+
 def temperature(sample: SelectedRows) -> Temperature | None:
     """Estimate the best temperature from the sampled rows, and its gain by cross-fitting; None with too few rows."""
     if "p" not in sample.columns:
         return None
     usable = np.isfinite(sample["loss"]) & (sample["weight"] > 0)
-    p, weight, fold = sample["p"][usable], sample["weight"][usable], (sample["key"] % np.uint64(FOLDS))[usable]
-    if len(p) < FEWEST_ROWS or p.shape[1] < 2:
+    if usable.sum() < FEWEST_ROWS or sample["p"].shape[1] < 2:
         return None
-    possible = p > 0
-    z = np.log(np.where(possible, p, 1.0))
-    if "target" in sample.columns:
-        log_label = (sample["target"][usable] * z).sum(axis=1)
-    else:
-        log_label = z[np.arange(len(z)), sample["label"][usable]]
-    rows = _Rows(z, possible, log_label, weight)
+    target = sample["target"] if "target" in sample.columns else sample["label"]
+    with np.errstate(divide="ignore"):
+        rows = LogRows.of(np.log(sample["p"][usable]), target[usable], sample["weight"][usable])
     best = rows.best(1.0)
-    gain = np.empty(len(p))
-    for k in range(FOLDS):
-        held_out = fold == k
+
+    def fitted_losses(rest: LogRows, held_out: LogRows) -> Array:
+        return held_out.losses(rest.best(best))
+
+    clusters = sample["cluster"][usable] if "cluster" in sample.columns else None
+    gain = cross_fitted_gains(rows, fold_of(sample["key"][usable] if clusters is None else clusters), fitted_losses)
+    estimate, _ = mean_and_interval(gain, rows.weight, numbered(clusters))
+    return Temperature(1 / best, estimate.nats, estimate.low, estimate.high, len(gain))
+
+
+def fold_of(keys: Array) -> Array:
+    """Return the part of each row for cross-fitting."""
+    return np.asarray(keys % np.uint64(FOLDS))
+
+
+def cross_fitted_gains(rows: LogRows, fold: Array, fitted_losses: Callable[[LogRows, LogRows], Array]) -> Array:
+    """Return by how much each row's loss falls under what was fitted without its part, in nats.
+
+    `fitted_losses` fits on its first argument and returns the losses of its second.
+    """
+    gain = np.empty(len(rows.weight))
+    for part in np.unique(fold):
+        held_out = fold == part
         judged = rows.take(held_out)
-        gain[held_out] = judged.losses(1.0) - judged.losses(rows.take(~held_out).best(best))
-    mean = float(np.average(gain, weights=weight))
-    error = math.sqrt(float((weight**2 * (gain - mean) ** 2).sum())) / float(weight.sum())
-    half_width = float(special.stdtrit(len(p) - 1, 0.975)) * error
-    return Temperature(1 / best, mean, mean - half_width, mean + half_width, len(p))
+        gain[held_out] = judged.losses(1.0) - fitted_losses(rows.take(~held_out), judged)
+    return gain
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """Logarithms of the probabilities, which of these are positive, the logarithm of the label's, and weights."""
+class LogRows:
+    """Logarithms of probabilities (0 for an impossible class), which classes are possible, labels, and weights."""
 
     z: Array
     possible: Array
+    target: Array
+    """Class indices, or a distribution for each row."""
     log_label: Array
+    """Logarithm of the label's probability; for distributions the expected one."""
     weight: Array
 
-    def take(self, chosen: Array) -> _Rows:
-        return _Rows(self.z[chosen], self.possible[chosen], self.log_label[chosen], self.weight[chosen])
+    @classmethod
+    def of(cls, log_p: Array, target: Array, weight: Array) -> LogRows:
+        """Return rows whose labels are all possible; an impossible class has the logarithm -inf."""
+        possible = log_p > -math.inf
+        z = np.where(possible, log_p, 0.0)
+        log_label = (target * z).sum(axis=1) if target.ndim == 2 else z[np.arange(len(z)), target]
+        return cls(z, possible, target, log_label, weight)
+
+    def take(self, chosen: Array) -> LogRows:
+        """Return some of the rows."""
+        parts = (self.z, self.possible, self.target, self.log_label, self.weight)
+        return LogRows(*(part[chosen] for part in parts))
 
     def losses(self, beta: float) -> Array:
         """Return the losses at an inverse temperature."""
@@ -170,6 +205,8 @@ class _Rows:
 
 
 def _wilson(share: float, rows: float) -> tuple[float, float]:
+    if math.isnan(rows):
+        return math.nan, math.nan
     z, share = 1.959963984540054, min(max(share, 0.0), 1.0)
     middle = (share + z * z / (2 * rows)) / (1 + z * z / rows)
     half = z / (1 + z * z / rows) * math.sqrt(share * (1 - share) / rows + z * z / (4 * rows * rows))

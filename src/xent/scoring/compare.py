@@ -14,15 +14,16 @@ from typing import Any, Literal
 
 import numpy as np
 import polars as pl
-from scipy import special
 
 from xent.errors import ArgumentError, DataError, message, option
-from xent.names import shown_name
+from xent.names import listed, shown_name
+from xent.scoring import loops
 from xent.scoring.batch import checked_clip, checked_count
 from xent.scoring.call import Call, checked_switch
 from xent.scoring.form import Names, check_segments, names_of
+from xent.scoring.intervals import Estimate, mean_and_interval, numbered, weighted_mean, weighted_sum
 from xent.scoring.row_table import row_table, usable
-from xent.scoring.score import Estimate, plain
+from xent.scoring.score import plain
 from xent.scoring.sums import Array
 from xent.scoring.tables import Layout
 
@@ -71,6 +72,15 @@ class Comparison:
     better_b: int
     impossible_a: int
     impossible_b: int
+    """Rows whose label had probability 0. Where it had on both sides, the row counts as no difference."""
+    infinite_a: int
+    infinite_b: int
+    """Rows that are impossible on this side only: their differences are infinite, and decide."""
+    deciding: Mapping[str, tuple[str, ...]]
+    """The first ids of such rows."""
+    difference_possible: Estimate
+    """The mean difference of the rows that are possible on both sides."""
+    rows_without_weight: int
     only_in_a: int
     only_in_b: int
     missing: Mapping[str, tuple[str, ...]]
@@ -86,10 +96,35 @@ class Comparison:
 
     @property
     def winner(self) -> str:
-        """'a' or 'b' if the interval excludes 0, else 'neither'."""
+        """'a' or 'b' if the interval excludes 0, else 'neither'.
+
+        A row that is impossible on one side only decides, for its loss is infinitely larger there. If there are such
+        rows on both sides, the mean difference is undefined, and so is the winner: 'undefined'.
+        """
+        if self.infinite_a or self.infinite_b:
+            return "undefined" if self.infinite_a and self.infinite_b else "b" if self.infinite_a else "a"
         if self.difference.high < 0:
             return "a"
         return "b" if self.difference.low > 0 else "neither"
+
+    @property
+    def verdict(self) -> str:
+        """The winner and why, in a sentence or two."""
+        if not (self.infinite_a or self.infinite_b):
+            found = {"neither": "The interval includes 0: neither is better."}
+            return found.get(self.winner, f"{self.winner} is better.")
+        by_side = {"a": self.infinite_a, "b": self.infinite_b}
+        rows = ", and ".join(
+            f"{count:,} {'row is' if count == 1 else 'rows are'} impossible in {side} only "
+            f"(id {listed(ids[:5])}{', ...' if count > 5 else ''})"
+            for (side, count), ids in zip(by_side.items(), self.deciding.values(), strict=True)
+            if count
+        )
+        rest = self.difference_possible
+        other = "" if math.isnan(rest.nats) else f" The mean difference of the other rows is {rest.nats:.4g} nats"
+        ends = "" if math.isnan(rest.low) else f" ({rest.low:.4g} to {rest.high:.4g})"
+        start = "The mean difference is undefined" if self.winner == "undefined" else f"{self.winner} is better"
+        return f"{start}: {rows}.{other}{ends}{'.' if other else ''}"
 
     def to_dict(self) -> dict[str, float]:
         """Flat floats, named with their units."""
@@ -103,8 +138,14 @@ class Comparison:
             "p_value": self.p_value,
             "cross_entropy_a_nats": self.cross_entropy_a,
             "cross_entropy_b_nats": self.cross_entropy_b,
+            "difference_possible_nats": self.difference_possible.nats,
             "accuracy_a": self.accuracy_a,
             "accuracy_b": self.accuracy_b,
+            "impossible_a": self.impossible_a,
+            "impossible_b": self.impossible_b,
+            "infinite_a": self.infinite_a,
+            "infinite_b": self.infinite_b,
+            "rows_without_weight": self.rows_without_weight,
             "rows": self.rows,
             "only_in_a": self.only_in_a,
             "only_in_b": self.only_in_b,
@@ -114,7 +155,7 @@ class Comparison:
     def to_record(self) -> dict[str, Any]:
         """Everything as plain JSON: infinite numbers as "inf", NaN as null."""
         parts = {field.name: plain(getattr(self, field.name)) for field in fields(self)}
-        return {"record": "xent compare", "schema": SCHEMA, "winner": self.winner, **parts}
+        return {"record": "xent compare", "schema": SCHEMA, "winner": self.winner, "verdict": self.verdict, **parts}
 
     def _repr_html_(self) -> str:
         """A few small tables, which notebooks show."""
@@ -173,12 +214,15 @@ def compare(
     Raises
     ------
     DataError
-        No id is on both sides, an id is repeated on one side, or labels differ.
+        No id is on both sides, an id is repeated on one side, labels differ, or all weights are 0.
     DistributionError, LabelError, ArgumentError, DTypeError
         As in `xent.score`.
 
     Notes
     -----
+    A row that is impossible on one side only has an infinite difference, and decides the comparison; `deciding` names
+    such rows, and `difference_possible` is the mean of the others. Rows of weight 0 are left out.
+
     *Numerics*: differences in float64 with NumPy's pairwise summation; 40 bytes of memory per row.
 
     Examples
@@ -241,7 +285,9 @@ def compare(
         )
         raise DataError(message(CALL, "label", problem, "Both have to predict the same"))
     found = _compared(left, right, both, segments, cluster, worst, clip)
-    return replace(found, invalid_a=invalid_a, invalid_b=invalid_b, notes=tuple(dict.fromkeys((*notes, *notes_b))))
+    without = int((paired["status"] == loops.NO_WEIGHT).sum())
+    remarks = tuple(dict.fromkeys((*notes, *notes_b)))
+    return replace(found, rows_without_weight=without, invalid_a=invalid_a, invalid_b=invalid_b, notes=remarks)
 
 
 def _compared(
@@ -260,7 +306,7 @@ def _compared(
     with np.errstate(invalid="ignore"):
         difference = np.where(np.isinf(loss_a) & np.isinf(loss_b), 0.0, loss_a - loss_b)
     groups = None if cluster is None else both[f"by {cluster}"].rank("dense").to_numpy() - 1
-    estimate, p_value = mean_difference(difference, weight, groups)
+    estimate, p_value = mean_and_interval(difference, weight, groups)
     only_a, only_b = left.join(right, on="id", how="anti"), right.join(left, on="id", how="anti")
     order = np.argsort(-np.abs(difference), kind="stable")[:worst]
     ids = both["id"].to_list()
@@ -272,14 +318,22 @@ def _compared(
         clusters=None if groups is None else int(groups.max()) + 1,
         difference=estimate,
         p_value=p_value,
-        cross_entropy_a=_mean(loss_a, weight),
-        cross_entropy_b=_mean(loss_b, weight),
-        accuracy_a=_mean(correct_a, weight),
-        accuracy_b=_mean(correct_b, weight),
+        cross_entropy_a=weighted_mean(loss_a, weight),
+        cross_entropy_b=weighted_mean(loss_b, weight),
+        accuracy_a=weighted_mean(correct_a, weight),
+        accuracy_b=weighted_mean(correct_b, weight),
         better_a=int((difference < 0).sum()),
         better_b=int((difference > 0).sum()),
         impossible_a=int(np.isinf(both["loss"].to_numpy()).sum()),
         impossible_b=int(np.isinf(both["loss_b"].to_numpy()).sum()),
+        infinite_a=int((difference == math.inf).sum()),
+        infinite_b=int((difference == -math.inf).sum()),
+        deciding={
+            side: tuple(ids[i] for i in np.flatnonzero(difference == sign)[:MOST_MISSING])
+            for side, sign in (("a", math.inf), ("b", -math.inf))
+        },
+        difference_possible=_of_possible(difference, weight, groups),
+        rows_without_weight=0,
         only_in_a=only_a.height,
         only_in_b=only_b.height,
         missing={side: tuple(t["id"].head(MOST_MISSING)) for side, t in (("a", only_a), ("b", only_b))},
@@ -289,36 +343,16 @@ def _compared(
     )
 
 
-def _mean(values: Array | None, weight: Array) -> float:
-    """Return the weighted mean; NaN without values or weight."""
-    return float(np.average(values, weights=weight)) if values is not None and weight.any() else math.nan
-
-
-def mean_difference(difference: Array, weight: Array, groups: Array | None = None) -> tuple[Estimate, float]:
-    """Return the weighted mean with its interval, and the p-value of a mean of 0; with groups, from their sums."""
-    total = weight.sum()
-    if not total or not np.isfinite(difference).all():
-        return Estimate(_mean(difference, weight), math.nan, math.nan, math.nan), math.nan
-    mean = float(difference @ weight / total)
-    residual = weight * (difference - mean)
-    if groups is not None:
-        residual = np.asarray(np.bincount(groups.astype(np.int64), weights=residual), np.float64)
-    units = len(residual)
-    if units < 2:
-        return Estimate(mean, math.nan, math.nan, math.nan), math.nan
-    error = math.sqrt(float(residual @ residual) * units / (units - 1)) / float(total)
-    half_width = float(special.stdtrit(units - 1, 0.975)) * error
-    if error:
-        p_value = float(2 * special.stdtr(units - 1, -abs(mean) / error))
-    else:
-        p_value = 1.0 if mean == 0 else 0.0
-    return Estimate(mean, error, mean - half_width, mean + half_width), p_value
+def _of_possible(difference: Array, weight: Array, groups: Array | None) -> Estimate:
+    """Return the mean of the finite differences."""
+    rows = np.isfinite(difference)
+    return mean_and_interval(difference[rows], weight[rows], None if groups is None else numbered(groups[rows]))[0]
 
 
 def _segments(
     both: pl.DataFrame, difference: Array, weight: Array, groups: Array | None, by: tuple[str, ...]
 ) -> tuple[SegmentDifference, ...]:
-    total = float(difference @ weight)
+    total = weighted_sum(difference, weight)
     segments = []
     for column in by:
         values = both[f"by {column}"]
@@ -327,10 +361,15 @@ def _segments(
         parts = np.split(order, np.flatnonzero(np.diff(codes[order])) + 1)
         check_segments(CALL, column, len(parts))
         for rows in parts:
-            # The clusters of the segment, numbered from 0 without gaps.
-            inside = None if groups is None else np.unique(groups[rows], return_inverse=True)[1]
-            estimate, _ = mean_difference(difference[rows], weight[rows], inside)
-            part = float(difference[rows] @ weight[rows])
-            share = part / total if total and math.isfinite(total) else math.nan
+            inside = None if groups is None else numbered(groups[rows])
+            estimate, _ = mean_and_interval(difference[rows], weight[rows], inside)
+            part = weighted_sum(difference[rows], weight[rows])
+            share = part / total if total and math.isfinite(total) and math.isfinite(part) else math.nan
             segments.append(SegmentDifference(column, values[int(rows[0])], len(rows), estimate, share))
-    return tuple(sorted(segments, key=lambda s: (-abs(s.share) if not math.isnan(s.share) else 0.0, s.column, s.value)))
+    return tuple(sorted(segments, key=_order))
+
+
+def _order(segment: SegmentDifference) -> tuple[bool, float, str, str]:
+    """Segments with infinite differences come first, then those with the largest shares."""
+    share = 0.0 if math.isnan(segment.share) else abs(segment.share)
+    return math.isfinite(segment.difference.nats), -share, segment.column, segment.value

@@ -4,44 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
 from scipy import special
 
 from xent.scoring import loops
-from xent.scoring.calibration import Decomposition, decomposition
+from xent.scoring.decomposition import Decomposition, Recalibration
 from xent.scoring.form import Form
-from xent.scoring.score import ClassScore, Estimate, SegmentScore, SurprisingRow
+from xent.scoring.grouped_sums import Groups, estimate, hashes
+from xent.scoring.score import ClassScore, SegmentScore, SurprisingRow
 from xent.scoring.selection import SelectedRows
-from xent.scoring.sums import Array, exactly, values
+from xent.scoring.sums import Array, values
 
 TOP_SHARES = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5)
-
-
-def estimate(totals: Array) -> Estimate:
-    """Weighted mean loss with the standard error of a mean of independent rows, and Student's interval."""
-    weight, rows = exactly(totals[loops.WEIGHT]), int(totals[loops.ROWS, 0])
-    if not weight:
-        return Estimate(math.nan, math.nan, math.nan, math.nan)
-    if values(totals)[loops.IMPOSSIBLE_WEIGHT] > 0:
-        return Estimate(math.inf, math.nan, math.nan, math.nan)
-    if not np.isfinite(totals[loops.LOSS]).all():
-        return Estimate(math.inf, math.nan, math.nan, math.nan)
-    mean = exactly(totals[loops.LOSS]) / weight
-    squares = totals[[loops.WEIGHTED_LOSS_SQUARED, loops.WEIGHTED_LOSS, loops.WEIGHT_SQUARED]]
-    if rows < 2 or not np.isfinite(squares).all():
-        return Estimate(float(mean), math.nan, math.nan, math.nan)
-    # sum(w**2 (l - mean)**2) from exact sums: in floats it cancels when the losses are nearly equal.
-    spread = (
-        exactly(totals[loops.WEIGHTED_LOSS_SQUARED])
-        - 2 * mean * exactly(totals[loops.WEIGHTED_LOSS])
-        + mean * mean * exactly(totals[loops.WEIGHT_SQUARED])
-    )
-    error = math.sqrt(max(Fraction(0), spread) / weight**2 * Fraction(rows, rows - 1))
-    half_width = float(special.stdtrit(rows - 1, 0.975)) * error
-    return Estimate(float(mean), error, float(mean) - half_width, float(mean) + half_width)
 
 
 def base_rate(classes: Array, weight: float) -> float:
@@ -50,35 +26,42 @@ def base_rate(classes: Array, weight: float) -> float:
     return float(special.entr(frequencies).sum())
 
 
-def class_scores(form: Form, classes: Array, one_vs_rest: Array, weight: float) -> tuple[ClassScore, ...]:
+def class_scores(
+    form: Form, classes: Array, one_vs_rest: Array, recalibrations: list[Recalibration], weight: float
+) -> tuple[ClassScore, ...]:
     """Return the score of each class."""
     own, loss, impossible, correct, predicted = values(classes).T
     with np.errstate(divide="ignore", invalid="ignore"):
         mean_loss = np.where(impossible > 0, math.inf, loss / own)
         share_of_loss, recall = loss / loss.sum(), correct / own
         share, predicted_share = own / weight, predicted / weight
-    against_rest: list[Decomposition | None] = [None] * len(own)
+    against_rest: list[Decomposition | None] = [r.decomposition for r in recalibrations] or [None] * len(own)
     probability = np.full(len(own), math.nan)
     if form.one_vs_rest and weight:
-        against_rest = [decomposition(histogram) for histogram in one_vs_rest]
         probability = values(one_vs_rest)[:, :, 1].sum(axis=1) / weight
     columns = (own, share, predicted_share, probability, mean_loss, share_of_loss, recall)
     rows = zip(form.classes, *(column.tolist() for column in columns), against_rest, strict=True)
     return tuple(ClassScore(*row) for row in rows)
 
 
-def segment_scores(form: Form, segments: Mapping[str, Array], all_loss: float) -> tuple[SegmentScore, ...]:
+def segment_scores(
+    form: Form, segments: Mapping[str, Array], clusters: Groups | None, all_loss: float
+) -> tuple[SegmentScore, ...]:
     """Return the score of each segment of a column, the worst first and those without valid rows last."""
     scores = []
-    for value, totals in segments.items():
+    parts = hashes(np.array(list(segments), object)) if segments else ()
+    for (value, totals), part in zip(segments.items(), parts, strict=True):
         total = values(totals)
         weight = float(total[loops.WEIGHT])
+        if not total[loops.ROWS] and total[loops.ROWS_WITHOUT_WEIGHT]:
+            continue
         scores.append(
             SegmentScore(
                 value=value,
                 rows=int(total[loops.ROWS]),
                 weight=weight,
-                cross_entropy=estimate(totals),
+                cross_entropy=estimate(totals, None if clusters is None else clusters.of_part(part)),
+                **_per_amount(form, totals),
                 share_of_loss=ratio(total[loops.LOSS], all_loss),
                 impossible_rows=int(total[loops.IMPOSSIBLE_ROWS]),
                 brier=ratio(total[loops.BRIER], weight) if form.classes else math.nan,
@@ -86,6 +69,13 @@ def segment_scores(form: Form, segments: Mapping[str, Array], all_loss: float) -
             )
         )
     return tuple(sorted(scores, key=lambda s: (math.isnan(s.cross_entropy.nats), -s.cross_entropy.nats, s.value)))
+
+
+def _per_amount(form: Form, totals: Array) -> dict[str, float]:
+    return {
+        "bits_per_byte": estimate(totals, None, 0).bits if form.bytes else math.nan,
+        "bits_per_character": estimate(totals, None, 1).bits if form.characters else math.nan,
+    }
 
 
 def surprising_rows(form: Form, selected: SelectedRows) -> tuple[SurprisingRow, ...]:

@@ -31,6 +31,8 @@ ONE_ROW_PER_ID = "An id names one row; name no id, or choose a column without re
 ONE_VS_REST_CLASSES = 100
 """Up to this many classes, each has a reliability histogram of its own; otherwise only the predicted class has one."""
 MOST_SEGMENTS = 10_000
+AMOUNTS = ("bytes", "characters")
+"""Of text, in which a row's loss can be counted."""
 Names = str | Sequence[str]
 
 
@@ -47,6 +49,11 @@ class Form:
     by: tuple[str, ...] = ()
     identified: bool = False
     entropy: bool = False
+    bytes: bool = False
+    characters: bool = False
+    clustered: bool = False
+    multilabel: bool = False
+    """The rows are pairs of a row and a label."""
     worst: int = 50
     sample: int = 5_000
     renormalised: bool = False
@@ -72,12 +79,17 @@ class Request:
     entropy: str | None = None
     weight: str | None = None
     id: str | None = None
+    bytes: str | None = None
+    characters: str | None = None
+    cluster: str | None = None
     by: tuple[str, ...] = ()
     classes: tuple[str, ...] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     """clip, tolerance, renormalise, worst: for `ScoreState.from_batch`."""
     also: tuple[str, ...] = ()
     """Further columns to read."""
+    labelled: bool = True
+    """Whether there have to be labels."""
     exclude: tuple[str, ...] = ()
     """Columns that no pattern matches."""
     skip: bool = False
@@ -86,7 +98,7 @@ class Request:
     """How labels stand for classes, once it had to be found out."""
 
     def __post_init__(self) -> None:
-        for role in ("label", "proba", "logits", "log_prob", "entropy", "weight", "id"):
+        for role in ("label", "proba", "logits", "log_prob", "entropy", "weight", "id", *AMOUNTS, "cluster"):
             names = getattr(self, role)
             several = role in ("label", "proba", "logits") and isinstance(names, Collection) and len(names)
             if names is not None and not all(isinstance(n, str) for n in (names if several else [names])):
@@ -94,6 +106,12 @@ class Request:
                     f"found {quoted(names)}, expected {'one or more column names' if several else 'a column name'}"
                 )
                 raise ArgumentError(message(CALL, role, problem, "Pass text, such as 'p', or ['p_cat', 'p_dog']"))
+
+    @property
+    def amounts(self) -> dict[str, str]:
+        """The columns of bytes and characters that were named."""
+        named = {"bytes": self.bytes, "characters": self.characters}
+        return {name: column for name, column in named.items() if column is not None}
 
     def plan(self, columns: Sequence[str], dtypes: Mapping[str, Any]) -> Plan:
         """Find the columns in a table that has these columns."""
@@ -134,14 +152,16 @@ class Plan:
     def needed(self) -> list[str]:
         """All columns to read."""
         r = self.request
-        others = [name for name in (r.entropy, r.weight, r.id, *r.by, *r.also) if name is not None]
+        named = (r.entropy, r.weight, r.id, r.cluster, *r.amounts.values(), *r.by, *r.also)
+        others = [name for name in named if name is not None]
         return list(dict.fromkeys([*self.label, *self.columns, *others]))
 
     @property
     def numbers(self) -> list[str]:
         """Those of them that hold numbers, whatever they look like in a text."""
         soft = self.label if len(self.label) > 1 else ()
-        others = [name for name in (self.request.entropy, self.request.weight) if name is not None]
+        named = (self.request.entropy, self.request.weight, *self.request.amounts.values())
+        others = [name for name in named if name is not None]
         return list(dict.fromkeys([*self.columns, *soft, *others]))
 
     def arguments(self, frame: pl.DataFrame, first_row: int = 0) -> dict[str, Any]:
@@ -151,6 +171,8 @@ class Plan:
             **self.row_arguments(frame, first_row),
             "ids": None if r.id is None else _ids(frame[r.id], first_row, r.skip),
             "by": {name: frame[name].cast(pl.String).to_numpy() for name in r.by},
+            "cluster": None if r.cluster is None else frame[r.cluster],
+            **{name: number_matrix(frame, [column])[:, 0] for name, column in r.amounts.items()},
             "classes": self.class_names(frame),
             "first_row": first_row,
             **{name: value for name, value in r.options.items() if name not in ("tolerance", "renormalise")},
@@ -238,7 +260,7 @@ class _Planner:
             remedy = f"Name the columns by exactly one of the three; there are {listed(self.columns)}"
             raise ArgumentError(message(CALL, "proba, logits, log_prob", problem, remedy))
         ((kind, names),) = kinds.items()
-        others = {"entropy": r.entropy, "weight": r.weight, "id": r.id}
+        others = {"entropy": r.entropy, "weight": r.weight, "id": r.id, "cluster": r.cluster, **r.amounts}
         for role, name in (*others.items(), *(("by", name) for name in r.by), *(("by", name) for name in r.also)):
             if name is not None:
                 self._check(role, name)
@@ -249,7 +271,9 @@ class _Planner:
             self._check(kind, names)
             return Plan(kind, (names,), None, (), r)
         columns, classes = self._predictions(kind, names)
-        return Plan(kind, columns, classes, self._labels(classes, (*columns, r.weight, r.id, *r.by)), r)
+        taken = (*columns, r.weight, r.id, r.cluster, *r.amounts.values(), *r.by)
+        labels = self._labels(classes, taken) if r.labelled else ()
+        return Plan(kind, columns, classes, labels, r)
 
     def _predictions(self, kind: str, names: Names) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
         """Return the columns of the predictions, and the names of the classes."""

@@ -54,10 +54,15 @@ REASONS = (
     BRIER,
     CORRECT,
     ENTROPY,
-) = range(13)
-"""Places of the sums over rows. The first three are counts, the others are weighted; WEIGHTED_LOSS is
-sum(weight**2 * loss). Infinite losses count in IMPOSSIBLE_WEIGHT and in none of the sums of losses."""
-FIELDS = 13
+    ROWS_WITHOUT_WEIGHT,
+    BYTES,
+) = range(15)
+"""Places of the sums over rows. The first three and ROWS_WITHOUT_WEIGHT are counts, the others are weighted;
+WEIGHTED_LOSS is sum(weight**2 * loss). Infinite losses count in IMPOSSIBLE_WEIGHT and in none of the sums of losses.
+Rows of weight 0 count in their own place and in no other. From BYTES on there are three places each for the bytes and
+the characters a of rows: sum(weight * a), sum((weight * a)**2) and sum(weight**2 * loss * a)."""
+PER_AMOUNT = 3
+FIELDS = BYTES + 2 * PER_AMOUNT
 
 CLASS_WEIGHT, CLASS_LOSS, CLASS_IMPOSSIBLE_WEIGHT, CLASS_CORRECT, CLASS_PREDICTED = range(5)
 """Places of the sums for each class: over the rows labelled with it, and for the last over the rows predicted as it."""
@@ -256,9 +261,11 @@ def add_rows(
     A loss above `clip_loss` is counted and lowered to it.
     """
     for i in range(loss.shape[0]):
+        into = group[i] * FIELDS if group.shape[0] else 0
+        if status[i] == NO_WEIGHT:
+            add(totals, into + ROWS_WITHOUT_WEIGHT, 1.0)
         if status[i] != VALID:
             continue
-        into = group[i] * FIELDS if group.shape[0] else 0
         w = weight[i] if weight.shape[0] else 1.0
         value = loss[i]
         add(totals, into + ROWS, 1.0)
@@ -311,15 +318,19 @@ def add_losses(
 
 @kernel
 def add_confidence(confidence: Array, correct: Array, weight: Array, status: Array, histogram: Array) -> None:
-    """Add valid rows to the histogram of (weight, confidence, correct) over the probability of the predicted class."""
+    """Add valid rows to the histogram of (weight, confidence, correct, weight**2) over the confidence.
+
+    The confidence is the probability of the predicted class, or of class 1 of two.
+    """
     for i in range(confidence.shape[0]):
         if status[i] != VALID:
             continue
         w, value = weight[i] if weight.shape[0] else 1.0, confidence[i]
-        cell = 3 * min(int(value * CONFIDENCE_BINS), CONFIDENCE_BINS - 1)
+        cell = 4 * min(int(value * CONFIDENCE_BINS), CONFIDENCE_BINS - 1)
         add(histogram, cell + 0, w)
         add(histogram, cell + 1, w * value)
         add(histogram, cell + 2, w * correct[i])
+        add(histogram, cell + 3, w * w)
 
 
 @kernel

@@ -13,6 +13,8 @@ SHARES = ("explained", "accuracy")
 SHOWN = {
     "cross_entropy_nats": "cross-entropy",
     "cross_entropy_bits": "",
+    "bits_per_byte": "of text",
+    "bits_per_character": "",
     "cross_entropy_possible_nats": "without impossible rows",
     "perplexity": "perplexity",
     "base_rate_nats": "base rate",
@@ -79,8 +81,7 @@ def comparison_html(record: Mapping[str, Any]) -> str:
         ["better in a, b", f"{record['better_a']:,}, {record['better_b']:,}", "rows"],
         ["impossible in a, b", f"{record['impossible_a']:,}, {record['impossible_b']:,}", "rows"],
     ]
-    verdict = {"a": "a is better", "b": "b is better", "neither": "neither is better: the interval includes 0"}
-    caption = f"{record['rows']:,} paired rows: {verdict[record['winner']]}"
+    caption = f"{record['rows']:,} paired rows: {record['verdict']}"
     parts = [table(caption, ["", "value", "unit"], [row for row in rows if row[1]])]
     if record["segments"]:
         segments = [

@@ -182,7 +182,8 @@ def wanted_columns(request: Request) -> list[str]:
     """Return every name and pattern of a request."""
     r = request
     several = [[v] if isinstance(v, str) else list(v or ()) for v in (r.label, r.proba, r.logits)]
-    others = [name for name in (r.log_prob, r.entropy, r.weight, r.id) if name is not None]
+    named = (r.log_prob, r.entropy, r.weight, r.id, r.cluster, *r.amounts.values())
+    others = [name for name in named if name is not None]
     return [*(name for names in several for name in names), *others, *r.by, *r.also]
 
 

@@ -10,8 +10,10 @@ from typing import Any
 
 from xent.likelihood import Likelihood
 from xent.names import shown_name
-from xent.scoring.calibration import Decomposition, ReliabilityBin, Temperature
+from xent.scoring.calibration import ReliabilityBin, Temperature
+from xent.scoring.decomposition import PARTS, Decomposition
 from xent.scoring.form import ONE_VS_REST_CLASSES, Form
+from xent.scoring.intervals import Estimate, Information
 from xent.scoring.loops import REASONS
 from xent.scoring.selection import WEIGHT_OF_ZERO, SelectedRows
 
@@ -19,27 +21,6 @@ __all__ = ["ClassScore", "Estimate", "Information", "Score", "SegmentScore", "Su
 
 SCHEMA = 1
 FEW_ROWS = 30
-
-
-@dataclass(frozen=True)
-class Information:
-    """An amount of information."""
-
-    nats: float
-
-    @property
-    def bits(self) -> float:
-        """The same amount in bits."""
-        return self.nats / math.log(2)
-
-
-@dataclass(frozen=True)
-class Estimate(Information):
-    """A mean per row with its standard error and 95% interval, in nats."""
-
-    standard_error: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -69,6 +50,8 @@ class SegmentScore:
     impossible_rows: int
     brier: float
     accuracy: float
+    bits_per_byte: float = math.nan
+    bits_per_character: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -102,7 +85,14 @@ class Score:
     invalid_rows: int
     impossible_rows: int
     clipped_rows: int
+    rows_without_weight: int
+    """Rows of weight 0, which are in no figure."""
+    clusters: int | None
+    """Clusters of valid rows, if any were named: intervals are of the clusters then."""
     cross_entropy: Estimate
+    per_byte: Estimate
+    """Loss per byte of text in nats (`.bits`: bits per byte); NaN without `bytes`."""
+    per_character: Estimate
     cross_entropy_possible: float
     base_rate: Information
     """Entropy of the labels' frequencies: the loss of always predicting them."""
@@ -113,8 +103,18 @@ class Score:
     brier: float
     accuracy: float
     calibration_error: float
+    classwise_error: float
+    """Calibration error of each class against the rest in bins of equal width, mean over the classes."""
+    adaptive_error: float
+    """The same in bins of equal weight."""
+    decomposition: Mapping[str, Estimate]
+    """Miscalibration, discrimination and uncertainty, mean over the classes against the rest."""
     temperature: Temperature | None
     reliability: tuple[ReliabilityBin, ...]
+    reliability_class_1: tuple[ReliabilityBin, ...]
+    """With two classes, the bins of the probability of class 1; `correct` is the share of its rows."""
+    confusion: tuple[tuple[float, ...], ...]
+    """Share of the rows, by weight, with each label (first) and predicted class (second); for up to 100 classes."""
     classes: tuple[ClassScore, ...]
     segments: dict[str, tuple[SegmentScore, ...]]
     surprising: tuple[SurprisingRow, ...]
@@ -158,6 +158,12 @@ class Score:
         return 1.0 - self.cross_entropy.nats / base if base > 0 else math.nan
 
     @property
+    def normalised_entropy(self) -> float:
+        """Cross-entropy divided by the base rate's entropy (He et al. 2014): 1 - D^2; below 1 is better than that."""
+        base = self.base_rate.nats
+        return self.cross_entropy.nats / base if base > 0 else math.nan
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """What a reader should know before trusting the figures."""
         return (*self.notes, *_warnings(self))
@@ -169,7 +175,8 @@ class Score:
 
     def to_record(self) -> dict[str, Any]:
         """Everything as plain JSON: infinite numbers as "inf", NaN as null."""
-        parts = ("temperature", "reliability", "classes", "segments", "concentration", "clip_sensitivity")
+        parts = ["temperature", "reliability", "reliability_class_1", "confusion", "decomposition", "classes"]
+        parts += ["segments", "concentration", "clip_sensitivity"]
         return {
             "record": "xent score",
             "schema": SCHEMA,
@@ -198,12 +205,12 @@ class Score:
         return score_html(self.to_record())
 
 
-def _mean_over_classes(part: str) -> Callable[[Score], float]:
-    def value(score: Score) -> float:
-        against_rest = [c.against_rest for c in score.classes if c.against_rest is not None]
-        return math.fsum(getattr(d, part) for d in against_rest) / len(against_rest) if against_rest else math.nan
+def _of_decomposition(part: str, value: str) -> Callable[[Score], float]:
+    return lambda score: getattr(score.decomposition[part], value)
 
-    return value
+
+def _bits(nats: float) -> float:
+    return Information(nats).bits
 
 
 def _of_temperature(part: str) -> Callable[[Score], float]:
@@ -222,6 +229,12 @@ FIGURES: dict[str, tuple[str, Callable[[Score], float]]] = {
         "nats per row, without impossible rows",
         lambda s: s.cross_entropy_possible if s.impossible_rows else math.nan,
     ),
+    "bits_per_byte": ("bits per byte, all rows together", lambda s: s.per_byte.bits),
+    "bits_per_byte_low": ("bits per byte, end of the 95% interval", lambda s: _bits(s.per_byte.low)),
+    "bits_per_byte_high": ("bits per byte, end of the 95% interval", lambda s: _bits(s.per_byte.high)),
+    "bits_per_character": ("bits per character, all rows together", lambda s: s.per_character.bits),
+    "bits_per_character_low": ("bits per character, end of the 95% interval", lambda s: _bits(s.per_character.low)),
+    "bits_per_character_high": ("bits per character, end of the 95% interval", lambda s: _bits(s.per_character.high)),
     "perplexity": ("equally likely classes", lambda s: s.perplexity),
     "likelihood_per_row": ("probability, geometric mean", lambda s: s.likelihood_per_row),
     "log_likelihood_nats": ("nats, all rows", lambda s: s.log_likelihood.nats),
@@ -231,9 +244,12 @@ FIGURES: dict[str, tuple[str, Callable[[Score], float]]] = {
     "uniform_bits": ("bits per row", lambda s: s.uniform.bits),
     "entropy_nats": ("nats per row", lambda s: s.entropy.nats),
     "explained": ("share of the base rate's entropy (D^2)", lambda s: s.explained),
+    "normalised_entropy": ("cross-entropy over the base rate's entropy", lambda s: s.normalised_entropy),
     "brier": ("squared probability, summed over classes, 0 to 2", lambda s: s.brier),
     "accuracy": ("share of rows", lambda s: s.accuracy),
     "calibration_error": ("difference of probabilities (ECE)", lambda s: s.calibration_error),
+    "classwise_error": ("difference of probabilities, mean over the classes", lambda s: s.classwise_error),
+    "adaptive_error": ("difference of probabilities, mean over the classes", lambda s: s.adaptive_error),
     "temperature": ("none; 1 changes nothing", _of_temperature("temperature")),
     "temperature_gain_nats": ("nats per row, cross-fitted", _of_temperature("gain")),
     "temperature_gain_low_nats": (_END, _of_temperature("gain_low")),
@@ -243,14 +259,17 @@ FIGURES: dict[str, tuple[str, Callable[[Score], float]]] = {
         lambda s: dict(s.concentration).get(0.01, math.nan),
     ),
     "rows": ("rows", lambda s: s.rows),
+    "clusters": ("clusters of rows", lambda s: math.nan if s.clusters is None else s.clusters),
     "weight": ("sum of weights", lambda s: s.weight),
     "impossible_rows": ("rows whose label had probability 0", lambda s: s.impossible_rows),
     "clipped_rows": ("rows whose label had a probability below the clip", lambda s: s.clipped_rows),
     "invalid_rows": ("rows left out", lambda s: s.invalid_rows),
     "clip": ("smallest probability of a label", lambda s: math.nan if s.form.clip is None else s.form.clip),
-    "miscalibration_nats": (_AGAINST_REST, _mean_over_classes("miscalibration")),
-    "discrimination_nats": (_AGAINST_REST, _mean_over_classes("discrimination")),
-    "uncertainty_nats": (_AGAINST_REST, _mean_over_classes("uncertainty")),
+    **{
+        f"{part}_{name}nats": (unit, _of_decomposition(part, value))
+        for part in PARTS
+        for name, unit, value in (("", _AGAINST_REST, "nats"), ("low_", _END, "low"), ("high_", _END, "high"))
+    },
 }
 """The figures of `Score.to_dict`: name, unit and value."""
 UNITS = {name: unit for name, (unit, _) in FIGURES.items()}
@@ -275,8 +294,10 @@ def _warnings(score: Score) -> list[str]:
         texts.append(
             f"{_rows(score.invalid_rows)} could not be scored and were left out" + (f": {counted}." if counted else ".")
         )
-    if weightless := score.left_out.get(WEIGHT_OF_ZERO, 0):
-        texts.append(f"{_rows(weightless)} had a weight of 0 and are in no figure.")
+    if score.rows_without_weight:
+        texts.append(f"{_rows(score.rows_without_weight)} had a weight of 0 and are in no figure.")
+    if score.form.multilabel:
+        texts.append("Rows are pairs of a row and a label; the labels are segments, and the pairs of a row a cluster.")
     if score.form.renormalised:
         texts.append("Probabilities were divided by their sum (renormalise).")
     absent = [c.name for c in score.classes if c.weight == 0]

@@ -21,6 +21,7 @@ from xent.scoring.sums import Array, to_json
 LIKELIEST = 5
 """Classes whose probabilities are kept with a surprising row."""
 MOST_INVALID = 50
+SELECTIONS = ("surprising", "sample", "invalid")
 WEIGHT_OF_ZERO = "a weight of 0"
 
 
@@ -65,8 +66,13 @@ class SelectedRows:
 NO_ROWS = SelectedRows({"key": np.empty(0, np.uint64)})
 
 
-def select(rows: Rows, ids: Array | None, first_row: int, worst: int, sample: int) -> dict[str, SelectedRows]:
-    """Select the surprising, sampled and invalid rows of a batch whose first row has the number `first_row`."""
+def select(
+    rows: Rows, ids: Array | None, first_row: int, worst: int, sample: int, cluster: Array | None = None
+) -> dict[str, SelectedRows]:
+    """Select the surprising, sampled and invalid rows of a batch whose first row has the number `first_row`.
+
+    `cluster` has the hash of each row's cluster, which is kept with the sample.
+    """
     keys = keys_of_rows(first_row, len(rows.loss)) if ids is None else keys_of_ids(ids)
     valid, wrong = np.flatnonzero(rows.status == VALID), np.flatnonzero(rows.status > VALID)
     loss, key = (rows.loss, keys) if len(valid) == len(keys) else (rows.loss[valid], keys[valid])
@@ -82,10 +88,11 @@ def select(rows: Rows, ids: Array | None, first_row: int, worst: int, sample: in
             names[:] = [str(i) for i in ids[places].tolist()]
         return {"key": keys[places], "row": places + first_row, "id": names}
 
+    clusters = {} if cluster is None else {"cluster": cluster[sampled]}
     first_rows = {"key": (invalid + first_row).astype(np.uint64)}  # the first rows are kept, in place of a sample
     return {
         "surprising": SelectedRows({**named(surprising), **_with_likeliest_classes(rows, surprising)}),
-        "sample": SelectedRows({**named(sampled), **_with_all_classes(rows, sampled)}),
+        "sample": SelectedRows({**named(sampled), **_with_all_classes(rows, sampled), **clusters}),
         "invalid": SelectedRows({**named(invalid), **first_rows, "reason": rows.status[invalid], "total": total}),
     }
 
@@ -129,7 +136,7 @@ def counts_of_left_out(rows: Rows) -> dict[str, int]:
     return {reason: count for reason, count in reasons.items() if count}
 
 
-def check_columns(name: str, rows: SelectedRows, classes: int, soft: bool) -> None:
+def check_columns(name: str, rows: SelectedRows, classes: int, soft: bool, clustered: bool) -> None:
     """Raise ValueError unless rows that were read from JSON have the columns that `select` makes."""
     number, index, few = ("f", ()), ("i", ()), min(LIKELIEST, classes)
     expected: dict[str, Any] = {"key": ("u", ()), "row": index, "id": ("O", ())}
@@ -143,6 +150,8 @@ def check_columns(name: str, rows: SelectedRows, classes: int, soft: bool) -> No
         expected |= {"p": ("f", (classes,)), "brier": number}
     if name == "sample" and soft:
         expected["target"] = ("f", (classes,))
+    if name == "sample" and clustered:
+        expected["cluster"] = ("u", ())
     columns = rows.columns
     if any(values.ndim == 0 for values in columns.values()) or "key" not in columns:
         raise ValueError(f"other columns of {name!r} than expected")
@@ -180,14 +189,14 @@ def largest_losses(loss: Array, key: Array, size: int) -> Array:
 
 def keys_of_rows(first_row: int, rows: int) -> Array:
     """Return keys made from row numbers."""
-    return _scrambled(np.arange(first_row, first_row + rows, dtype=np.uint64))
+    return scrambled(np.arange(first_row, first_row + rows, dtype=np.uint64))
 
 
 def keys_of_ids(ids: Array) -> Array:
     """Return keys made from ids: integers by their value, everything else by its text."""
     if ids.dtype.kind in "iub":
-        return _scrambled(ids.astype(np.int64).view(np.uint64))
-    return _scrambled(texts(ids).hash(seed=0).to_numpy())
+        return scrambled(ids.astype(np.int64).view(np.uint64))
+    return scrambled(texts(ids).hash(seed=0).to_numpy())
 
 
 def texts(values: Array) -> pl.Series:
@@ -195,7 +204,7 @@ def texts(values: Array) -> pl.Series:
     return pl.Series([None if value is None else str(value) for value in values.tolist()], dtype=pl.String)
 
 
-def _scrambled(numbers: Array) -> Array:
+def scrambled(numbers: Array) -> Array:
     """SplitMix64 (Steele, Lea and Flood 2014): a bijection of 64 bits whose results look random."""
     z = numbers + np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

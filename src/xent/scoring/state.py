@@ -17,34 +17,44 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import polars as pl
 
 from xent.errors import ArgumentError, DataError, message
-from xent.names import first_line, listed, quoted
+from xent.names import first_line
 from xent.scoring import figures, loops, stored
-from xent.scoring.batch import CALL, NO_INDEX, Rows, as_array, checked_clip, checked_count, one_per_row, row_scores
-from xent.scoring.calibration import expected_calibration_error, reliability, temperature
-from xent.scoring.form import Form, check_segments, names_of
-from xent.scoring.score import Information, Score
-from xent.scoring.selection import (
-    MOST_INVALID,
-    NO_ROWS,
-    WEIGHT_OF_ZERO,
-    SelectedRows,
-    check_columns,
-    counts_of_left_out,
-    select,
-    texts,
+from xent.scoring.batch import CALL, Rows, as_array, checked_clip, checked_count, one_per_row, row_scores
+from xent.scoring.calibration import (
+    adaptive_error,
+    classwise_error,
+    expected_calibration_error,
+    reliability,
+    temperature,
 )
+from xent.scoring.consistency import check_consistency, class_names, difference
+from xent.scoring.decomposition import Recalibration, mean_parts
+from xent.scoring.form import Form
+from xent.scoring.grouped_sums import GroupedSums, estimate
+from xent.scoring.intervals import Estimate, Information
+from xent.scoring.multilabel import pairs
+from xent.scoring.score import Score
+from xent.scoring.segments import (
+    add_to_totals,
+    amounts_of,
+    cluster_hashes,
+    clusters_of,
+    merged_segments,
+    segment_columns,
+    segment_totals,
+)
+from xent.scoring.selection import MOST_INVALID, NO_ROWS, SELECTIONS, SelectedRows, counts_of_left_out, select
 from xent.scoring.sums import Array, merged, to_json, values, zeros
+from xent.scoring.tallies import add_confusion
 
 __all__ = ["ScoreState"]
 
-SCHEMA = 1
+SCHEMA = 2
 SAMPLE_NUMBERS = 500_000
 """Probabilities that the sample may hold: with many classes it has fewer rows."""
-ARRAYS = ("totals", "classes", "one_vs_rest", "confidence", "losses", "clipped")
-SELECTIONS = ("surprising", "sample", "invalid")
+ARRAYS = ("totals", "classes", "one_vs_rest", "confidence", "positive", "confusion", "losses", "clipped")
 
 
 @dataclass(frozen=True)
@@ -69,7 +79,11 @@ class ScoreState:
     one_vs_rest: Array
     """(weight, probability, label) for each class and bin of its probability."""
     confidence: Array
-    """(weight, probability, correct) for each bin of the predicted class's probability."""
+    """(weight, probability, correct, weight squared) for each bin of the predicted class's probability."""
+    positive: Array
+    """With two classes, the same for class 1: (weight, probability, label, weight squared)."""
+    confusion: Array
+    """Weight of the rows of each label (first axis) and predicted class."""
     losses: Array
     """(weight, weight * loss) for each bin of the loss."""
     clipped: Array
@@ -80,6 +94,9 @@ class ScoreState:
     sample: SelectedRows
     invalid_rows: int
     invalid: SelectedRows
+    clusters: GroupedSums
+    segment_clusters: Mapping[str, GroupedSums]
+    """By the name of a segment column: the clusters in its segments."""
     left_out: Mapping[str, int] = field(default_factory=dict)
     """How many rows were left out, by the reason: those of weight 0, and invalid ones."""
 
@@ -95,7 +112,11 @@ class ScoreState:
         weight: Any = None,
         ids: Any = None,
         by: Mapping[str, Any] | None = None,
+        cluster: Any = None,
+        bytes: Any = None,
+        characters: Any = None,
         classes: Any = None,
+        multilabel: bool = False,
         clip: float | None = None,
         tolerance: float | None = None,
         renormalise: bool = False,
@@ -118,6 +139,10 @@ class ScoreState:
         weight : array (rows,), 0 or more; a row of weight 0 is left out of everything
         ids : array (rows,) that names the rows
         by : mapping from a name to an array (rows,): segments
+        cluster : array (rows,); rows with the same value may depend on each other
+        bytes, characters : arrays (rows,), the length of each row's text
+        multilabel : labels and predictions are (rows, labels) of 0 and 1 and of probabilities that need not sum to 1;
+            each pair of a row and a label counts as a row of two classes (multilabel.py)
         classes : names of the classes
         clip : smallest probability of a label
         tolerance : how far from 1 a sum may be; by default what the rounding of the dtype explains (xent.arrays)
@@ -136,6 +161,13 @@ class ScoreState:
             Labels outside the classes, shapes or options that do not fit. Rows that are not distributions are counted
             and named in `invalid`; `xent.score` raises an error for them.
         """
+        if multilabel:
+            first_row = checked_count(CALL, "first_row", first_row)
+            named = {"labels": labels, "proba": proba, "logits": logits, "log_prob": log_prob, "weight": weight}
+            named |= {"ids": ids, "by": by, "cluster": cluster, "bytes": bytes, "characters": characters}
+            named |= {"reasons": reasons, "classes": classes, "first_row": first_row}
+            state = cls.from_batch(**pairs(CALL, named), clip=clip, worst=worst, sample=sample)
+            return replace(state, form=replace(state.form, multilabel=True))
         rows = row_scores(
             labels,
             proba,
@@ -152,16 +184,19 @@ class ScoreState:
             problem = "found it with soft labels, whose loss has a term for each class"
             raise ArgumentError(message(CALL, "clip", problem, "Omit it, or raise the probabilities yourself"))
         ids = None if ids is None else one_per_row("ids", as_array(CALL, "ids", ids), count)
-        by = _segment_columns(by, count)
+        by = segment_columns(by, count)
         first_row = checked_count(CALL, "first_row", first_row)
         form = Form(
-            classes=_class_names(classes, number),
+            classes=class_names(classes, number),
             soft=rows.target.shape[1] > 0,
             clip=checked_clip(CALL, clip),
             weighted=weight is not None,
             by=tuple(by),
             identified=ids is not None,
             entropy=entropy is not None,
+            bytes=bytes is not None,
+            characters=characters is not None,
+            clustered=cluster is not None,
             worst=checked_count(CALL, "worst", worst),
             sample=min(checked_count(CALL, "sample", sample), SAMPLE_NUMBERS // max(number, 1)),
             renormalised=bool(renormalise and proba is not None),
@@ -169,11 +204,16 @@ class ScoreState:
         state = cls.empty(form)
         if not count:
             return state
-        state._add(rows)
-        selected: dict[str, Any] = select(rows, ids, first_row, form.worst, form.sample)
+        amounts = amounts_of(count, first_row, bytes=bytes, characters=characters)
+        state._add(rows, amounts)
+        limit, keys = form.clip_loss, None if cluster is None else cluster_hashes(cluster, count)
+        selected: dict[str, Any] = select(rows, ids, first_row, form.worst, form.sample, keys)
+        if keys is not None:
+            clusters, segment_clusters = clusters_of(rows, amounts, keys, by, limit)
+            state = replace(state, clusters=clusters, segment_clusters=segment_clusters)
         return replace(
             state,
-            segments={name: _segment_totals(name, rows, column, form.clip_loss) for name, column in by.items()},
+            segments={name: segment_totals(name, rows, amounts, column, limit) for name, column in by.items()},
             invalid_rows=int((rows.status > loops.VALID).sum()),
             left_out=counts_of_left_out(rows),
             **selected,
@@ -188,7 +228,9 @@ class ScoreState:
             totals=zeros(loops.FIELDS),
             classes=zeros(classes, loops.CLASS_FIELDS),
             one_vs_rest=zeros(classes if form.one_vs_rest else 0, loops.PROBABILITY_BINS, 3),
-            confidence=zeros(loops.CONFIDENCE_BINS if classes else 0, 3),
+            confidence=zeros(loops.CONFIDENCE_BINS if classes else 0, 4),
+            positive=zeros(loops.CONFIDENCE_BINS if classes == 2 else 0, 4),
+            confusion=zeros(*[classes if form.one_vs_rest else 0] * 2),
             losses=zeros(loops.LOSS_BINS, 2),
             clipped=zeros(len(loops.CLIPS), 2),
             segments={name: {} for name in form.by},
@@ -196,6 +238,8 @@ class ScoreState:
             sample=NO_ROWS,
             invalid_rows=0,
             invalid=NO_ROWS,
+            clusters=GroupedSums(),
+            segment_clusters={name: GroupedSums() for name in form.by if form.clustered},
         )
 
     @property
@@ -204,26 +248,35 @@ class ScoreState:
         return int(self.totals[loops.ROWS, 0])
 
     @property
+    def rows_without_weight(self) -> int:
+        """Number of rows of weight 0, which no figure and no selection of rows contains."""
+        return int(self.totals[loops.ROWS_WITHOUT_WEIGHT, 0])
+
+    @property
     def all_rows(self) -> int:
         """Number of rows, those that were left out included."""
-        return self.rows + self.invalid_rows + self.left_out.get(WEIGHT_OF_ZERO, 0)
+        return self.rows + self.rows_without_weight + self.invalid_rows
 
     def __add__(self, other: ScoreState) -> ScoreState:
         if not isinstance(other, ScoreState):
             return NotImplemented
         form = self.form
         if form != other.form:
-            problem = f"found states of different forms: {_difference(form, other.form)}"
+            problem = f"found states of different forms: {difference(form, other.form)}"
             raise ArgumentError(message("ScoreState.__add__", "", problem, "Make all batches with the same options"))
         sums: dict[str, Any] = {name: merged(getattr(self, name), getattr(other, name)) for name in ARRAYS}
         return ScoreState(
             form=form,
             **sums,
-            segments={name: _merged_segments(name, self.segments[name], other.segments[name]) for name in form.by},
+            segments={name: merged_segments(name, self.segments[name], other.segments[name]) for name in form.by},
             surprising=(self.surprising + other.surprising).most_surprising(form.worst),
             sample=(self.sample + other.sample).sampled(form.sample),
             invalid_rows=self.invalid_rows + other.invalid_rows,
             invalid=(self.invalid + other.invalid).sampled(MOST_INVALID),
+            clusters=self.clusters + other.clusters,
+            segment_clusters={
+                name: groups + other.segment_clusters[name] for name, groups in self.segment_clusters.items()
+            },
             left_out=dict(sorted((Counter(self.left_out) + Counter(other.left_out)).items())),
         )
 
@@ -243,6 +296,10 @@ class ScoreState:
         weight, loss = float(total[loops.WEIGHT]), float(total[loops.LOSS])
         has_classes, has_entropy = bool(form.classes), form.soft or form.entropy
         bins = reliability(self.confidence) if has_classes else ()
+        clusters = self.clusters.whole if form.clustered else None
+        of_segments = {name: groups.whole for name, groups in self.segment_clusters.items()}
+        recalibrations = [Recalibration.of(histogram) for histogram in self.one_vs_rest] if weight else []
+        nothing = Estimate.of(math.nan)
 
         def mean(place: int, known: bool) -> float:
             return figures.ratio(total[place], weight) if known else math.nan
@@ -254,7 +311,11 @@ class ScoreState:
             invalid_rows=self.invalid_rows,
             impossible_rows=int(total[loops.IMPOSSIBLE_ROWS]),
             clipped_rows=int(total[loops.CLIPPED_ROWS]),
-            cross_entropy=figures.estimate(self.totals),
+            rows_without_weight=self.rows_without_weight,
+            clusters=None if clusters is None else len(clusters.key),
+            cross_entropy=estimate(self.totals, clusters),
+            per_byte=estimate(self.totals, clusters, 0) if form.bytes else nothing,
+            per_character=estimate(self.totals, clusters, 1) if form.characters else nothing,
             cross_entropy_possible=figures.ratio(loss, weight - total[loops.IMPOSSIBLE_WEIGHT]),
             base_rate=Information(figures.base_rate(self.classes, weight) if has_classes else math.nan),
             uniform=Information(math.log(len(form.classes)) if has_classes else math.nan),
@@ -262,10 +323,17 @@ class ScoreState:
             brier=mean(loops.BRIER, has_classes),
             accuracy=mean(loops.CORRECT, has_classes),
             calibration_error=expected_calibration_error(bins) if has_classes else math.nan,
+            classwise_error=classwise_error(self.one_vs_rest),
+            adaptive_error=adaptive_error(self.one_vs_rest),
+            decomposition=mean_parts(recalibrations, self.sample, weight, float(total[loops.WEIGHT_SQUARED])),
             temperature=temperature(self.sample),
             reliability=bins,
-            classes=figures.class_scores(form, self.classes, self.one_vs_rest, weight),
-            segments={name: figures.segment_scores(form, self.segments[name], loss) for name in form.by},
+            reliability_class_1=reliability(self.positive),
+            confusion=tuple(map(tuple, (values(self.confusion) / (weight or math.nan)).tolist())),
+            classes=figures.class_scores(form, self.classes, self.one_vs_rest, recalibrations, weight),
+            segments={
+                name: figures.segment_scores(form, self.segments[name], of_segments.get(name), loss) for name in form.by
+            },
             surprising=figures.surprising_rows(form, self.surprising),
             concentration=figures.concentration(self.losses),
             clip_sensitivity=figures.clip_sensitivity(form, self.clipped, loss, weight),
@@ -283,9 +351,10 @@ class ScoreState:
             name: {value: to_json(totals[value]) for value in sorted(totals)} for name, totals in self.segments.items()
         }
         written |= {name: getattr(self, name).to_json() for name in SELECTIONS}
-        return json.dumps(
-            {**written, "invalid_rows": self.invalid_rows, "left_out": dict(sorted(self.left_out.items()))}
-        )
+        groups = {name: _written(groups) for name, groups in self.segment_clusters.items()}
+        written |= {"clusters": _written(self.clusters), "segment_clusters": groups}
+        left_out = dict(sorted(self.left_out.items()))
+        return json.dumps({**written, "invalid_rows": self.invalid_rows, "left_out": left_out})
 
     @classmethod
     def from_json(cls, text: str) -> ScoreState:
@@ -301,22 +370,25 @@ class ScoreState:
                 name: {value: totals.array() for value, totals in segments.items()}
                 for name, segments in written.segments.items()
             }
-            state = cls(form=form, **parts, invalid_rows=written.invalid_rows, left_out=written.left_out)
-            _check_consistency(state)
+            parts["clusters"] = written.clusters.sums_of_groups()
+            groups = {name: groups.sums_of_groups() for name, groups in written.segment_clusters.items()}
+            parts |= {"segment_clusters": groups, "left_out": written.left_out}
+            state = cls(form=form, **parts, invalid_rows=written.invalid_rows)
+            check_consistency(state, cls.empty(form), ARRAYS)
         except (ValueError, TypeError, RecursionError, MemoryError, OverflowError, msgspec.MsgspecError) as error:
             problem = f"this is not a state that to_json wrote ({first_line(error)})"
             raise DataError(message("ScoreState.from_json", "text", problem, "Pass the text unchanged")) from None
         return state
 
-    def _add(self, rows: Rows) -> None:
+    def _add(self, rows: Rows, amounts: Array) -> None:
         """Add rows to the sums of this state, which must be new: its arrays are changed."""
         form = self.form
         w, status, clip_loss = rows.weight, rows.status, form.clip_loss
-        totals, classes, losses, clipped, confidence, one_vs_rest = (
-            getattr(self, name).reshape(-1)
-            for name in ("totals", "classes", "losses", "clipped", "confidence", "one_vs_rest")
+        names = ("classes", "losses", "clipped", "confidence", "positive", "one_vs_rest", "confusion")
+        classes, losses, clipped, confidence, positive, one_vs_rest, confusion = (
+            getattr(self, name).reshape(-1) for name in names
         )
-        loops.add_rows(rows.loss, rows.brier, rows.correct, rows.entropy, w, NO_INDEX, status, clip_loss, totals)
+        add_to_totals(rows, amounts, None, clip_loss, self.totals)
         loops.add_losses(rows.loss, w, status, clip_loss, 0.0 - np.log(loops.CLIPS), losses, clipped)
         if not form.classes:
             return
@@ -327,6 +399,11 @@ class ScoreState:
             loops.add_classes(rows.label, rows.predicted, rows.loss, w, status, clip_loss, classes)
         if form.one_vs_rest:
             loops.add_one_vs_rest(rows.p, rows.label, rows.target, w, status, one_vs_rest)
+            add_confusion(rows.label, rows.target, rows.predicted, w, status, len(form.classes), confusion)
+        if len(form.classes) == 2:
+            second = np.ascontiguousarray(rows.p[:, 1], np.float64)
+            is_second = np.ascontiguousarray(rows.target[:, 1]) if form.soft else (rows.label == 1).astype(np.float64)
+            loops.add_confidence(second, is_second, w, status, positive)
 
 
 def add_all(states: list[ScoreState]) -> ScoreState:
@@ -334,77 +411,6 @@ def add_all(states: list[ScoreState]) -> ScoreState:
     return reduce(ScoreState.__add__, states)
 
 
-def _segment_columns(by: Any, count: int) -> dict[str, Array]:
-    if by is not None and not isinstance(by, Mapping):
-        problem = f"found a {type(by).__name__}"
-        raise ArgumentError(message(CALL, "by", problem, "Pass a mapping from a name to an array"))
-    return {
-        str(name): one_per_row(f"by[{quoted(name)}]", as_array(CALL, f"by[{quoted(name)}]", column), count)
-        for name, column in (by or {}).items()
-    }
-
-
-def _segment_totals(name: str, rows: Rows, column: Array, clip_loss: float) -> dict[str, Array]:
-    """Return the totals of each value of a segment column."""
-    values_of_rows = texts(column).fill_null("(missing)")
-    names = values_of_rows.unique().sort()
-    check_segments(CALL, name, len(names))
-    group = values_of_rows.cast(pl.Enum(names)).to_physical().cast(pl.Int64).to_numpy()
-    totals = zeros(len(names), loops.FIELDS)
-    loops.add_rows(
-        rows.loss,
-        rows.brier,
-        rows.correct,
-        rows.entropy,
-        rows.weight,
-        group,
-        rows.status,
-        clip_loss,
-        totals.reshape(-1),
-    )
-    return dict(zip(names.to_list(), totals, strict=True))
-
-
-def _merged_segments(column: str, a: Mapping[str, Array], b: Mapping[str, Array]) -> dict[str, Array]:
-    segments = {**a, **{value: merged(a[value], totals) if value in a else totals for value, totals in b.items()}}
-    check_segments("score", column, len(segments))
-    return segments
-
-
-def _class_names(classes: Any, number: int) -> tuple[str, ...]:
-    names = tuple(map(str, range(number))) if classes is None else names_of("classes", classes)
-    if number and (len(names) != number or len(set(names)) != number):
-        problem = f"found {len(names)} names, {len(set(names))} of them different, for {number} classes"
-        raise ArgumentError(message(CALL, "classes", problem, "Name each class once, in the order of the columns"))
-    return names if number else ()
-
-
-def _difference(a: Form, b: Form) -> str:
-    one, other = asdict(a), asdict(b)
-    shown = {name: [listed(v) if isinstance(v, tuple) else str(v) for v in (one[name], other[name])] for name in one}
-    return ", ".join(f"{name} {' and '.join(shown[name])}" for name in one if one[name] != other[name])
-
-
-def _check_consistency(state: ScoreState) -> None:
-    """Raise ValueError if the parts of a state that was read from JSON do not fit each other."""
-    form = state.form
-    expected = ScoreState.empty(form)
-    pairs = [(getattr(state, name), getattr(expected, name)) for name in ARRAYS]
-    pairs += [(totals, expected.totals) for segments in state.segments.values() for totals in segments.values()]
-    if set(state.segments) != set(form.by) or any(a.shape != b.shape or a.dtype != b.dtype for a, b in pairs):
-        raise ValueError("sums of another shape")
-    if not set(state.left_out) <= {WEIGHT_OF_ZERO, *loops.REASONS[1:]}:
-        raise ValueError("rows left out for an unknown reason")
-    stored.check_sums(state.totals, "totals")
-    for name, segments in state.segments.items():
-        if segments:
-            stored.check_sums(np.stack(list(segments.values())), name)
-    for name in ARRAYS[1:]:
-        stored.check_amounts(getattr(state, name), name)
-    most = {"surprising": form.worst, "sample": form.sample, "invalid": min(MOST_INVALID, state.invalid_rows)}
-    for name in SELECTIONS:
-        rows = getattr(state, name)
-        check_columns(name, rows, len(form.classes), form.soft)
-        stored.check_rows(rows.columns, name)
-        if len(rows) > most[name] or (name != "invalid" and len(rows) > state.rows):
-            raise ValueError(f"more rows in {name!r} than were scored")
+def _written(groups: GroupedSums) -> dict[str, Any]:
+    whole = groups.whole
+    return {name: to_json(getattr(whole, name)) for name in ("key", "part", "sums")}

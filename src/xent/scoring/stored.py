@@ -20,7 +20,9 @@ from msgspec import UNSET, Meta, UnsetType
 from xent.scoring import loops
 from xent.scoring.batch import MOST_WEIGHT
 from xent.scoring.form import MOST_SEGMENTS, Form
+from xent.scoring.grouped_sums import GroupedSums, Groups
 from xent.scoring.sums import Array, values
+from xent.scoring.tallies import GROUP_FIELDS
 
 MOST_CLASSES = 10_000_000
 MOST_ROWS = 2**53
@@ -28,13 +30,14 @@ MOST_ROWS = 2**53
 ROUNDING = 1e-9
 """How far below 0 a sum of numbers of 0 or more may be, relative to the largest of its kind."""
 
-COUNTS = [loops.ROWS, loops.IMPOSSIBLE_ROWS, loops.CLIPPED_ROWS]
+COUNTS = [loops.ROWS, loops.IMPOSSIBLE_ROWS, loops.CLIPPED_ROWS, loops.ROWS_WITHOUT_WEIGHT]
 SIGNED_OR_SQUARED = [
     loops.ENTROPY,  # below 0 for soft labels that sum to more than 1, as a tolerance allows
     loops.WEIGHT_SQUARED,  # squares of large numbers are infinite
     loops.LOSS_SQUARED,
     loops.WEIGHTED_LOSS,
     loops.WEIGHTED_LOSS_SQUARED,
+    *range(loops.BYTES, loops.FIELDS),  # squares as well; the amounts themselves are checked apart
 ]
 LARGEST = math.nextafter(math.inf, 0)
 RANGES = {
@@ -93,12 +96,33 @@ class Rows(msgspec.Struct, forbid_unknown_fields=True):
     p: Numbers | UnsetType = UNSET
     brier: Numbers | UnsetType = UNSET
     target: Numbers | UnsetType = UNSET
+    cluster: Numbers | UnsetType = UNSET
     reason: Numbers | UnsetType = UNSET
     total: Numbers | UnsetType = UNSET
 
     def arrays(self) -> dict[str, Array]:
         columns = {name: getattr(self, name) for name in self.__struct_fields__}
         return {name: column.array() for name, column in columns.items() if column is not UNSET}
+
+
+class StoredGroups(msgspec.Struct, forbid_unknown_fields=True):
+    """The sums of clusters."""
+
+    key: Numbers
+    part: Numbers
+    sums: Numbers
+
+    def sums_of_groups(self) -> GroupedSums:
+        """Return the sums; ValueError unless there are some for each key, and the keys ascend."""
+        groups = Groups(self.key.array(), self.part.array(), self.sums.array())
+        count = len(groups.key)
+        kinds = [part.dtype.kind for part in (groups.key, groups.part, groups.sums)]
+        if kinds != ["u", "u", "f"] or groups.key.ndim != 1 or groups.part.shape != (count,):
+            raise ValueError("clusters of another shape")
+        if groups.sums.shape != (count, GROUP_FIELDS, 2) or (groups.key[1:] <= groups.key[:-1]).any():
+            raise ValueError("clusters of another shape, or not in order")
+        check_amounts(groups.sums, "clusters")
+        return GroupedSums((groups,) if count else ())
 
 
 class StoredForm(msgspec.Struct, forbid_unknown_fields=True):
@@ -109,6 +133,10 @@ class StoredForm(msgspec.Struct, forbid_unknown_fields=True):
     by: tuple[str, ...]
     identified: bool
     entropy: bool
+    bytes: bool
+    characters: bool
+    clustered: bool
+    multilabel: bool
     worst: Length
     sample: Length
     renormalised: bool = False
@@ -116,12 +144,14 @@ class StoredForm(msgspec.Struct, forbid_unknown_fields=True):
 
 class StoredState(msgspec.Struct, forbid_unknown_fields=True):
     state: Literal["xent score"]
-    schema: Literal[1]
+    schema: Literal[2]
     form: StoredForm
     totals: Numbers
     classes: Numbers
     one_vs_rest: Numbers
     confidence: Numbers
+    positive: Numbers
+    confusion: Numbers
     losses: Numbers
     clipped: Numbers
     segments: dict[str, Annotated[dict[str, Numbers], Meta(max_length=MOST_SEGMENTS)]]
@@ -129,6 +159,8 @@ class StoredState(msgspec.Struct, forbid_unknown_fields=True):
     sample: Rows
     invalid: Rows
     invalid_rows: Length
+    clusters: StoredGroups
+    segment_clusters: dict[str, StoredGroups]
     left_out: dict[str, Length] = {}
 
 
@@ -153,9 +185,10 @@ def check_sums(totals: Array, name: str) -> None:
     counts, sums = totals[..., COUNTS, :], values(totals)
     if (np.floor(counts) != counts).any() or (counts[..., 0] > MOST_ROWS).any() or counts[..., 1].any():
         raise ValueError(f"counts in {name!r} that are not whole")
-    if (sums[..., COUNTS] > sums[..., [loops.ROWS]]).any():
+    if (sums[..., COUNTS[:3]] > sums[..., [loops.ROWS]]).any():
         raise ValueError(f"counts in {name!r} of more rows than there are")
     check_amounts(np.delete(totals, SIGNED_OR_SQUARED, axis=-2), name)
+    check_amounts(totals[..., loops.BYTES :: loops.PER_AMOUNT, :], name)
     if not np.isfinite(totals[..., loops.ENTROPY, :]).all():
         raise ValueError(f"numbers in {name!r} that are not finite")
 
