@@ -48,7 +48,6 @@ class FormulaBinary:
     def count(self, elements: Elements) -> Tensor:
         """Return the number of elements that count, or the sum of their sample weights, in float64."""
         if elements.sample_weight is None and not elements.target.requires_grad:
-            # A sum in float64 would convert a tensor of that size first.
             counted: Tensor = elements.target.numel() - ignored(elements.target, elements.objective).sum().double()
             return counted
         known = ~ignored(elements.target, elements.objective)

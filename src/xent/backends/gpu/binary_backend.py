@@ -78,7 +78,22 @@ class GpuBinary:
 
     def count(self, elements: Elements) -> Tensor:
         """Return the number of elements that count, or the sum of their sample weights, on the device."""
-        return FORMULA_BINARY.count(elements)
+        if elements.sample_weight is not None or not elements.target.numel():
+            return FORMULA_BINARY.count(elements)
+        target, size = elements.target.contiguous(), elements.target.numel()
+        counts = torch.empty(-(-size // BLOCK), dtype=torch.int32, device=target.device)
+        with current(target.device):
+            binary_kernels.count[(len(counts),)](
+                target,
+                _numbers(elements.objective, target.dtype, target.device),
+                size,
+                counts,
+                WIDE=size >= 2**31 - BLOCK,
+                FLOATING=target.is_floating_point(),
+                BLOCK=BLOCK,
+                num_warps=4,
+            )
+        return counts.sum().double()
 
 
 def _switches(objective: Any, target: Tensor, per_element: bool, size: int) -> BinarySwitches:

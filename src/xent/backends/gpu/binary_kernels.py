@@ -128,6 +128,29 @@ def weights_of(weights, at, inside, WIDE: tl.constexpr):
 
 
 @triton.jit
+def ignored_of(target, at, inside, numbers, FLOATING: tl.constexpr):
+    """The targets of these elements, and which of them are ignored."""
+    if FLOATING:
+        t = tl.load(target + at, mask=inside, other=0.0)
+        t = t if t.dtype == tl.float64 else t.to(tl.float32)
+        return t, t == number_of(numbers, 5).to(t.dtype)
+    t = tl.load(target + at, mask=inside, other=0).to(tl.int64)
+    return t, t == tl.load(numbers + 6)
+
+
+@triton.jit
+def count(target, numbers, size, counts, WIDE: tl.constexpr, FLOATING: tl.constexpr, BLOCK: tl.constexpr):
+    """The elements of each block that are not ignored. (torch's sum would convert a tensor of their size first.)"""
+    if WIDE:
+        at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    else:
+        at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < size
+    _, ignored = ignored_of(target, at, inside, numbers, FLOATING)
+    tl.store(counts + tl.program_id(0), tl.sum((inside & (ignored == 0)).to(tl.int32), axis=0))
+
+
+@triton.jit
 def visit(
     logits,
     target,
@@ -154,13 +177,8 @@ def visit(
     else:
         at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = at < size
-    if SWITCHES.floating:
-        t = tl.load(target + at, mask=inside, other=0.0)
-        t = t if t.dtype == tl.float64 else t.to(tl.float32)
-        known = t != number_of(numbers, 5).to(t.dtype)
-    else:
-        t = tl.load(target + at, mask=inside, other=0).to(tl.int64)
-        known = t != tl.load(numbers + 6)
+    t, ignored = ignored_of(target, at, inside, numbers, SWITCHES.floating)
+    known = ignored == 0
     valid = (t >= 0) & (t <= 1)
     if SWITCHES.focal:
         valid = (t == 0) | (t == 1)
