@@ -683,3 +683,20 @@ def test_the_effect_of_rounding_that_is_said_is_a_bound():
     bound = float(re.search(r"at most ([\d.]+) of itself", said)[1])
     exact = nats(q, soft / soft.sum(axis=1, keepdims=True))
     assert abs(found.cross_entropy.nats - exact) <= bound * 1.05 * exact
+
+
+def test_rows_of_several_labels_are_named_by_row_and_column_and_not_renormalised():
+    p, y = np.random.default_rng(0).random((6, 3)), np.eye(3, dtype=int)[[0, 1, 2, 0, 1, 2]]
+    p[2, 1] = 1.5
+    frame = pl.DataFrame({**{f"p_{k}": p[:, k] for k in range(3)}, **{f"t_{k}": y[:, k] for k in range(3)}})
+    with pytest.raises(DistributionError, match=r"row 2: column 'p_1' has 1\.5, not a probability\. Correct"):
+        xent.score(frame, "t_*", proba="p_*", multilabel=True)
+    with pytest.raises(ArgumentError, match="renormalise"):
+        xent.score(frame, "t_*", proba="p_*", multilabel=True, renormalise=True)
+
+
+def test_one_value_out_of_range_is_no_percentage():
+    with pytest.raises(DistributionError, match=r"has 1\.5, not a probability\. Correct"):
+        xent.score(np.array([0.5, 1.5, 0.2]), [0, 1, 0])
+    with pytest.raises(DistributionError, match="percentages"):
+        xent.score(np.array([50.0, 95, 2]), [0, 1, 0])

@@ -138,6 +138,9 @@ def score(
     ----------
     Good (1952), Rational Decisions; Gneiting and Raftery (2007), Strictly Proper Scoring Rules
     """
+    if multilabel and renormalise:
+        problem = "found it with multilabel, where the probabilities of a row need not sum to 1"
+        raise ArgumentError(message(CALL, "renormalise", problem, "Omit it"))
     if invalid not in ("raise", "skip"):
         raise ArgumentError(message(CALL, "invalid", f"found {invalid!r}", "It is 'raise' or 'skip'"))
     names = None if classes is None else names_of("classes", classes)

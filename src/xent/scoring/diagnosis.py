@@ -29,9 +29,11 @@ def explain(rows: Rows, arguments: Mapping[str, Any], columns: Sequence[str]) ->
     wrong = np.flatnonzero(rows.status > loops.VALID)
     first, ids = arguments.get("first_row", 0), arguments.get("ids")
     named = []
+    labels = len(columns) if arguments.get("multilabel") else 1  # each row is there once for each label
     for row in wrong[:NAMED].tolist():
         name = "" if ids is None or ids[row] is None else f" (id {shown_name(ids[row])})"
-        named.append(f"row {row + first}{name}: {_reason(rows, arguments, columns, row)}")
+        own = columns if labels == 1 else columns[(row + first) % labels :]
+        named.append(f"row {(row + first) // labels}{name}: {_reason(rows, arguments, own, row)}")
     count = f"{len(wrong):,} row{'s' if len(wrong) > 1 else ''} cannot be scored" if len(wrong) > NAMED else ""
     problem = "; ".join(([count] if count else []) + named)
     return message(CALL, _argument(arguments), problem, _remedy(rows, arguments, wrong))
@@ -120,7 +122,7 @@ def looks_like(p: Array) -> str | None:
         return None
     logits = option("logits")
     if p.ndim == 1 or p.shape[1] == 1:
-        if p.min() >= 0 and 1 < p.max() <= 100:
+        if p.min() >= 0 and p.max() <= 100 and (p > 1).mean() > 0.5:
             return "They look like percentages: divide them by 100"
         return f"They look like logits: pass them by {logits}" if (p < 0).mean() > 0.01 else None
     with np.errstate(over="ignore"):
