@@ -15,6 +15,14 @@ from xent.errors import MissingDependencyError, message
 NAMES = {OURS: OURS, EAGER: EAGER, REUSED: "a copy of the logits"}
 COLORS = {OURS: "#0b6e99", EAGER: "#c2571a", REUSED: "#808080"}
 PEERS = {EAGER: "#c2571a", f"{EAGER}, compiled": "#e0a33e", "NumPy formula": "#808080"}
+SHOWN = ("xent.torch", "torch")
+EAGER_OF = {"F.binary_cross_entropy_with_logits": "torch"}
+PAIRS = {
+    "contrastive loss, both directions": ("contrastive_loss", "F.cross_entropy(z) + F.cross_entropy(z.T)"),
+    "KL divergence of logits": ("kl_divergence", "F.kl_div(log_softmax)"),
+    "JS divergence of logits": ("js_divergence", "JSD by log_softmax"),
+}
+"""By the work of a record without contestants: our call, and what torch is written as."""
 WAYS = {"OpenMP": "torch's OpenMP threads", "pool": "threads of a pool"}
 
 
@@ -137,6 +145,56 @@ def linear_error_svg(record: Mapping[str, Any]) -> str:
         .facet(column=alt.Column("panel:N", title=None, sort=list(names.values())))
     )
     return _drawn(record, chart)
+
+
+def beside_torch_svg(record: Mapping[str, Any]) -> str:
+    """Bars of time, and of memory where the record has it: ours, and torch's function or formula, for each work."""
+    alt, _ = _libraries()
+    values = [value for case in record["cases"] for value in _beside(case)]
+    works = list(dict.fromkeys(value["work"] for value in values))
+    names = ["xent.torch", "torch"]
+    legend = alt.Legend(orient="top", symbolType="square")
+    scale = alt.Scale(domain=names, range=[COLORS[OURS], COLORS[EAGER]])
+    panels: list[Any] = []
+    for measure in dict.fromkeys(value["measure"] for value in values):
+        own = [value for value in values if value["measure"] == measure]
+        base = alt.Chart(alt.InlineData(values=own)).encode(
+            x=alt.X("value:Q", title=measure, axis=alt.Axis(tickCount=5, format="~s")),
+            y=alt.Y("work:N", sort=works, title=None, axis=alt.Axis(labelLimit=240) if not panels else None),
+            yOffset=alt.YOffset("name:N", sort=names),
+        )
+        bars = base.mark_bar().encode(color=alt.Color("name:N", title=None, scale=scale, legend=legend))
+        texts = base.mark_text(align="left", dx=3, fontSize=10, color="#555555").encode(text="text:N")
+        panels.append(alt.layer(bars, texts).properties(width=260, height=alt.Step(16)))
+    return _drawn(record, alt.hconcat(*panels))
+
+
+def _beside(case: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Milliseconds and megabytes of a case, by work and implementation."""
+    if "contestants" in case:
+        work = f"{' x '.join(str(n) for n in case['size'])}, {case['dtype']}"
+        named = {EAGER_OF.get(each["name"], each["name"]): each["seconds"] for each in case["contestants"]}
+        seconds = {(work, name): named[name]["forward_backward"]["median"] for name in SHOWN}
+        memory: dict[tuple[str, str], float] = {}
+    else:
+        pairs = [(work, names) for work, names in PAIRS.items() if names[0] in case["seconds"]]
+        seconds = {
+            (work, shown): case["seconds"][name]["median"]
+            for work, names in pairs
+            for shown, name in zip(SHOWN, names, strict=True)
+        }
+        memory = {
+            (work, shown): case["memory"][name]
+            for work, names in pairs
+            for shown, name in zip(SHOWN, names, strict=True)
+            if name in case.get("memory", {})
+        }
+    found = [_bar(key, "milliseconds", 1e3 * value) for key, value in seconds.items()]
+    return found + [_bar(key, "megabytes beside the arguments", value / 1e6) for key, value in memory.items()]
+
+
+def _bar(key: tuple[str, str], measure: str, value: float) -> dict[str, Any]:
+    return {"work": key[0], "name": key[1], "measure": measure, "value": value, "text": number(value)}
 
 
 def _libraries() -> tuple[Any, Any]:

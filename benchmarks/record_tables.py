@@ -54,7 +54,8 @@ def _make(name: str, records: Records) -> str:
     if source in records:
         return make(records[source])
     if source.startswith("cuda_"):
-        command = f"python benchmarks/run.py {source.removeprefix('cuda_')} --device cuda"
+        part = source.removeprefix("cuda_").replace("other", "options")
+        command = f"python benchmarks/run.py {part} --device cuda"
         return f"*GPU figures are not measured yet: `{command}` measures them.*"
     return f"*Not measured yet: `python benchmarks/run.py {source}` does.*"
 
@@ -325,6 +326,28 @@ def divergence(record: Record) -> str:
     return table(["median of ratios", "required", "measured", "met"], rows, left=2)
 
 
+def bars_of(record: Record) -> str:
+    """What was measured of each piece of work, what was required, and whether it is met."""
+    rows = []
+    for bar in record["cases"][0]["bars"]:
+        found = _with_quartiles(bar) if "low" in bar else number(bar["median"])
+        required = f"{bar['kind']} {bar['bound']:g}" if bar["bound"] is not None else ""
+        rows.append([bar["measure"], found, required, _verdict(bar) if required else ""])
+    return table(["", "measured", "required", "met"], rows, left=1)
+
+
+def on_a_gpu(record: Record) -> str:
+    """The other losses on a GPU beside torch's formulas."""
+    rows = []
+    for case in record["cases"]:
+        milliseconds = [number(1e3 * case["seconds"][name]["median"]) for name in (OURS, "torch")]
+        memory = [megabytes(case["memory"][name]) for name in (OURS, "torch")]
+        size = " x ".join(map(str, case["size"]))
+        rows.append([case["name"], size, case["dtype"], *milliseconds, _with_quartiles(case["times_as_fast"]), *memory])
+    head = ["loss", "size", "dtype", f"`{OURS}`, ms", "torch, ms", "times as fast", f"`{OURS}`, MB", "torch, MB"]
+    return table(head, rows, left=3)
+
+
 def scoring(record: Record) -> str:
     """`xent.score` beside the mean of Polars and of scikit-learn, and what was required."""
     rows = []
@@ -389,6 +412,12 @@ TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
     "binary": ("binary", binary),
     "binary machine": ("binary", machine),
     "divergence": ("divergence", divergence),
+    "divergence machine": ("divergence", machine),
+    "contrastive": ("contrastive", bars_of),
+    "contrastive machine": ("contrastive", machine),
+    "options": ("options", bars_of),
+    "options machine": ("options", machine),
+    "cuda other": ("cuda_other", on_a_gpu),
     "scoring": ("scoring", scoring),
     "scoring memory": ("scoring", scoring_memory),
     "scoring machine": ("scoring", machine),
