@@ -219,7 +219,8 @@ def _linear_rows(
         checked_layout(call, "linear_weight", how, y.shape, floating_target=y.dtype.kind not in "iu")
     dtypes = (floating(x.dtype), floating(w.dtype), floating((w if b is None else b).dtype))
     dtype = common_dtype(dtypes)
-    common = checked(call, y, how, objective, dtype, as_rows, sample_weight)
+    arrange = None if isinstance(target, SparseTarget) else as_rows
+    common = checked(call, y, how, objective, dtype, arrange, sample_weight)
     x, w = (side_by_side(array.astype(dtype, copy=False)) for array in (x.reshape(how.rows, x.shape[-1]), w))
     b = None if b is None else np.ascontiguousarray(b, dtype)
     return _LinearRows(*common, shape, dtypes, x, w, b, parse_bytes(call, workspace))

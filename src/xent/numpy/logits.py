@@ -184,9 +184,8 @@ def _rows(
     x = x.astype(np.float64) if x.dtype.kind in "iu" else x
     if isinstance(target, SparseTarget):
         rows, how = sparse_target(call, target, x.shape, 0 if x.ndim == 1 else 1)
-        return _LogitRows(
-            *checked(call, rows, how, objective, x.dtype, as_blocks, sample_weight), as_rows(x, how.class_axis)
-        )
+        common = checked(call, rows, how, objective, x.dtype, None, sample_weight)
+        return _LogitRows(*common, as_rows(x, how.class_axis))
     y = as_target(call, target, x.shape)
     how = layout(call, "logits", x.shape, y.shape, floating_target=y.dtype.kind not in "iu")
     common = checked(call, y, how, objective, x.dtype, as_blocks, sample_weight)

@@ -35,7 +35,7 @@ from xent.linear.backend import LinearBackend
 from xent.linear.divergence import LinearDivergence
 from xent.objective import Objective
 from xent.reduction import gradient_scale, mean_denominator, reduce
-from xent.sparse import SparseTarget, is_sparse, packed
+from xent.sparse import SparseTarget, packed
 
 Array = NDArray[Any]
 
@@ -121,16 +121,19 @@ def checked(
     how: Layout,
     objective: Objective,
     dtype: np.dtype[Any],
-    arrange: Callable[[Array, int], Array],
+    arrange: Callable[[Array, int], Array] | None,
     sample_weight: ArrayLike | None = None,
 ) -> tuple[Array, Objective, Layout, np.dtype[Any], float, Array | None]:
-    """Check the values of target and weight; return the fields that all kinds of rows share."""
+    """Check the values of target and weight; return the fields that all kinds of rows share.
+
+    `arrange` makes rows of class probabilities; None: the target is rows already, of a few classes each.
+    """
     weight = class_weight(call, objective, how.classes)
-    if is_sparse(target):
+    if arrange is None:
         check_options_of_labels(call, how, objective)
     else:
         check_target(call, target, how, objective)
-    if is_sparse(target):
+    if arrange is None:
         rows = target
     elif how.soft:
         rows = arrange(target, how.class_axis)
