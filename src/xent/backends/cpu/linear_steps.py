@@ -27,10 +27,9 @@ from xent.backends.cpu.products import (
     BFLOAT16,
     Library,
     adds,
-    library_of_logits,
     multiplies_bfloat16,
     multiply,
-    multiply_and_add,
+    multiply_transposed,
 )
 from xent.backends.cpu.threads import over_rows
 from xent.backends.cpu.tile import computing_dtype
@@ -49,8 +48,6 @@ class Method:
     """How the products of a layer are made; the text of the module says when which."""
 
     library: Library
-    logits: Library
-    """The library that makes the logits."""
     chunk: np.dtype[Any]
     """The dtype of logits and their gradient."""
     widened: bool
@@ -60,16 +57,14 @@ class Method:
     """Whether soft targets need another dtype or another place for the row kernels."""
 
     @classmethod
-    def of(cls, layer: Layer, library: Library, threads: int) -> Method:
+    def of(cls, layer: Layer, library: Library) -> Method:
         dtype, compute = layer.input.dtype, computing_dtype(layer.input.dtype)
         narrow = dtype.itemsize == 2
         widened = narrow and not (dtype == BFLOAT16 and multiplies_bfloat16(library))
         chunk = compute if widened or not narrow else dtype
         in_place = chunk == layer.weight_gradient and not narrow and adds(library)
         copies = layer.soft and (layer.target.dtype != compute or not layer.target.flags.c_contiguous)
-        is_native = chunk.itemsize == 2  # NumPy has no products of 16 bits
-        logits = library if is_native else library_of_logits(library, threads)
-        return cls(library, logits, chunk, widened, not in_place, copies)
+        return cls(library, chunk, widened, not in_place, copies)
 
 
 def sizes_of(layer: Layer, method: Method, wanted: Wanted) -> Sizes:
@@ -88,7 +83,7 @@ class CpuSteps:
     """The steps of a call, in one block of memory."""
 
     def __init__(self, layer: Layer, wanted: Wanted, library: Library, threads: int, plan: Plan | None = None) -> None:
-        self.method = Method.of(layer, library, threads)
+        self.method = Method.of(layer, library)
         self.plan = plan or make_plan(layer.call, sizes_of(layer, self.method, wanted), layer.workspace)
         self.layer, self.threads, self.compute = layer, threads, computing_dtype(layer.input.dtype)
         self._memory = memory.empty(self.plan.bytes, np.uint8)
@@ -121,15 +116,15 @@ class CpuSteps:
 
     def make_logits(self, first: int, last: int) -> Array:
         """logits = input @ weight.T + bias."""
-        logits, x, library = self._chunk(first, last), self._chunk_input(first, last), self.method.logits
+        logits, x, library = self._chunk(first, last), self._chunk_input(first, last), self.method.library
         if self.method.widened:
             for start, stop in self._slabs((0, self.layer.classes)):
-                multiply(library, x, self._weight(start, stop).T, logits[:, start:stop])
-        elif library == "torch" and self.bias is not None:
-            multiply_and_add(x, self.layer.weight.T, self.bias, logits)
-            return logits
+                multiply_transposed(library, x, self._weight(start, stop), logits[:, start:stop])
         else:
-            multiply(library, x, self.layer.weight.T, logits)
+            of_torch = self.bias if library == "torch" else None
+            multiply_transposed(library, x, self.layer.weight, logits, of_torch)
+            if of_torch is not None:
+                return logits
         if self.bias is not None:
             self._run(kernels.add_bias, (logits.reshape(-1), self.bias), last - first)
         return logits
@@ -239,7 +234,7 @@ class CpuSteps:
 def pair_steps(pair: Pair, wanted: Wanted, library: Library, threads: int) -> PairSteps:
     """The steps of two layers, in one workspace."""
     asked = ((pair.student, wanted), (pair.teacher, NOTHING))
-    first, second = (sizes_of(layer, Method.of(layer, library, threads), these) for layer, these in asked)
+    first, second = (sizes_of(layer, Method.of(layer, library), these) for layer, these in asked)
     plans = make_shared_plans(pair.student.call, (first, second), pair.student.workspace)
     made = (CpuSteps(*of, library, threads, plan) for of, plan in zip(asked, plans, strict=True))
     return PairSteps(*made)

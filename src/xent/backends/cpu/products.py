@@ -1,10 +1,11 @@
 """Matrix products on the CPU, by one rule: `xent.torch` multiplies with torch, `xent.numpy` with NumPy.
 
-There is one exception: on AMD's processors, for which torch's MKL has no kernels of their own, `xent.torch` makes the
-logits with NumPy's OpenBLAS, if it may use all processors (NumPy has no call for the number of threads).
+So results depend neither on a measurement nor on what else a process has imported. Both at once would be slow: after a
+product of NumPy's the threads of its OpenBLAS wait in a loop for the next one, on the processors that torch's need.
 
-So results depend neither on a measurement nor on what else a process has imported. docs/performance.md has what the
-rule costs.
+On AMD's processors, for which torch's MKL has no kernels of their own, it multiplies by the transpose of a large matrix
+at two thirds of its speed, and of a small one at all of it: there logits are made for a few classes at a time.
+docs/performance.md has what that gives.
 
 16-bit products are torch's, on processors with instructions for them. Otherwise 16-bit numbers are widened to float32,
 a few classes at a time (linear_steps.py).
@@ -22,12 +23,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xent.backends.cpu._numba import has_any_instruction_set
-from xent.backends.cpu.threads import available_processors
 
 Array = NDArray[Any]
 Library = Literal["numpy", "torch"]
 
 BFLOAT16 = np.dtype(np.uint16)
+FEW_CLASSES = 512
+"""Whose logits are made at once on AMD's processors."""
 
 
 def multiply(library: Library, a: Array, b: Array, out: Array, *, add: bool = False) -> None:
@@ -66,11 +68,6 @@ def multiplies_bfloat16(library: Library) -> bool:
     return library == "torch" and _has_bfloat16_instructions()
 
 
-def library_of_logits(library: Library, threads: int) -> Library:
-    """Return the library that multiplies input @ weight.T."""
-    return "numpy" if threads >= available_processors() and _is_amd() else library
-
-
 @cache
 def _is_amd() -> bool:
     return has_any_instruction_set("sse4a")  # only AMD's processors have it
@@ -81,11 +78,21 @@ def _has_bfloat16_instructions() -> bool:
     return has_any_instruction_set("avx512bf16", "amx-bf16", "bf16")
 
 
-def multiply_and_add(a: Array, b: Array, bias: Array, out: Array) -> None:
-    """Write a @ b + bias to out, by torch: in 16 bits it is rounded once."""
-    torch = sys.modules["torch"]
+def multiply_transposed(library: Library, a: Array, b: Array, out: Array, bias: Array | None = None) -> None:
+    """Write a @ b.T to out; of torch with a bias added, so that 16-bit numbers are rounded once."""
+    if library == "numpy":
+        multiply(library, a, b.T, out)
+        return
+    torch, classes = sys.modules["torch"], len(b)
+    step = FEW_CLASSES if a.dtype.itemsize > 2 and _is_amd() else max(classes, 1)
     with _plainly(torch):
-        torch.addmm(_tensor(bias), _tensor(a), _tensor(b), out=_tensor(out))
+        x, w, z = _tensor(a), _tensor(b), _tensor(out)
+        for start in range(0, classes, step):
+            part = slice(start, min(start + step, classes))
+            if bias is None:
+                torch.mm(x, w[part].t(), out=z[:, part])
+            else:
+                torch.addmm(_tensor(bias[part]), x, w[part].t(), out=z[:, part])
 
 
 class _Writable:

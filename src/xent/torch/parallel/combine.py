@@ -79,7 +79,7 @@ def sizes_of(layer: Layer, wanted: Wanted) -> list[int]:
         return list(astuple(tensor_sizes_of(layer)))
     arrays = layer_arrays(layer)
     wanted = wanted._replace(bias=wanted.bias and layer.bias is not None)
-    return list(astuple(cpu_sizes_of(arrays, Method.of(arrays, library_of_torch(), torch.get_num_threads()), wanted)))
+    return list(astuple(cpu_sizes_of(arrays, Method.of(arrays, library_of_torch()), wanted)))
 
 
 def common_plan(call: str, sizes: Sequence[Sequence[int]], classes: int, workspace: int) -> Plan:
