@@ -49,7 +49,7 @@ MENDED: dict[str, str] = {
     "*.cross_entropy/float64/*soft*/gradient": "the masses of class probabilities are added up in groups of classes",
     "*linear_cross_entropy/*soft*": "both of these, in the linear loss",
     "torch.linear_cross_entropy/*/*everything*/none/loss": "the first of these, in the linear loss",
-    "torch.linear_*/float32/*": "torch makes the logits on AMD's processors too, some classes at a time; NumPy made them",
+    "torch.linear_*/float32/*": "on AMD's processors torch makes the logits, some classes at a time; NumPy made them",
     "torch.linear_*/float64/*": "the same",
     "torch.linear_*/float16/*": "the same",
     "torch.cross_entropy/*/target": "made from the log-sum-exp that the forward has saved",
