@@ -169,6 +169,24 @@ def beside_torch_svg(record: Mapping[str, Any]) -> str:
     return _drawn(record, alt.hconcat(*panels))
 
 
+def options_svg(record: Mapping[str, Any]) -> str:
+    """Bars of time: what a sparse target and options of a linear loss take, beside labels alone."""
+    alt, _ = _libraries()
+    (case,) = record["cases"]
+    values = [
+        {"work": work, "seconds": spread["median"], "text": number(spread["median"]), "is_plain": work == "labels"}
+        for work, spread in case["seconds"].items()
+    ]
+    base = alt.Chart(alt.InlineData(values=values)).encode(
+        x=alt.X("seconds:Q", title="seconds, forward + backward", axis=alt.Axis(tickCount=5)),
+        y=alt.Y("work:N", sort=list(case["seconds"]), title=None, axis=alt.Axis(labelLimit=240)),
+    )
+    color = alt.condition("datum.is_plain", alt.value(COLORS[REUSED]), alt.value(COLORS[OURS]))
+    texts = base.mark_text(align="left", dx=3, fontSize=10, color="#555555").encode(text="text:N")
+    bars = base.mark_bar().encode(color=color)
+    return _drawn(record, alt.layer(bars, texts).properties(width=340, height=alt.Step(26)))
+
+
 def _beside(case: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Milliseconds and megabytes of a case, by work and implementation."""
     if "contestants" in case:
