@@ -18,6 +18,7 @@ def record():
 def test_a_record_has_all_cases_and_survives_json(record):
     assert [(c["kind"], c["rows"], c["classes"]) for c in record["cases"]] == [
         ("parquet", 4000, 10),
+        ("csv", 1000, 10),
         ("arrays", 1000, 10),
         ("arrays", 10, 10_000),
     ]
