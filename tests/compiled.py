@@ -59,6 +59,7 @@ def main(backend: str, architecture: str, warp: str) -> None:
     for name, kernel in zip((*NAMES, "divergence"), (*own, divergence_kernel.divergence), strict=True):
         kernel.run = compiling(kernel.run, found.setdefault(name, []))
     binary_kernels.visit.run = compiling(binary_kernels.visit.run, found.setdefault("binary", []))
+    binary_kernels.count.run = compiling(binary_kernels.count.run, found.setdefault("count", []))
     for name in ("columns", "gradient"):
         kernel = getattr(contrast_kernel, name)
         kernel.run = compiling(kernel.run, found.setdefault(name, []))
@@ -94,6 +95,8 @@ def compile_binary(dtype: torch.dtype) -> None:
     """The usual loss with its gradient; losses without one, of integers; a focal loss; gradients of elements."""
     x, labels = torch.zeros(8, 32000, dtype=dtype), torch.zeros(8, 32000, dtype=torch.uint8)
     binary, scale, weight = GpuBinary(), torch.ones(8, 32000), torch.ones(32000)
+    binary.count(Elements(x, x, Objective()))
+    binary.count(Elements(x, labels, Objective()))
     everything = Objective(label_smoothing=0.1, softcap=30.0, logit_scale=0.5, ignore_index=3)
     binary.visit(Elements(x, x, Objective()), 1.0, finished=torch.ones(()))
     binary.visit(Elements(x, labels, everything, weight, weight, torch.ones(8, 1)), losses=True)

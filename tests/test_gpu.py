@@ -65,16 +65,19 @@ def test_the_shared_tests_pass(file, at_least):
 
 
 @pytest.mark.timeout(900)
-def test_what_only_the_gpu_has_passes():
-    files = (
-        "interpreted",
-        "interpreted_linear",
-        "interpreted_divergence",
-        "interpreted_binary",
-        "interpreted_contrast",
-    )
+@pytest.mark.parametrize(
+    ("files", "at_least"),
+    [
+        (("interpreted", "interpreted_linear"), 80),
+        pytest.param(
+            ("interpreted_divergence", "interpreted_binary", "interpreted_contrast"), 90, marks=pytest.mark.slow
+        ),
+    ],
+    ids=["cross-entropy", "other-losses"],
+)
+def test_what_only_the_gpu_has_passes(files, at_least):
     passed = pytest_in_the_interpreter(*(f"tests/{file}.py" for file in files))
-    assert int(passed.split(" passed")[0].split()[-1]) >= 200, passed
+    assert int(passed.split(" passed")[0].split()[-1]) >= at_least, passed
 
 
 @pytest.mark.timeout(900)
@@ -102,6 +105,7 @@ def test_every_kernel_compiles(target):
         "scale": 1,
         "statistics_gradient": 2,
         "binary": 6,
+        "count": 4,
         "columns": 2,
         "gradient": 2,
         "divergence": 3,

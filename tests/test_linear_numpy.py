@@ -143,7 +143,7 @@ def test_the_workspace_changes_nothing_but_rounding(rows, features, classes, sha
             .astype(np.float64 if dtype == "float64" else np.float32)
         )
     layer = layer_of(x, w, b, y)
-    sizes = sizes_of(layer, Method.of(layer, "numpy", 2), Wanted())
+    sizes = sizes_of(layer, Method.of(layer, "numpy"), Wanted())
     least = least_workspace(sizes)
     most = least + rows * sizes.row_bytes + classes * (sizes.sum_bytes + sizes.slab_bytes)
     losses, plan, found = solved(layer_of(x, w, b, y, int(least + share * (most - least))), "numpy")

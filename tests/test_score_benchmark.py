@@ -27,6 +27,7 @@ def test_a_record_has_all_cases_and_survives_json(record):
     assert json.loads(json.dumps(record, allow_nan=False)) == record
 
 
+@pytest.mark.slow
 def test_tables_are_made_of_every_figure(record):
     text = record_tables.scoring(record)
     for case in record["cases"]:

@@ -150,7 +150,7 @@ def test_dask_scores_as_arrays(partitions, expected):
     assert {r.row for r in without_ids.surprising[:9]} == {places[r.id] for r in expected.surprising[:9]}
 
 
-@pytest.mark.parametrize("partitions", [1, 7])
+@pytest.mark.parametrize("partitions", [pytest.param(1, marks=pytest.mark.slow), 7])
 def test_spark_scores_as_arrays(in_spark, partitions, expected):
     same(xent.score(in_spark(PLAIN, partitions), **ROLES), expected)
 
@@ -170,6 +170,7 @@ def test_spark_and_dask_name_rows_that_cannot_be_scored(in_spark):
             xent.score(frame, **ROLES)
 
 
+@pytest.mark.slow
 def test_spark_columns_of_vectors_maps_and_structures_and_with_dots(spark):
     from pyspark.ml.linalg import Vectors
     from pyspark.sql import functions

@@ -15,7 +15,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 @pytest.mark.parametrize(
     ("name", "library"),
     [
-        ("huggingface_trainer", "transformers"),
+        pytest.param("huggingface_trainer", "transformers", marks=pytest.mark.slow),
         pytest.param("lightning_training", "lightning", marks=pytest.mark.slow),
     ],
 )

@@ -133,9 +133,11 @@ def ignored_of(target, at, inside, numbers, FLOATING: tl.constexpr):
     if FLOATING:
         t = tl.load(target + at, mask=inside, other=0.0)
         t = t if t.dtype == tl.float64 else t.to(tl.float32)
-        return t, t == number_of(numbers, 5).to(t.dtype)
-    t = tl.load(target + at, mask=inside, other=0).to(tl.int64)
-    return t, t == tl.load(numbers + 6)
+        ignored = t == number_of(numbers, 5).to(t.dtype)
+    else:
+        t = tl.load(target + at, mask=inside, other=0).to(tl.int64)
+        ignored = t == tl.load(numbers + 6)
+    return t, ignored
 
 
 @triton.jit
