@@ -173,6 +173,11 @@ def rounded(numbers: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
     return np.where(np.isnan(numbers), np.uint16(0x7FC0), upper)
 
 
+def widened(numbers: np.ndarray) -> np.ndarray:
+    """The bits of bfloat16 (uint16) as float32, the inverse of `rounded`; other numbers as they are."""
+    return (numbers.astype(np.uint32) << 16).view(np.float32) if numbers.dtype == np.uint16 else numbers
+
+
 def conversion(dtype: Any) -> str:
     """Return the remedy for an array whose dtype is none of the real numbers that a call takes."""
     name = str(dtype)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xent import reference
-from xent.arrays import rounded
+from xent.arrays import rounded, widened
 from xent.backends.protocol import Statistics
 from xent.divergence import Divergence
 from xent.linear.contrast import Contrast
@@ -198,15 +198,19 @@ class DefinitionsLinearDivergence:
         """Return the losses of the rows."""
         rows = DefinitionsDivergence()
         losses = rows.forward(_logits(pair.student), _logits(pair.teacher), pair.labels, options)
-        return losses.astype(np.float64 if pair.student.input.dtype == np.float64 else np.float32), None
+        return losses.astype(_loss_dtype(pair)), None
 
     def forward_backward(
         self, pair: Pair, row_scale: Any, options: Divergence, wanted: Wanted
     ) -> tuple[Array, None, Gradients]:
         """Return the losses, and the wanted gradients of sum(row_scale * loss) by the student's layer."""
         arrays = (_logits(pair.student), _logits(pair.teacher), pair.labels)
-        dlogits = DefinitionsDivergence().forward_backward(*arrays, row_scale, options)[1]
-        return self.forward(pair, options)[0], None, _of_layer(pair.student, dlogits, wanted)
+        losses, dlogits = DefinitionsDivergence().forward_backward(*arrays, row_scale, options)
+        return losses.astype(_loss_dtype(pair)), None, _of_layer(pair.student, dlogits, wanted)
+
+
+def _loss_dtype(pair: Pair) -> Any:
+    return np.float64 if pair.student.input.dtype == np.float64 else np.float32
 
 
 def _of_layer(layer: Layer, dlogits: Array, wanted: Wanted) -> Gradients:
@@ -231,8 +235,7 @@ def dtype_of(logits: Array) -> Any:
 
 def _rows(logits: Array) -> Array:
     """Logits (rows, classes) or (outer, classes, inner), also the bits of bfloat16, as float64 (rows, classes)."""
-    if logits.dtype == np.uint16:
-        logits = (logits.astype(np.uint32) << 16).view(np.float32)
+    logits = widened(logits)
     rows = logits if logits.ndim == 2 else np.moveaxis(logits, 1, 2).reshape(-1, logits.shape[1])
     return rows.astype(np.float64)
 

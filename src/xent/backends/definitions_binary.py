@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xent import reference
+from xent.arrays import widened
 from xent.backends.binary_protocol import Elements, Visited
 from xent.backends.definitions import dtype_of, like_logits
 
@@ -62,6 +63,4 @@ class DefinitionsBinary:
 
 def _wide(array: Array) -> Array:
     """An array, also of the bits of bfloat16, in float64."""
-    if array.dtype == np.uint16:
-        array = (array.astype(np.uint32) << 16).view(np.float32)
-    return array.astype(np.float64)
+    return widened(array).astype(np.float64)

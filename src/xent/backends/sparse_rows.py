@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from xent.arrays import Array, rounded
+from xent.arrays import Array, rounded, widened
 from xent.objective import Objective
 from xent.sparse import dense, namespace, unpacked
 
@@ -199,9 +199,7 @@ def _picked(logits: Array, ids: Array) -> Array:
     if not isinstance(logits, np.ndarray):
         found = logits.gather(1, ids)
         return found if found.dtype.itemsize > 2 else found.float()
-    picked = np.take_along_axis(logits, ids, axis=1)
-    if picked.dtype == np.uint16:  # bfloat16
-        return (picked.astype(np.uint32) << 16).view(np.float32)
+    picked = widened(np.take_along_axis(logits, ids, axis=1))
     return picked if picked.dtype.itemsize > 2 else picked.astype(np.float32)
 
 
