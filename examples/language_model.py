@@ -37,16 +37,12 @@ def tokens() -> list[int]:
     return [known.get(word, 0) for word in words]
 
 
-def train(name: str, steps: int) -> dict[str, Any]:
-    """Train with one of the losses; return its curve, the seconds of each step, and the memory during one step."""
+def language_model() -> Any:
+    """Embedding, two transformer layers that look back only, and the embedding again (`words`), untrained."""
     import torch
     from torch import nn
 
-    from xent.torch import linear_cross_entropy
-
     class Model(nn.Module):
-        """Embedding, two transformer layers that look back only, and the embedding again."""
-
         def __init__(self) -> None:
             super().__init__()
             self.words, self.places = nn.Embedding(VOCABULARY, WIDTH), nn.Embedding(CONTEXT, WIDTH)
@@ -59,6 +55,16 @@ def train(name: str, steps: int) -> dict[str, Any]:
             hidden = self.words(words) + self.places.weight
             return self.layers(hidden, mask=self.mask, is_causal=True)
 
+    return Model()
+
+
+def train(name: str, steps: int) -> dict[str, Any]:
+    """Train with one of the losses; return its curve, the seconds of each step, and the memory during one step."""
+    import torch
+    from torch import nn
+
+    from xent.torch import linear_cross_entropy
+
     def plain(hidden: torch.Tensor, weight: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return nn.functional.cross_entropy(nn.functional.linear(hidden, weight).flatten(0, 1), target.flatten())
 
@@ -66,7 +72,7 @@ def train(name: str, steps: int) -> dict[str, Any]:
         return linear_cross_entropy(hidden, weight, target, workspace="32MB")
 
     torch.manual_seed(0)
-    loss_of, text, model = {PLAIN: plain, OURS: ours}[name], torch.tensor(tokens()), Model()
+    loss_of, text, model = {PLAIN: plain, OURS: ours}[name], torch.tensor(tokens()), language_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     places = torch.randint(len(text) - CONTEXT - 1, (steps + 2, BATCH))
 

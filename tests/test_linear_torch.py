@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import xent
 from xent.backends.cpu.linear_steps import CpuSteps
 from xent.linear.backend import Losses
+from xent.linear.sampling import Sampling
 from xent.torch import (
     LinearCrossEntropyLoss,
     cross_entropy,
@@ -442,5 +443,7 @@ def test_operators_pass_torchs_own_checks():
     x, w, b = tensors()
     y, objective = target_of("labels"), xent.Objective(label_smoothing=0.1)
     tail = (objective.to_text(), 4096, torch.float64)
-    torch.library.opcheck(torch.ops.xent.linear_cross_entropy, (x, w, b, y, None, *tail, [True, True, True]))
+    for sampling in ((), (torch.tensor(3), Sampling(2.0**-4, None).to_text())):
+        arguments = (x, w, b, y, None, *tail, [True, True, True], *sampling)
+        torch.library.opcheck(torch.ops.xent.linear_cross_entropy, arguments)
     torch.library.opcheck(torch.ops.xent.linear_statistics, (x, w, b, y, *tail))

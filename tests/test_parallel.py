@@ -25,6 +25,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from xent import reference
 from xent.errors import ArgumentError, DTypeError, LabelError, ObjectiveError, RankError, ShapeError, XentError
+from xent.numpy import linear_cross_entropy_value_and_grad
 from xent.objective import Objective
 from xent.reference.cross_entropy import ignored, softcapped_logits, softcapped_logits_derivative, target_weights
 from xent.torch import parallel
@@ -591,6 +592,25 @@ def test_ranks_that_differ_are_named_on_all(pool, given):
         if changed.get(name) is not None and changed[name].dtype == np.int64 and "linear_weight" in given.arrays:
             continue
         failures(pool.run(ranks.evaluate, 4, given, {1: changed}), kind, *words)
+
+
+@pytest.mark.parametrize("size", CUTS)
+def test_a_sampled_gradient_does_not_depend_on_the_shards(pool, size):
+    """With one seed all ranks keep the entries that one process keeps."""
+    of = problem("ignore")
+    options = {"gradient": "sampled", "seed": 3, "threshold": 2.0**-10}
+    found = pool.run(ranks.evaluate, size, given_layer(of, size, **options))
+    arrays = [array.astype(np.float32) for array in (of.hidden, of.head, of.bias)]
+    loss, wanted = linear_cross_entropy_value_and_grad(
+        *arrays[:2], of.target, linear_bias=arrays[2], **options, **of.options
+    )
+    assert same_on_all([part["value"][0] for part in found]) == pytest.approx(loss, rel=1e-6)
+    dweight = joined(found, "linear_weight", 0)
+    apart = np.abs(dweight - wanted.linear_weight).max(1) > 1e-5 * np.abs(wanted.linear_weight).max()
+    # The log-sum-exps differ by their rounding: of 300,000 entries one may come to lie on the other side of its draw.
+    assert apart.sum() <= 3
+    assert ((dweight == 0).all(1) == (wanted.linear_weight == 0).all(1)).mean() > 0.9999
+    assert (dweight == 0).all(1).mean() > 0.1
 
 
 CALLS = ["cross_entropy", "linear_cross_entropy", "statistics", "linear_statistics"]

@@ -13,6 +13,7 @@ from typing import Any
 from xent.linear.contrast import Contrast, Side, measure, measure_with_gradients
 from xent.linear.contrast import gradients as gradients_of_contrast
 from xent.linear.driver import NOTHING, Array, Gradients, Layer, Steps, Visit, Wanted, run
+from xent.linear.sampling import scales_of
 from xent.objective import Objective
 
 
@@ -102,7 +103,7 @@ class Losses:
 
     def visit_with_gradient(self, logits: Array, target: Array, rows: slice) -> None:
         """Compute the losses; the logits become their gradient."""
-        scale = self.row_scale[rows] if getattr(self.row_scale, "ndim", 0) else self.row_scale
+        scale = self._scale_of(rows)
         was_visited = bool(self.losses) and rows.stop <= self.visited
         if not self.rows.one_visit and (self.known is not None or was_visited):
             saved = self.known[..., rows] if self.known is not None else self._saved_of(rows)
@@ -111,9 +112,16 @@ class Losses:
         loss, saved, _ = self.rows.forward_backward(logits, target, scale, self.objective, out=logits)
         self._keep(rows, loss, saved)
 
+    def scales(self, target: Array, rows: slice) -> Array:
+        """The scale of the gradient of each row, or of all."""
+        return scales_of(self.objective, self._scale_of(rows), target)
+
     def results(self, steps: Steps) -> tuple[Array, Array]:
         """Return losses and saved numbers of all rows."""
         return steps.joined(self.losses), steps.joined(self.saved)
+
+    def _scale_of(self, rows: slice) -> Any:
+        return self.row_scale[rows] if getattr(self.row_scale, "ndim", 0) else self.row_scale
 
     def _keep(self, rows: slice, loss: Array, saved: Array) -> None:
         if rows.stop > self.visited or not self.losses:

@@ -102,7 +102,7 @@ class PairSteps:
     """The steps of a student's layer, with the teacher's logits as the target (`xent.linear.driver.Steps`)."""
 
     def __init__(self, student: Steps, teacher: Steps) -> None:
-        self.student, self.teacher, self.plan = student, teacher, student.plan
+        self.student, self.teacher, self.plan, self.layer = student, teacher, student.plan, student.layer
         self.make_logits, self.target = student.make_logits, teacher.make_logits
         self.input_gradient, self.bias_gradient = student.input_gradient, student.bias_gradient
         self.weight_gradient, self.finish_weight = student.weight_gradient, student.finish_weight

@@ -7,6 +7,9 @@
         dweight += dlogits.T @ input             unless the weight is frozen
         dbias   += sum of dlogits over the rows  unless the bias is frozen
 
+Of a layer with `sampling` the gradient of the logits is then rounded at random (sampling.py), and the products of what
+is left come after those that are to be exact.
+
 That is three matrix products and one visit to the logits, whatever the number of chunks; a frozen argument is one
 product less. A device supplies the products (`Steps`); what happens to the logits of a chunk is a `Visit`.
 
@@ -17,9 +20,10 @@ again, a fourth product of three.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 from xent.linear.plan import Plan
+from xent.linear.sampling import Sampling
 
 Array = Any
 """A NumPy array or a torch tensor."""
@@ -50,6 +54,7 @@ class Layer:
 
     The target holds labels (rows,) or class probabilities (rows, classes) of any floating dtype. `weight_gradient` is
     the dtype in which the gradient of the weight is wanted; `call` is named in the error about a small workspace.
+    `sampling`: whether, and how, gradients of the logits are rounded at random before they are multiplied.
     """
 
     call: str
@@ -59,6 +64,7 @@ class Layer:
     target: Array
     weight_gradient: Any
     workspace: int
+    sampling: Sampling | None = None
 
     @property
     def rows(self) -> int:
@@ -82,6 +88,7 @@ class Steps(Protocol):
     """The products of a chunk of rows, from `first` to `last`. Each step may rely on those before it."""
 
     plan: Plan
+    layer: Layer
 
     def make_logits(self, first: int, last: int) -> Array:
         """Put the logits of these rows into the workspace and return them."""
@@ -108,6 +115,13 @@ class Steps(Protocol):
         """Return arrays (..., rows of a chunk) joined along their last axis."""
 
 
+class RoundingSteps(Steps, Protocol):
+    """The steps of a layer with `sampling`."""
+
+    def round_at_random(self, first: int, last: int, scales: Array) -> None:
+        """Round the gradient of these rows of logits, whose scales these are."""
+
+
 class Visit(Protocol):
     """What is computed from the logits of a chunk."""
 
@@ -118,6 +132,13 @@ class Visit(Protocol):
         """The same, and replace the logits by their gradient."""
 
 
+class ScaledVisit(Visit, Protocol):
+    """What is computed from the logits of a layer with `sampling`."""
+
+    def scales(self, target: Array, rows: slice) -> Array:
+        """The scale of the gradient of each row, or of all."""
+
+
 def run(steps: Steps, visit: Visit, wanted: Wanted) -> None:
     """Visit the logits of all rows, and make the gradients that are wanted."""
     plan = steps.plan
@@ -125,15 +146,30 @@ def run(steps: Steps, visit: Visit, wanted: Wanted) -> None:
         for chunk in plan.chunks:
             visit.visit(steps.make_logits(*chunk), steps.target(*chunk), slice(*chunk))
         return
+    sampling = steps.layer.sampling
     for part in plan.parts if wanted.weight else plan.parts[:1]:
-        is_first = part == plan.parts[0]
+        asked = wanted if part == plan.parts[0] else Wanted(input=False, weight=True, bias=False)
+        sampled = NOTHING
+        if sampling is not None:
+            sampled = Wanted(asked.input and sampling.input, asked.weight and sampling.weight, bias=False)
         for chunk in plan.chunks:
-            visit.visit_with_gradient(steps.make_logits(*chunk), steps.target(*chunk), slice(*chunk))
-            if wanted.input and is_first:
-                steps.input_gradient(*chunk)
-            if wanted.bias and is_first:
-                steps.bias_gradient(*chunk)
-            if wanted.weight:
-                steps.weight_gradient(*chunk, part)
+            rows = slice(*chunk)
+            logits, target = steps.make_logits(*chunk), steps.target(*chunk)
+            visit.visit_with_gradient(logits, target, rows)
+            _multiply(steps, chunk, part, Wanted(*(a and not s for a, s in zip(asked, sampled, strict=True))))
+            if any(sampled):
+                scales = cast(ScaledVisit, visit).scales(target, rows)
+                cast(RoundingSteps, steps).round_at_random(*chunk, scales)
+                _multiply(steps, chunk, part, sampled)
         if wanted.weight:
             steps.finish_weight(part)
+
+
+def _multiply(steps: Steps, chunk: tuple[int, int], part: tuple[int, int], wanted: Wanted) -> None:
+    """Make these gradients of what is now the gradient of the logits."""
+    if wanted.input:
+        steps.input_gradient(*chunk)
+    if wanted.bias:
+        steps.bias_gradient(*chunk)
+    if wanted.weight:
+        steps.weight_gradient(*chunk, part)

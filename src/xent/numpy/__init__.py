@@ -14,6 +14,7 @@ do sparse matrices and masked arrays with masked entries, whose mask has no one 
 """
 
 from xent.backends.protocol import Statistics
+from xent.linear.sampling import GradientReport
 from xent.numpy.binary import (
     binary_cross_entropy_with_logits,
     binary_cross_entropy_with_logits_value_and_grad,
@@ -42,6 +43,7 @@ from xent.reference import Gradients
 from xent.sparse import SparseTarget
 
 __all__ = [
+    "GradientReport",
     "Gradients",
     "PairGradients",
     "SparseTarget",

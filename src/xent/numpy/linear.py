@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from xent.backends.cpu.products import side_by_side
+from xent.backends.definitions import NOTHING_IS_COMPILED
 from xent.backends.protocol import Statistics
 from xent.checks import Layout, as_numpy, as_rows, check_linear_shapes, checked_layout, require_labels
 from xent.linear.driver import Gradients as LayerGradients
 from xent.linear.driver import Layer, Wanted
 from xent.linear.plan import DEFAULT_WORKSPACE, parse_bytes
+from xent.linear.sampling import SEEDS, GradientOption, GradientReport, Sampling, refuse_sampling, sampling_of
 from xent.numpy.rows import LINEAR_CPU, Array, Rows, as_bits, as_target, checked, sparse_target
 from xent.objective import Objective, Options
 from xent.reference import Gradients
@@ -85,9 +87,24 @@ def linear_cross_entropy_value_and_grad(
     linear_bias: ArrayLike | None = None,
     sample_weight: ArrayLike | None = None,
     workspace: int | str = DEFAULT_WORKSPACE,
+    gradient: GradientOption = "exact",
+    threshold: float | None = None,
+    seed: int | None = None,
+    report: GradientReport | None = None,
     **options: Unpack[Options],
 ) -> tuple[Array, Gradients]:
     """`linear_cross_entropy`, and its gradients with respect to input, weight and bias.
+
+    Parameters
+    ----------
+    gradient : "exact"; or "sampled", which rounds small entries of the logits' gradient at random, so that few are left
+        and both products with them are fast. Its expectation is the exact gradient; the loss, the entries of labels and
+        the gradient of the bias are exact. "sampled input" and "sampled weight" round for one of the two.
+    threshold : an entry below threshold * (scale of its row) is rounded. None is 2**-12.
+    seed : integer, such as the number of the step. None draws one from NumPy's global generator (`numpy.random.seed`).
+    report : a `GradientReport` to fill in: what is left of each row, and the variance that the rounding adds.
+
+    The others are those of `linear_cross_entropy`.
 
     Returns
     -------
@@ -102,8 +119,9 @@ def linear_cross_entropy_value_and_grad(
            [ 0.5,  0. ]])
     """
     call = "linear_cross_entropy_value_and_grad"
+    sampling = _sampling(call, gradient, threshold, seed, report)
     rows = _linear_rows(call, input, linear_weight, linear_bias, target, workspace, options, sample_weight)
-    layer = rows.layer(call)
+    layer = replace(rows.layer(call), sampling=sampling)
     if rows.objective.focal_gamma:
         losses, saved = LINEAR_CPU.forward(layer, rows.of_rows)
         gradients = LINEAR_CPU.backward(layer, saved, rows.gradient_scale(losses), rows.of_rows, Wanted())
@@ -159,6 +177,17 @@ def linear_statistics(
     statistics = LINEAR_CPU.statistics(rows.layer(call), rows.objective)
     statistics = statistics._replace(lse=statistics.lse.astype(statistics.entropy.dtype))
     return Statistics(*(array.reshape(rows.layout.loss_shape) for array in statistics))
+
+
+def _sampling(
+    call: str, gradient: GradientOption, threshold: float | None, seed: int | None, report: GradientReport | None
+) -> Sampling | None:
+    found = sampling_of(call, gradient, threshold, seed, report)
+    if found is None:
+        return None
+    if NOTHING_IS_COMPILED:
+        refuse_sampling(call, found, "where nothing is compiled (NUMBA_DISABLE_JIT)")
+    return replace(found, seed=np.random.randint(SEEDS - 1)) if seed is None else found  # noqa: NPY002
 
 
 @dataclass(frozen=True)

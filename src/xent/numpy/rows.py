@@ -12,7 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 from xent.arrays import is_numpy_bfloat16
 from xent.backends.cpu.backend import CpuBackend
 from xent.backends.cpu.divergence_kernel import CpuDivergence
-from xent.backends.cpu.linear_steps import CpuSteps, pair_steps
+from xent.backends.cpu.linear_steps import pair_steps
+from xent.backends.cpu.sampled_steps import make_steps
 from xent.backends.cpu.threads import get_num_threads
 from xent.backends.cpu.tile import computing_dtype
 from xent.backends.definitions import (
@@ -41,7 +42,7 @@ Array = NDArray[Any]
 
 CPU: Any = CpuBackend()
 DIVERGENCE_CPU: Any = CpuDivergence()
-LINEAR_CPU: Any = LinearBackend(CPU, lambda layer, wanted: CpuSteps(layer, wanted, "numpy", get_num_threads()))
+LINEAR_CPU: Any = LinearBackend(CPU, lambda layer, wanted: make_steps(layer, wanted, "numpy", get_num_threads()))
 LINEAR_DIVERGENCE_CPU: Any = LinearDivergence(
     DIVERGENCE_CPU, lambda pair, wanted: pair_steps(pair, wanted, "numpy", get_num_threads())
 )

@@ -19,6 +19,7 @@ from xent.errors import missing_package
 
 try:
     from xent.backends.protocol import Statistics
+    from xent.linear.sampling import GradientReport
     from xent.sparse import SparseTarget
     from xent.torch.binary import binary_cross_entropy_with_logits
     from xent.torch.contrastive import contrastive_loss
@@ -41,6 +42,7 @@ __all__ = [
     "BCEWithLogitsLoss",
     "ContrastiveLoss",
     "CrossEntropyLoss",
+    "GradientReport",
     "JSDivergenceLoss",
     "KLDivergenceLoss",
     "LinearCrossEntropyLoss",

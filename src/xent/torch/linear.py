@@ -17,6 +17,7 @@ from xent.backends.protocol import Statistics
 from xent.checks import Layout, check_linear_shapes, check_options_of_labels, checked_layout, require_labels
 from xent.errors import DTypeError, ShapeError, message
 from xent.linear.plan import DEFAULT_WORKSPACE, parse_bytes
+from xent.linear.sampling import GradientOption, GradientReport, refuse_sampling
 from xent.objective import Objective
 from xent.sparse import SparseTarget
 from xent.torch import linear_autograd, linear_formula, linear_operators
@@ -37,6 +38,7 @@ from xent.torch.rows import (
     sample_weights,
     sparse_as_rows,
 )
+from xent.torch.sampled import sampling
 from xent.torch.sharding import is_distributed
 
 
@@ -59,6 +61,10 @@ def linear_cross_entropy(
     sample_weight: Tensor | None = None,
     workspace: int | str = DEFAULT_WORKSPACE,
     check: bool = False,
+    gradient: GradientOption = "exact",
+    threshold: float | None = None,
+    seed: int | Tensor | None = None,
+    report: GradientReport | None = None,
     **unknown: Never,
 ) -> Tensor:
     """Cross-entropy of a linear layer without its logits: a drop-in for `torch.nn.functional.linear_cross_entropy`.
@@ -87,6 +93,12 @@ def linear_cross_entropy(
     workspace : bytes, or text such as "128MB": how much memory the call may use beside arguments and gradients. More
         is a little faster, until all rows fit. "auto" is 128 MB, and on a GPU 1 GB.
     check : look at the labels also where that makes the host wait for the device; on the CPU they are always checked.
+    gradient : "exact"; or "sampled", which rounds small entries of the logits' gradient at random, so that few are left
+        and both products with them are fast. Its expectation is the exact gradient; the loss, the entries of labels and
+        the gradient of the bias are exact. "sampled input" and "sampled weight" round for one of the two. On a CPU.
+    threshold : an entry below threshold * (scale of its row) is rounded. None is 2**-12.
+    seed : integer, or a tensor of one. None draws one from torch's generator; a step's number repeats its gradient.
+    report : a `GradientReport` to fill in: what is left of each row, and the variance that the rounding adds.
     **unknown : none; a misspelt option is answered with the names of those that exist.
 
     Returns
@@ -99,7 +111,8 @@ def linear_cross_entropy(
     LabelError
         A label is out of range (on other devices than the CPU, without `check`: the row is NaN).
     ArgumentError
-        The workspace holds not even one row; the message has the least that will do.
+        The workspace holds not even one row; the message has the least that will do. Or gradients cannot be sampled
+        here: on other devices, under torch.func, in K dimensions, or where they are to be differentiated.
     ShapeError, DTypeError, ObjectiveError
 
     Notes
@@ -115,7 +128,11 @@ def linear_cross_entropy(
     gradient of a float32 weight is summed in float32 and never rounded to 16 bits. Results repeat bit for bit. On a
     GPU the float32 sums for a 16-bit weight come beside the workspace. Second derivatives and other devices hold the
     logits. *K dimensions*: one position after another, with the logits made once more in backward, as with
-    `reduction="none"`; the gradient of the weight is copied once.
+    `reduction="none"`; the gradient of the weight is copied once. *Sampled gradients*: an entry g below the limit
+    l = threshold * scale becomes l sign(g) with probability ``|g| / l``, else 0, by a hash of seed, row and class: the
+    result depends on no chunk and no thread. That adds ``|g| (l - |g|)`` to its variance, at most ``threshold`` of what
+    the rows of a batch have themselves (docs/sampled.md). It pays where at most an eighth of the entries is left, as
+    with 32768 classes or more, or once most probabilities are small; elsewhere the products are dense.
 
     Examples
     --------
@@ -135,7 +152,9 @@ def linear_cross_entropy(
     given = (ignored_label(ignore_index), reduction, label_smoothing, z_loss, softcap, logit_scale, denominator)
     objective, learned = objective_of(name, *given, focal_gamma, **unknown)
     input, linear_bias = learned.scaled_layer(input, linear_bias)
+    how_sampled = sampling(name, gradient, threshold, seed, report, input, linear_weight, linear_bias)
     if isinstance(linear_weight, Tensor) and linear_weight.ndim > 2:
+        refuse_sampling(name, how_sampled, "for a weight of K dimensions")
         if isinstance(target, SparseTarget):
             found = "found a SparseTarget for a weight of K dimensions"
             raise ShapeError(message(name, "target", found, "Call it for each position, with a weight (C, features)"))
@@ -145,13 +164,17 @@ def linear_cross_entropy(
     how = layout_of(name, input, linear_weight, linear_bias, target, weight, objective, check=check)
     call, rows = _call(name, objective, how, input, linear_weight, linear_bias, target, weight, workspace, check)
     weights, class_weight = sample_weights(name, sample_weight, weight, rows.target, how, objective)
-    call, rows = call._replace(sample_weight=weights), rows._replace(class_weight=class_weight)
+    call = call._replace(sample_weight=weights, sampling=how_sampled)
+    rows = rows._replace(class_weight=class_weight)
     if call.linear is None:
         losses = linear_formula.losses(rows.to(call.dtype), objective)
         loss = reduced_by_formula(losses, rows.target, class_weight, objective, weights)
     elif is_watched(*rows, weights):
         others = {"linear_weight": linear_weight, "linear_bias": linear_bias, "target": rows.target, "weight": weight}
-        loss = linear_operators.linear_cross_entropy(call, rows, by_rows=is_distributed(name, input=input, **others))
+        by_rows = is_distributed(name, input=input, **others)
+        if by_rows:
+            refuse_sampling(name, how_sampled, "of distributed tensors")
+        loss = linear_operators.linear_cross_entropy(call, rows, by_rows=by_rows)
     else:
         loss = linear_autograd.linear_cross_entropy(call, rows)
     return loss.reshape(how.loss_shape) if objective.reduction == "none" else learned.divided(loss)

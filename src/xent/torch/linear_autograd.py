@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from xent.linear.driver import NOTHING, Wanted
+from xent.linear.sampling import refuse_sampling
 from xent.torch import linear_formula, linear_operators
 from xent.torch.autograd import differentiated, handed_out, is_seen, reduces_by_torch, upstream_of
 from xent.torch.linear_passes import linear_loss, linear_statistics_gradients, made_anew, multiplied
@@ -60,6 +61,7 @@ def _gradients_of_layer(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]
     if gradients is None:
         gradients = [None, None, None]
         if any(wanted) and seen:
+            refuse_sampling(call.name, call.sampling, "where gradients are differentiated, or several at once")
             gradients = linear_operators.linear_cross_entropy_gradients(call, rows, row_scale, wanted)
         elif any(wanted):
             gradients = made_anew(call, rows, saved, ctx.scale, upstream, wanted)

@@ -17,6 +17,7 @@ from xent.backends.choice import choose, choose_linear
 from xent.backends.formula import FORMULA, compute_dtype
 from xent.backends.protocol import Statistics
 from xent.linear.driver import Wanted
+from xent.linear.sampling import Sampling, refuse_sampling
 from xent.objective import Objective
 from xent.torch import linear_formula, linear_passes
 from xent.torch._torch_private import is_transformed
@@ -37,11 +38,12 @@ def linear_cross_entropy(call: Call, rows: LinearRows, *, by_rows: bool) -> Tens
     is_more = call.sample_weight is not None or objective.focal_gamma > 0
     by_rows = by_rows or is_transformed() or weighs or is_more
     if by_rows and (objective.reduction != "none" or is_more):
-        losses: Tensor = LOSS(*rows, objective.of_rows.to_text(), call.workspace, call.dtype, [False] * 3)[0]
+        parts = (objective.of_rows.to_text(), call.workspace, call.dtype, [False] * 3, *_sampling_of(call))
+        losses: Tensor = LOSS(*rows, *parts)[0]
         return reduced_by_formula(losses, rows.target, class_weight, objective, call.sample_weight)
     is_early = objective.reduction != "none" and torch.is_grad_enabled() and call.dtype != torch.float16
     wanted = [is_early and tensor is not None and tensor.requires_grad for tensor in rows[:3]]
-    loss: Tensor = LOSS(*rows, objective.to_text(), call.workspace, call.dtype, wanted)[0]
+    loss: Tensor = LOSS(*rows, objective.to_text(), call.workspace, call.dtype, wanted, *_sampling_of(call))[0]
     return loss
 
 
@@ -52,7 +54,7 @@ def linear_cross_entropy_gradients(
     objective = call.objective.of_rows
     empty = row_scale.new_empty(0)
     arguments = (row_scale, *rows, empty, empty, empty, objective.to_text(), call.workspace, call.dtype)
-    made = LOSS_BACKWARD(*arguments, list(wanted), [False] * 3)
+    made = LOSS_BACKWARD(*arguments, list(wanted), [False] * 3, None, "")
     return [gradient if want else None for gradient, want in zip(made, wanted, strict=True)]
 
 
@@ -73,6 +75,14 @@ def linear_statistics_gradients(
 def _call(name: str, device: torch.device, objective: str, workspace: int, dtype: torch.dtype) -> Call:
     options = Objective.from_text(objective)
     return Call(name, options, choose(device), choose_linear(device), workspace, dtype)
+
+
+def _sampling_of(call: Call) -> tuple[Tensor | None, str]:
+    """How gradients are sampled, as an operator takes it."""
+    if call.sampling is None:
+        return None, ""
+    seed = call.sampling.seed
+    return seed if isinstance(seed, Tensor) else torch.tensor(seed), call.sampling.to_text()
 
 
 def _row_scale(upstream: Tensor, rows: LinearRows, objective: Objective) -> Tensor:
@@ -106,8 +116,10 @@ def fake_gradients(tensors: Sequence[Tensor | None], wanted: Sequence[bool], inp
 def _loss(
     input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, class_weight: Tensor | None,
     objective: str, workspace: int, dtype: torch.dtype, wanted: Sequence[bool],
+    seed: Tensor | None = None, sampling: str = "",
 ) -> Four:  # fmt: skip
     call = _call("linear_cross_entropy", input.device, objective, workspace, dtype)
+    call = call._replace(sampling=Sampling.from_text(sampling, seed))
     rows = LinearRows(input, weight, bias, target, class_weight)
     loss, _, ready, _ = linear_passes.linear_loss(call, rows, Wanted(*wanted))
     return loss, *filled(ready or (None, None, None), input)
@@ -116,6 +128,7 @@ def _loss(
 def _fake_loss(
     input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, class_weight: Tensor | None,
     objective: str, workspace: int, dtype: torch.dtype, wanted: Sequence[bool],
+    seed: Tensor | None = None, sampling: str = "",
 ) -> Four:  # fmt: skip
     shape = input.shape[:1] if Objective.from_text(objective).reduction == "none" else ()
     loss = input.new_empty(shape, dtype=compute_dtype(dtype))
@@ -123,19 +136,20 @@ def _fake_loss(
 
 
 def _save_loss(ctx: Any, inputs: tuple[Any, ...], output: Four) -> None:
-    *tensors, objective, workspace, dtype, wanted = inputs
-    ctx.parts, ctx.made = (objective, workspace, dtype), wanted
-    ctx.save_for_backward(*tensors, *output[1:])
+    *tensors, objective, workspace, dtype, wanted, seed, sampling = inputs
+    ctx.parts, ctx.made, ctx.sampling = (objective, workspace, dtype), wanted, sampling
+    ctx.save_for_backward(*tensors, *output[1:], seed)
     ctx.mark_non_differentiable(*output[1:])
 
 
 def _differentiate_loss(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Any, ...]:
-    *tensors, dinput, dweight, dbias = ctx.saved_tensors
+    *tensors, dinput, dweight, dbias, seed = ctx.saved_tensors
     wanted = [bool(want) for want in ctx.needs_input_grad[:3]]
     gradients: list[Tensor | None] = [None, None, None]
     if any(wanted):
         ready = (dinput, dweight, dbias)
-        made = LOSS_BACKWARD(upstream, *tensors, *ready, *ctx.parts, wanted, list(ctx.made))
+        parts = (*ctx.parts, wanted, list(ctx.made), seed, ctx.sampling)
+        made = LOSS_BACKWARD(upstream, *tensors, *ready, *parts)
         gradients = [gradient if want else None for gradient, want in zip(made, wanted, strict=True)]
     rows, objective = LinearRows(*tensors), Objective.from_text(ctx.parts[0])
     dtarget = dclass = None
@@ -145,15 +159,17 @@ def _differentiate_loss(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Any, ...]:
             dtarget = linear_formula.gradient_of_target(own, row_scale, objective, None)
         if ctx.needs_input_grad[4]:
             dclass = linear_formula.gradient_of_class_weights(own, row_scale, objective)
-    return *gradients, dtarget, dclass, *[None] * 4
+    return *gradients, dtarget, dclass, *[None] * 6
 
 
 def _loss_backward(
     upstream: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, class_weight: Tensor | None,
     dinput: Tensor, dweight: Tensor, dbias: Tensor,
     objective: str, workspace: int, dtype: torch.dtype, wanted: Sequence[bool], made: Sequence[bool],
+    seed: Tensor | None = None, sampling: str = "",
 ) -> Three:  # fmt: skip
     call = _call("linear_cross_entropy", input.device, objective, workspace, dtype)
+    call = call._replace(sampling=Sampling.from_text(sampling, seed))
     rows = LinearRows(input, weight, bias, target, class_weight)
     gradients = linear_passes.finished(call, (dinput, dweight, dbias), upstream, wanted, made)
     if gradients is None:
@@ -166,17 +182,19 @@ def _fake_loss_backward(
     upstream: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, class_weight: Tensor | None,
     dinput: Tensor, dweight: Tensor, dbias: Tensor,
     objective: str, workspace: int, dtype: torch.dtype, wanted: Sequence[bool], made: Sequence[bool],
+    seed: Tensor | None = None, sampling: str = "",
 ) -> Three:  # fmt: skip
     return fake_gradients((input, weight, bias), wanted, input)
 
 
 def _save_loss_backward(ctx: Any, inputs: tuple[Any, ...], output: Three) -> None:
-    upstream, *rows, _, _, _, ctx.objective, _, ctx.dtype, ctx.wanted, _ = inputs
+    upstream, *rows, _, _, _, ctx.objective, _, ctx.dtype, ctx.wanted, _, _, ctx.sampling = inputs
     ctx.save_for_backward(upstream, *rows)
 
 
 def _differentiate_loss_backward(ctx: Any, *above: Tensor) -> tuple[Any, ...]:
     """By the formula, which holds the logits."""
+    refuse_sampling("linear_cross_entropy", ctx.sampling, "where gradients are differentiated")
     upstream, *tensors = ctx.saved_tensors
     rows, objective, wanted = LinearRows(*tensors), Objective.from_text(ctx.objective), ctx.wanted
 
@@ -186,7 +204,7 @@ def _differentiate_loss_backward(ctx: Any, *above: Tensor) -> tuple[Any, ...]:
 
     differentiate = torch.func.vjp(gradients, upstream, *linear_formula.real(rows))[1]
     dupstream, *found = differentiate(tuple(t for t, want in zip(above, wanted, strict=True) if want))
-    return dupstream, *linear_formula.spread(rows, found), *[None] * 8
+    return dupstream, *linear_formula.spread(rows, found), *[None] * 10
 
 
 def flops(products: int, input: Tensor, weight: Tensor) -> int:
@@ -196,7 +214,7 @@ def flops(products: int, input: Tensor, weight: Tensor) -> int:
 
 def _flops_of_backward(*arguments: Any) -> int:
     """None, if the forward has made what is wanted."""
-    wanted, made = arguments[12:]
+    wanted, made = arguments[12:14]
     is_ready = all(was_made or not want for was_made, want in zip(made, wanted, strict=True))
     return flops(0 if is_ready else 1 + sum(wanted[:2]), arguments[1], arguments[2])
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from xent.checks import BINARY_OPTIONS, binary_options, check_weight_shape
 from xent.errors import ArgumentError, DTypeError, XentError, message
 from xent.linear.plan import DEFAULT_WORKSPACE, parse_bytes
+from xent.linear.sampling import GradientOption, sampling_of
 from xent.objective import TEXT, Objective
 from xent.torch.binary import binary_cross_entropy_with_logits
 from xent.torch.functional import cross_entropy
@@ -203,7 +204,8 @@ class LinearCrossEntropyLoss(TorchLinearCrossEntropyLoss):
         Class weights; a buffer, so that it moves with the module and is saved with it.
     reduction, ignore_index, label_smoothing, options : as in torch; see `linear_cross_entropy`.
     z_loss, softcap, logit_scale, denominator, focal_gamma : beyond it; see `xent.Objective`.
-    workspace, check : see `linear_cross_entropy`.
+    workspace, check, gradient, threshold : see `linear_cross_entropy`. A sampled gradient draws its seed from torch's
+        generator.
 
     Each option is an attribute that may be set later. To tie the layer to an embedding:
     ``loss.linear.weight = embedding.weight``. With a torch that has no `nn.LinearCrossEntropyLoss` this is an
@@ -249,6 +251,8 @@ class LinearCrossEntropyLoss(TorchLinearCrossEntropyLoss):
         focal_gamma: float = 0.0,
         workspace: int | str = DEFAULT_WORKSPACE,
         check: bool = False,
+        gradient: GradientOption = "exact",
+        threshold: float | None = None,
         **unknown: Never,
     ) -> None:
         name = "LinearCrossEntropyLoss"
@@ -271,9 +275,12 @@ class LinearCrossEntropyLoss(TorchLinearCrossEntropyLoss):
         self.focal_gamma = focal_gamma
         self.workspace = workspace
         self.check = check
+        self.gradient = gradient
+        self.threshold = threshold
         given: Any = _options(self) | {"ignore_index": ignored_label(ignore_index)} | unknown
         Objective.of(name, given)  # a wrong option is found here, and not in the first step
         parse_bytes(name, workspace)
+        sampling_of(name, gradient, threshold, None, None)
         check_chunking(name, options)
         rows = math.prod(self.out_features, start=num_classes)
         self.linear = nn.Linear(in_features, rows, bias=bias, device=device, dtype=dtype)
@@ -300,6 +307,8 @@ class LinearCrossEntropyLoss(TorchLinearCrossEntropyLoss):
             sample_weight=sample_weight,
             workspace=self.workspace,
             check=self.check,
+            gradient=self.gradient,
+            threshold=self.threshold,
             **_options(self),
         )
 
@@ -308,7 +317,9 @@ class LinearCrossEntropyLoss(TorchLinearCrossEntropyLoss):
         parts = [f"in_features={self.linear.in_features}", f"num_classes={self.num_classes}"]
         parts += [f"out_features={self.out_features}"] if self.out_features else []
         parts += _changed(self)
-        parts += [f"workspace={self.workspace!r}"] if self.workspace != DEFAULT_WORKSPACE else []
+        defaults = {"workspace": DEFAULT_WORKSPACE, "gradient": "exact", "threshold": None}
+        values = {name: getattr(self, name) for name in defaults}
+        parts += [f"{name}={value!r}" for name, value in values.items() if value != defaults[name]]
         return ", ".join(parts)
 
     def __prepare_scriptable__(self) -> NoReturn:

@@ -14,6 +14,7 @@ from xent.checks import Layout, check_labels, check_sample_weight
 from xent.errors import ArgumentError, DTypeError, message
 from xent.linear.divergence import Pair
 from xent.linear.driver import Layer
+from xent.linear.sampling import Sampling
 from xent.objective import Objective
 from xent.sparse import SparseTarget, is_sparse, packed
 from xent.torch._torch_private import (
@@ -213,6 +214,8 @@ class Call(NamedTuple):
     labels_are_checked: bool = False
     sample_weight: Tensor | None = None
     """A factor of the loss of each row, (N,) or (N, S), which needs no gradient here."""
+    sampling: Sampling | None = None
+    """How the gradients of a layer are rounded at random."""
 
     def scaled(self, row_scale: Any) -> Any:
         """`row_scale` times the weights of the rows."""
@@ -236,7 +239,8 @@ class LinearRows(NamedTuple):
     def layer(self, call: Call) -> Layer:
         """The layer that a linear backend takes."""
         own = LinearRows._make(None if tensor is None else tensor.detach() for tensor in self).to(call.dtype)
-        return Layer(call.name, own.input, own.weight, own.bias, own.target, self.weight.dtype, call.workspace)
+        of_layer = (own.input, own.weight, own.bias, own.target, self.weight.dtype)
+        return Layer(call.name, *of_layer, call.workspace, call.sampling)
 
 
 class PairRows(NamedTuple):

@@ -17,6 +17,7 @@ from torch import Tensor
 from xent.backends.cpu.backend import CpuBackend
 from xent.backends.cpu.linear_steps import CpuSteps
 from xent.backends.cpu.products import library_of_torch, side_by_side
+from xent.backends.cpu.sampled_steps import make_steps
 from xent.backends.protocol import Backend, Statistics
 from xent.linear.backend import LinearBackend
 from xent.linear.contrast import Contrast, Side
@@ -194,7 +195,7 @@ class TensorLinearBackend:
 
 def steps(layer: Layer, wanted: Wanted, plan: Plan | None = None) -> CpuSteps:
     """The products of a layer, by torch and with its threads."""
-    return CpuSteps(layer, wanted, library_of_torch(), torch.get_num_threads(), plan)
+    return make_steps(layer, wanted, library_of_torch(), torch.get_num_threads(), plan)
 
 
 CPU_ARRAYS = CpuBackend(threads=torch.get_num_threads)

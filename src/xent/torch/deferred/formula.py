@@ -20,6 +20,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 
 from xent.errors import ArgumentError, message
+from xent.linear.sampling import GradientOption
 from xent.torch._torch_private import has_saved_tensors_hooks, is_transformed, version_of
 
 
@@ -94,6 +95,9 @@ class Formula:
     products: tuple[Product, ...]
     workspace: int | str
     softcap: float | None = None
+    gradient: GradientOption = "exact"
+    """Of a loss, by the layer; and its threshold."""
+    threshold: float | None = None
 
     def of_rows(self, take: Callable[[Tensor], Tensor]) -> Formula:
         """The formula of some of the rows, or of rows in another arrangement."""

@@ -19,6 +19,7 @@ from torch.nn.utils import parametrize
 
 from xent.errors import ArgumentError, message
 from xent.linear.plan import DEFAULT_WORKSPACE, parse_bytes
+from xent.linear.sampling import GradientOption, sampling_of
 from xent.torch._torch_private import PLAIN, is_recorded, is_transformed, outside_of_graphs
 from xent.torch.deferred import rules as rules
 from xent.torch.deferred.tensor import DeferredLogits, defer
@@ -30,7 +31,12 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def defer_logits(
-    model: Model, head: str | nn.Module | None = None, *, workspace: int | str = DEFAULT_WORKSPACE
+    model: Model,
+    head: str | nn.Module | None = None,
+    *,
+    workspace: int | str = DEFAULT_WORKSPACE,
+    gradient: GradientOption = "exact",
+    threshold: float | None = None,
 ) -> Model:
     """Make the output layer of a model return `DeferredLogits`, and with that the loss one without logits.
 
@@ -43,6 +49,7 @@ def defer_logits(
     head : the output layer or its name, such as "lm_head" or "decoder.output": a `torch.nn.Linear`, of a subclass whose
         forward calls `super().forward`, parametrised or not, or one that an adapter is wrapped around (PEFT).
     workspace : bytes, text such as "128MB", or "auto"; see `xent.torch.linear_cross_entropy`.
+    gradient, threshold : of the cross-entropy; see there. A sampled gradient draws its seed from torch's generator.
 
     Returns
     -------
@@ -51,7 +58,7 @@ def defer_logits(
     Raises
     ------
     ArgumentError
-        There is no such layer, or it is not linear.
+        There is no such layer, or it is not linear; or an option is out of its range.
 
     Notes
     -----
@@ -77,6 +84,7 @@ def defer_logits(
     Linear(in_features=8, out_features=50, bias=True)
     """
     parse_bytes("defer_logits", workspace)
+    sampling_of("defer_logits", gradient, threshold, None, None)
     layers = _linear_layers(model, _head(model, head))
     for layer in layers:
         if "forward" in vars(layer):
@@ -86,6 +94,7 @@ def defer_logits(
     for layer, deferring in zip(layers, classes, strict=True):
         layer.__class__ = deferring
         layer.logits_workspace = workspace  # type: ignore[assignment]
+        layer.logits_gradient = (gradient, threshold)  # type: ignore[assignment]
     return model
 
 
@@ -116,7 +125,8 @@ def restore_logits(model: Model) -> Model:
     layers = [layer for layer in model.modules() if isinstance(layer, DeferredLinear)]
     classes = [_restored(layer) for layer in layers]
     for layer, restored in zip(layers, classes, strict=True):
-        vars(layer).pop("logits_workspace", None)
+        for name in ("logits_workspace", "logits_gradient"):
+            vars(layer).pop(name, None)
         layer.__class__ = restored
     return model
 
@@ -127,6 +137,8 @@ class DeferredLinear(nn.Linear):
     restored: type[nn.Linear] = nn.Linear
     """The class of the layer before."""
     logits_workspace: int | str = DEFAULT_WORKSPACE
+    logits_gradient: tuple[GradientOption, float | None] = ("exact", None)
+    """How the gradient of a loss is made, and its threshold."""
 
     def forward(self, input: Tensor) -> Tensor:
         """``input @ weight.T + bias``, not yet made."""
@@ -153,7 +165,7 @@ def _logits(layer: DeferredLinear, input: Tensor) -> Tensor:
     dtype = _product_dtype(input, weight, bias)
     if dtype is None:
         return F.linear(input, weight, bias)
-    return defer(input, weight, bias, dtype, layer.logits_workspace)
+    return defer(input, weight, bias, dtype, layer.logits_workspace, *layer.logits_gradient)
 
 
 # ----------------------------------------------------------------------------------------- the classes that are swapped

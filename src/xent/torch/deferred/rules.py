@@ -212,6 +212,8 @@ def _fused(lazy: Lazy, function: Callable[..., Any], target: Tensor, options: di
     if lazy.graph and torch.is_grad_enabled():
         lazy.whole.note_loss()
     formula = formula if lazy.graph else formula.detached()
+    if function is linear_cross_entropy:
+        options = {**options, "gradient": formula.gradient, "threshold": formula.threshold}
     if options.get("reduction") == "sum" and formula.products[0].input.element_size() == 2:
         # A sum is about to be divided, mostly by a number of tokens. 16-bit gradients that are made with the loss would
         # be made anew for that; losses of rows make theirs when the divisor is known.

@@ -60,12 +60,16 @@ class DeferredLogits(Tensor):
         return func(*args, **kwargs)
 
 
-def defer(input: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, workspace: int | str) -> Tensor:
-    """The logits of a linear layer, deferred."""
+def defer(
+    input: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, workspace: int | str, *gradient: Any
+) -> Tensor:
+    """The logits of a linear layer, deferred. `gradient`: how that of a loss is made, and its threshold."""
     product = Product.of(input, weight, bias, dtype)
     graph = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in product.tensors)
     twin = torch.empty(*input.shape[:-1], len(weight), dtype=dtype, device="meta")
-    return attached(Lazy(Whole(product, (), None, graph), (), Formula((product,), workspace), twin, graph))
+    return attached(
+        Lazy(Whole(product, (), None, graph), (), Formula((product,), workspace, None, *gradient), twin, graph)
+    )
 
 
 class _Attached(torch.autograd.Function):

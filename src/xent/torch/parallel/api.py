@@ -38,6 +38,7 @@ from torch import Tensor
 from xent.backends.protocol import Statistics
 from xent.errors import ArgumentError, message
 from xent.linear.plan import DEFAULT_WORKSPACE
+from xent.linear.sampling import GradientOption
 from xent.objective import ParallelOptions
 from xent.torch.functional import cross_entropy as _whole_cross_entropy
 from xent.torch.functional import statistics as _whole_statistics
@@ -142,6 +143,9 @@ def linear_cross_entropy(
     denominator: Denominator = None,
     denominator_group: dist.ProcessGroup | None = None,
     sample_weight: Tensor | None = None,
+    gradient: GradientOption = "exact",
+    threshold: float | None = None,
+    seed: int | Tensor | None = None,
     **options: Unpack[ParallelOptions],
 ) -> Tensor:
     """`xent.torch.linear_cross_entropy` of a layer whose classes are sharded over a group; the logits are never stored.
@@ -157,6 +161,8 @@ def linear_cross_entropy(
         (..., C_k).
     linear_bias, weight : tensors (C_k,), optional: this rank's biases and class weights.
     workspace : of each rank; see `xent.torch.linear_cross_entropy`.
+    gradient, threshold, seed : see there; not with class weights. With one seed on all ranks, what is left of the
+        gradient does not depend on how the classes are sharded.
     group, denominator, denominator_group, options : see `cross_entropy`.
 
     Returns
@@ -189,8 +195,9 @@ def linear_cross_entropy(
     arguments = replace(arguments, sample_weight=sample_weight)
     if arguments.group is None:
         x, w, b, y, class_weight = arguments.rows
-        whole = arguments.whole_options()
+        whole = arguments.whole_options() | {"gradient": gradient, "threshold": threshold, "seed": seed}
         return _whole_linear_cross_entropy(x, w, y, linear_bias=b, weight=class_weight, workspace=workspace, **whole)
+    arguments = replace(arguments, gradient=(gradient, threshold, seed))
     return calls.loss(arguments.agree())
 
 

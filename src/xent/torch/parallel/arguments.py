@@ -24,6 +24,7 @@ from xent.checks import Layout, label_error, require_labels
 from xent.errors import DTypeError, ObjectiveError, ShapeError, XentError, message
 from xent.linear.driver import Wanted
 from xent.linear.plan import parse_bytes
+from xent.linear.sampling import GradientOption, Sampling, refuse_sampling
 from xent.objective import Objective
 from xent.sparse import SparseTarget
 from xent.torch import functional
@@ -32,6 +33,7 @@ from xent.torch.parallel.agreement import Ranks, check_group
 from xent.torch.parallel.combine import sizes_of
 from xent.torch.reduced import denominator_of
 from xent.torch.rows import Call, LinearRows, sample_weights
+from xent.torch.sampled import sampling
 
 Group = dist.ProcessGroup | None
 
@@ -87,6 +89,8 @@ class Arguments:
     problem: XentError | None
     """What was wrong with the tensors as they were opened; raised on all ranks when they agree."""
     sample_weight: Tensor | None = None
+    gradient: tuple[GradientOption, float | None, int | Tensor | None] = ("exact", None, None)
+    """Of a layer: how it is made, threshold and seed."""
 
     @classmethod
     def of_logits(cls, options: Options, group: Group, input: Any, target: Any, weight: Any) -> Arguments:
@@ -168,8 +172,12 @@ class Arguments:
             parse_bytes(call, workspace, x.device.type),
             layers.product_dtype(call, input=x, linear_weight=w, linear_bias=b),
         )
-        sizes = sizes_of(rows.layer(Call(call, objective, FORMULA, None, room, dtype)), Wanted(*_wanted(rows)[:3]))
-        return Prepared(self.options, objective, layout, rows, room, dtype, sizes, weights)
+        how = sampling(call, *self.gradient, None, *rows[:3])
+        if how is not None and rows.class_weight is not None:
+            refuse_sampling(call, how, "with class weights, which lie on the ranks that have the classes")
+        layer = rows.layer(Call(call, objective, FORMULA, None, room, dtype, sampling=how))
+        sizes = sizes_of(layer, Wanted(*_wanted(rows)[:3]))
+        return Prepared(self.options, objective, layout, rows, room, dtype, sizes, weights, how)
 
     def _target_as_rows(self, layout: Layout) -> Tensor:
         """Labels (rows,), or class probabilities (rows, classes)."""
@@ -208,6 +216,7 @@ class Prepared:
     sizes: list[int] | None
     """The sizes for which the ranks make their common plan of chunks; None for logits."""
     sample_weight: Tensor | None
+    sampling: Sampling | None = None
 
     @property
     def weights(self) -> str | None:
@@ -248,6 +257,7 @@ def _common_facts(prepared: Prepared) -> dict[str, Any]:
         "sample_weight": prepared.weights,
         "linear_bias": rows.bias is not None,
         "workspace": workspace,
+        "gradient": "exact" if prepared.sampling is None else f"sampled {prepared.sampling.to_text()}",
     }
     # Class weights lie where their classes lie; every other option is about all classes.
     options = {field.name: _plain(getattr(prepared.objective, field.name)) for field in fields(Objective)}

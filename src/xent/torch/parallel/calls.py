@@ -71,4 +71,5 @@ def _call(agreement: Agreement) -> Call:
     if prepared.workspace is not None:
         plan = common_plan(options.call, agreement.sizes, shard.classes, prepared.workspace)
         linear = sharded_linear(backend, plan)
-    return Call(options.call, objective, backend, linear, room, prepared.dtype, True, prepared.sample_weight)
+    how = None if prepared.sampling is None else replace(prepared.sampling, first_class=shard.first)
+    return Call(options.call, objective, backend, linear, room, prepared.dtype, True, prepared.sample_weight, how)
