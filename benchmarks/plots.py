@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from benchmarks import sampled_tables
 from benchmarks.record_tables import digest
 from xent.bench.peers import EAGER, OURS, REUSED
 from xent.bench.show import number, ratio_of
@@ -145,6 +146,16 @@ def linear_error_svg(record: Mapping[str, Any]) -> str:
         .facet(column=alt.Column("panel:N", title=None, sort=list(names.values())))
     )
     return _drawn(record, chart)
+
+
+def sampled_curves_svg(record: Mapping[str, Any]) -> str:
+    """Held-out losses of a training with exact, sampled and filtered gradients."""
+    return _drawn(record, sampled_tables.curves(record, _libraries()[0]))
+
+
+def sampled_densities_svg(record: Mapping[str, Any]) -> str:
+    """Entries left and errors of sampled gradients against the threshold."""
+    return _drawn(record, sampled_tables.densities(record, _libraries()[0]))
 
 
 def beside_torch_svg(record: Mapping[str, Any]) -> str:

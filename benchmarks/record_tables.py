@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import markdown
+from benchmarks import markdown, sampled_tables
 from benchmarks.markdown import megabytes, table, without_repetition
 from xent.bench.machine import HUGE_PAGES
 from xent.bench.peers import EAGER, OURS, REUSED
@@ -409,6 +409,11 @@ TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
     "linear": ("linear", linear),
     "linear bars": ("linear", linear_bars),
     "linear machine": ("linear", machine),
+    "sampled": ("sampled", sampled_tables.speed),
+    "sampled machine": ("sampled", machine),
+    "sampled errors": ("sampled_training", sampled_tables.errors),
+    "sampled training": ("sampled_training", sampled_tables.training),
+    "sampled training machine": ("sampled_training", machine),
     "binary": ("binary", binary),
     "binary machine": ("binary", machine),
     "divergence": ("divergence", divergence),
@@ -430,7 +435,7 @@ TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
 
 
 def _disturbed(record: Record) -> str:
-    shares = [case["share_of_others"] for case in record["cases"] if case["share_of_others"] is not None]
+    shares = [case["share_of_others"] for case in record.get("cases", ()) if case["share_of_others"] is not None]
     return f"other processes used at most {max(shares):.1%} of the processor" if shares else "other processes unknown"
 
 

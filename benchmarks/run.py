@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.markup import escape
 
-from benchmarks import bars, binary_loss, logits_loss, record_tables, tables
+from benchmarks import bars, binary_loss, logits_loss, record_tables, sampled_tables, tables
 from benchmarks.first_call import run_first_call
 from benchmarks.gpu_losses import run_gpu
 from benchmarks.scaling import run_scaling
@@ -43,6 +43,7 @@ Part = Literal[
     "first_call",
     "accuracy",
     "linear",
+    "sampled",
     "binary",
     "divergence",
     "contrastive",
@@ -106,7 +107,7 @@ def _measure(part: Part, shapes: tuple[str, ...], quick: bool, threads: int, mem
         raise typer.BadParameter("linear has one shape: leave out --shape.")
     if part == "binary" and shapes:
         raise typer.BadParameter("binary has shapes of its own: leave out --shape.")
-    if part in ("divergence", "contrastive", "options") and shapes:
+    if part in ("sampled", "divergence", "contrastive", "options") and shapes:
         raise typer.BadParameter(f"{part} has one shape: leave out --shape.")
     if part not in ("logits", "logits_huge_pages", "linear", "binary", "divergence", "options") and (shapes or quick):
         raise typer.BadParameter(f"{part} has sizes of its own: leave out --shape and --quick.")
@@ -122,6 +123,10 @@ def _measure(part: Part, shapes: tuple[str, ...], quick: bool, threads: int, mem
 
             size = linear_loss.SHAPES["quick" if quick else "gpt2"]
             return linear_loss.run(size, threads=threads, measure_memory=memory and not quick, **common)
+        if part == "sampled":
+            from benchmarks import sampled_gradient
+
+            return sampled_gradient.run_sampled(threads=threads, measure_memory=memory, **common)
         if part == "binary":
             return binary_loss.run(quick=quick, threads=threads, **common)
         if part == "divergence":
@@ -199,6 +204,8 @@ def _show(part: Part, record: dict[str, Any]) -> None:
         _print("[red]missed[/]", bars.missed(record))
     if part == "divergence":
         console.print(Markdown(record_tables.divergence(record)))
+    if part == "sampled":
+        console.print(Markdown(sampled_tables.speed(record)))
     if part == "scoring":
         from benchmarks import score_speed
 

@@ -17,13 +17,15 @@ from benchmarks import record_tables
 
 ROOT = Path(__file__).resolve().parents[1]
 HOW_TO = tuple(f"how-to/{name}" for name in ("contrastive", "distillation", "imbalanced", "multi_label"))
-NAMES = ("performance", "accuracy", "scoring", "parallel", *HOW_TO)
+NAMES = ("performance", "accuracy", "scoring", "parallel", "sampled", *HOW_TO)
 DOCUMENTS = ("README.md", *(f"docs/{name}.md" for name in NAMES))
 PLOTS = {
     "docs/contrastive.svg": ("contrastive", "beside_torch_svg"),
     "docs/distillation.svg": ("divergence", "beside_torch_svg"),
     "docs/imbalanced.svg": ("options", "options_svg"),
     "docs/multi_label.svg": ("binary", "beside_torch_svg"),
+    "docs/sampled_curves.svg": ("sampled_training", "sampled_curves_svg"),
+    "docs/sampled_densities.svg": ("sampled_training", "sampled_densities_svg"),
     "docs/speed.svg": ("logits", "speed_svg"),
     "docs/scaling.svg": ("scaling", "scaling_svg"),
     "docs/threads.svg": ("threads", "threads_svg"),

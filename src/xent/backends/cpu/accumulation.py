@@ -34,14 +34,14 @@ def _block() -> Any:
 
 
 @device
-def _join(upper: Any, lower: Any, z: Any) -> None:
+def join(upper: Any, lower: Any, z: Any) -> None:
     """z = the float32 of these halves."""
     for i in range(len(z)):
         z[i] = bits_float(np.int32((np.uint32(upper[i]) << HALF) | np.uint32(lower[i])))
 
 
 @device
-def _split(z: Any, upper: Any, lower: Any) -> None:
+def split(z: Any, upper: Any, lower: Any) -> None:
     """upper, lower = the halves of z."""
     for i in range(len(z)):
         bits = np.uint32(float_bits(z[i]))
@@ -78,9 +78,9 @@ def add_to_halves(partial: Any, upper: Any, lower: Any, fresh: bool, first: int,
         if fresh:
             own[:] = np.float32(0.0)
         else:
-            _join(upper[start:stop], lower[start:stop], own)
+            join(upper[start:stop], lower[start:stop], own)
         _add(own, partial[start:stop])
-        _split(own, upper[start:stop], lower[start:stop])
+        split(own, upper[start:stop], lower[start:stop])
 
 
 @row_kernel
@@ -90,7 +90,7 @@ def round_halves(upper: Any, lower: Any, result: Any, first: int, last: int) -> 
     for start in range(first, last, BLOCK):
         stop = min(start + BLOCK, last)
         own = z[: stop - start]
-        _join(upper[start:stop], lower[start:stop], own)
+        join(upper[start:stop], lower[start:stop], own)
         put(result[start:stop], own)
 
 

@@ -67,10 +67,6 @@ class Method:
         copies = layer.soft and (layer.target.dtype != compute or not layer.target.flags.c_contiguous)
         return cls(library, chunk, widened, not in_place, copies)
 
-    def slab_dtype(self, layer: Layer) -> np.dtype[Any]:
-        """Of a slab of the weight or of its gradient; products of few entries are added up in more digits."""
-        return self.chunk if layer.sampling is None else computing_dtype(layer.input.dtype)
-
 
 def sizes_of(layer: Layer, method: Method, wanted: Wanted) -> Sizes:
     """The memory that a call needs, for plan.py."""
@@ -78,13 +74,11 @@ def sizes_of(layer: Layer, method: Method, wanted: Wanted) -> Sizes:
     row = classes * method.chunk.itemsize
     row += classes * wide if method.copies_target else 0
     row += 2 * features * wide if method.widened else 0
-    slab = features * method.slab_dtype(layer).itemsize if method.widened or (method.slabs and wanted.weight) else 0
+    slab = features * method.chunk.itemsize if method.widened or (method.slabs and wanted.weight) else 0
     sums = 2 * features if wanted.weight and layer.weight_gradient.itemsize == 2 else 0
     fixed = aligned((8 * classes if wanted.bias else 0) + (4 * classes if method.widened else 0))
     if layer.sampling is not None:
-        row += entry_bytes(classes, method.chunk) + (
-            0 if method.widened or layer.input.itemsize != 2 else features * wide
-        )
+        row += entry_bytes(classes, method.chunk) + (0 if method.widened else features * wide)
         fixed += index_bytes(classes)
     return Sizes(layer.rows, classes, row, slab, sums, fixed)
 
@@ -103,7 +97,7 @@ class CpuSteps:
         self._soft = self._take(chunk_rows * layer.classes if method.copies_target else 0, self.compute)
         wide = chunk_rows * layer.features if method.widened else 0
         self._input, self._sum = self._take(wide, self.compute), self._take(wide, self.compute)
-        self._slab = self._take(plan.slab * layer.features if plan.slab_bytes else 0, method.slab_dtype(layer))
+        self._slab = self._take(plan.slab * layer.features if plan.slab_bytes else 0, method.chunk)
         self._lower = self._take(plan.part_classes * layer.features if plan.summed else 0, np.dtype(np.uint16))
         self.bias = layer.bias
         if method.widened and layer.bias is not None:
@@ -188,21 +182,15 @@ class CpuSteps:
             return
         for start, stop in self._slabs(part):
             size = (stop - start) * features
-            partial = self._slab.view(self.method.chunk)[:size]
+            partial, total = self._slab[:size], self.of_weight[start:stop].reshape(-1)
             multiply(library, gradient[:, start:stop].T, x, partial.reshape(stop - start, features))
-            self._add_to_weight(partial, start, stop, part, fresh=is_first)
-
-    def _add_to_weight(self, partial: Array, start: int, stop: int, part: tuple[int, int], *, fresh: bool) -> None:
-        """Add a slab of the weight's gradient to what is there, or begin with it."""
-        assert self.of_weight is not None
-        total, features = self.of_weight[start:stop].reshape(-1), self.layer.features
-        if self.plan.summed:
-            lower = self._lower[(start - part[0]) * features :][: total.size]
-            self._run(kernels.add_to_halves, (partial, total.view(np.uint16), lower, fresh), total.size)
-        elif total.itemsize == 2:
-            self._run(kernels.convert, (partial, bits(total)), total.size)
-        else:
-            self._run(kernels.add, (partial, total, fresh), total.size)
+            if self.plan.summed:
+                lower = self._lower[(start - part[0]) * features :][:size]
+                self._run(kernels.add_to_halves, (partial, total.view(np.uint16), lower, is_first), size)
+            elif total.itemsize == 2:
+                self._run(kernels.convert, (partial, bits(total)), size)
+            else:
+                self._run(kernels.add, (partial, total, is_first), size)
 
     def finish_weight(self, part: tuple[int, int]) -> None:
         """Round the sums to 16 bits."""

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from xent.backends.cpu import sampling as kernels
-from xent.backends.cpu.accumulation import convert
 from xent.backends.cpu.formats import as_kernel_array, bits
 from xent.backends.cpu.linear_steps import Array, CpuSteps
 from xent.backends.cpu.products import Library
@@ -38,8 +37,7 @@ class SampledSteps(CpuSteps):
         rows, columns, order = (new(self._capacity, dtype) for dtype in (np.uint16, np.uint16, np.int32))
         values = bits(take(self._capacity, self.method.chunk))
         self._room = Kept(of_units, rows, columns, values, starts, stops, order)
-        needs_sum = layer.input.itemsize == 2 and not self.method.widened
-        if needs_sum:
+        if not self.method.widened:
             self._sum = take(self.plan.chunk_rows * layer.features, self.compute)
         self._kept: Kept | None = None
         if self.sampling.report is not None:
@@ -84,14 +82,10 @@ class SampledSteps(CpuSteps):
             super().input_gradient(first, last)
             return
         assert self.of_input is not None
-        features, own = self.layer.features, self.of_input[first:last].reshape(-1)
-        total = own if own.dtype == self.compute else self._sum[: own.size]
-        total[:] = 0
+        features, target = self.layer.features, bits(self.of_input[first:last].reshape(-1))
         width = max(FEATURES_AT_ONCE, -(-features // (16 * self.threads)) * 16)
-        arguments = (self._kept, bits(self.layer.weight.reshape(-1)), features, width, total)
-        over_rows(kernels.add_to_input, arguments, -(-features // width), self.threads)
-        if total is not own:
-            self._run(convert, (total, bits(own)), own.size)
+        arguments = (self._kept, bits(self.layer.weight.reshape(-1)), features, width, self._sum[: target.size], target)
+        over_rows(kernels.input_gradient, arguments, -(-features // width), self.threads)
 
     def weight_gradient(self, first: int, last: int, part: tuple[int, int]) -> None:
         """dweight += dlogits.T @ input, for the classes of the part."""
@@ -100,17 +94,17 @@ class SampledSteps(CpuSteps):
             return
         assert self.of_weight is not None
         features, is_first = self.layer.features, first == 0
-        x = bits(self.layer.input[first:last].reshape(-1))
-        if self.of_weight.dtype == self.compute:
-            arguments = (self._kept, x, features, self.of_weight.reshape(-1), 0, is_first)
-            over_rows(kernels.add_to_weight, arguments, self.layer.classes, self.threads)
-            return
-        for start, stop in self._slabs(part):
-            partial = self._slab[: (stop - start) * features]
-            over_rows(
-                kernels.add_to_weight, (self._kept, x, features, partial, start, True), stop - start, self.threads
-            )
-            self._add_to_weight(partial, start, stop, part, fresh=is_first)
+        x, total = bits(self.layer.input[first:last].reshape(-1)), self.of_weight.reshape(-1)
+        product, classes = (self._kept, x, features), self.layer.classes
+        if total.dtype == self.compute:
+            over_rows(kernels.add_to_weight, (*product, total, is_first), classes, self.threads)
+        elif self.plan.summed:
+            start, stop = part
+            upper = total[start * features : stop * features].view(np.uint16)
+            arguments = (*product, upper, self._lower[: upper.size], start, is_first)
+            over_rows(kernels.add_to_weight_halves, arguments, stop - start, self.threads)
+        else:
+            over_rows(kernels.round_to_weight, (*product, bits(total)), classes, self.threads)
 
 
 def make_steps(layer: Layer, wanted: Wanted, library: Library, threads: int, plan: Plan | None = None) -> CpuSteps:

@@ -21,8 +21,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xent.backends.cpu._numba import atomic_add
+from xent.backends.cpu.accumulation import join, put, split
 from xent.backends.cpu.compilation import allocator, device
-from xent.backends.cpu.formats import decode, encode
+from xent.backends.cpu.formats import decode, encode, scratch
 from xent.backends.cpu.primitives import add_in_any_order, fused_multiply_add
 from xent.backends.cpu.team import row_kernel
 from xent.linear.plan import ALIGNMENT
@@ -37,7 +38,7 @@ DRAWS = 2.0**31
 CLASSES_AT_ONCE = 256
 """Whose entries are collected in one visit to the rows of a chunk: some cache lines of each row."""
 ENTRIES = 4
-"""Of a class, that are added to a row of the weight's gradient at once."""
+"""That are added to a row of a gradient at once."""
 
 
 DENSEST = 1 / 8
@@ -193,44 +194,87 @@ def _add_four(own: Any, g: Any, x0: Any, x1: Any, x2: Any, x3: Any) -> None:
         own[f] = fused_multiply_add(g3, decode(x3[f]), total)
 
 
+@device
+def _add_class(kept: Any, j: int, x: Any, own: Any) -> None:
+    """own += the entries of class j times their rows of x."""
+    features = len(own)
+    i, stop = kept.starts[j], kept.stops[j]
+    while i + ENTRIES <= stop:
+        a, b, c, d = kept.order[i], kept.order[i + 1], kept.order[i + 2], kept.order[i + 3]
+        g = decode(kept.values[a]), decode(kept.values[b]), decode(kept.values[c]), decode(kept.values[d])
+        xa, xb = x[kept.rows[a] * features :], x[kept.rows[b] * features :]
+        _add_four(own, g, xa, xb, x[kept.rows[c] * features :], x[kept.rows[d] * features :])
+        i += ENTRIES
+    while i < stop:
+        a = kept.order[i]
+        _add(own, decode(kept.values[a]), x[kept.rows[a] * features :])
+        i += 1
+
+
 @row_kernel
-def add_to_weight(kept: Any, x: Any, features: int, total: Any, start: int, fresh: bool, first: int, last: int) -> None:
-    """total += gradient.T @ x for the classes `start` + first to `start` + last; total = that if it is `fresh`."""
+def add_to_weight(kept: Any, x: Any, features: int, total: Any, fresh: bool, first: int, last: int) -> None:
+    """total += gradient.T @ x for the classes from first to last, or total = that if it is `fresh`."""
     for j in range(first, last):
         own = total[j * features : (j + 1) * features]
         if fresh:
             own[:] = 0
-        i, stop = kept.starts[start + j], kept.stops[start + j]
-        while i + ENTRIES <= stop:
-            a, b, c, d = kept.order[i], kept.order[i + 1], kept.order[i + 2], kept.order[i + 3]
-            g = decode(kept.values[a]), decode(kept.values[b]), decode(kept.values[c]), decode(kept.values[d])
-            xa, xb = x[kept.rows[a] * features :], x[kept.rows[b] * features :]
-            _add_four(own, g, xa, xb, x[kept.rows[c] * features :], x[kept.rows[d] * features :])
-            i += ENTRIES
-        while i < stop:
-            a = kept.order[i]
-            _add(own, decode(kept.values[a]), x[kept.rows[a] * features : (kept.rows[a] + 1) * features])
-            i += 1
+        _add_class(kept, j, x, own)
 
 
 @row_kernel
-def add_to_input(kept: Any, weight: Any, features: int, width: int, total: Any, first: int, last: int) -> None:
-    """total (rows * features) += gradient @ weight, of the features from first to last in units of `width`."""
-    low, high = first * width, min(last * width, features)
-    values, classes = kept.values, kept.classes
-    for unit in range(len(kept.units) // 2):
-        w = weight[unit * CLASSES_AT_ONCE * features + low :]
-        i, end = kept.units[2 * unit], kept.units[2 * unit + 1]
-        while i < end:
-            r = np.int64(kept.rows[i])
-            own = total[r * features + low : r * features + high]
-            if i + ENTRIES <= end and kept.rows[i + 3] == r:
-                g = decode(values[i]), decode(values[i + 1]), decode(values[i + 2]), decode(values[i + 3])
-                wa, wb = w[np.int64(classes[i]) * features :], w[np.int64(classes[i + 1]) * features :]
-                _add_four(
-                    own, g, wa, wb, w[np.int64(classes[i + 2]) * features :], w[np.int64(classes[i + 3]) * features :]
-                )
-                i += ENTRIES
-            else:
-                _add(own, decode(values[i]), w[np.int64(classes[i]) * features :])
-                i += 1
+def round_to_weight(kept: Any, x: Any, features: int, target: Any, first: int, last: int) -> None:
+    """target = gradient.T @ x for the classes from first to last, rounded to the target's type."""
+    own = scratch(target, features)
+    for j in range(first, last):
+        own[:] = 0
+        _add_class(kept, j, x, own)
+        put(target[j * features : (j + 1) * features], own)
+
+
+@row_kernel
+def add_to_weight_halves(
+    kept: Any, x: Any, features: int, upper: Any, lower: Any, start: int, fresh: bool, first: int, last: int
+) -> None:
+    """The same added to float32 sums in halves (accumulation.py) of the classes from `start` on."""
+    own = scratch(upper, features)
+    for j in range(first, last):
+        place = slice(j * features, (j + 1) * features)
+        if fresh:
+            own[:] = 0
+        else:
+            join(upper[place], lower[place], own)
+        _add_class(kept, start + j, x, own)
+        split(own, upper[place], lower[place])
+
+
+@row_kernel
+def input_gradient(
+    kept: Any, weight: Any, features: int, width: int, sums: Any, target: Any, first: int, last: int
+) -> None:
+    """target (rows * features) = gradient @ weight, of the features from first to last in units of `width`.
+
+    `sums` has as many numbers, of the computing type. A thread's lie side by side: in lines of the cache that two
+    threads write to, or that one fetches ahead while another writes to them, both would wait for each other.
+    """
+    rows, values, classes = len(target) // features, kept.values, kept.classes
+    for block in range(first, last):
+        low, high = block * width, min((block + 1) * width, features)
+        size, own_sums = high - low, sums[low * rows : high * rows]
+        own_sums[:] = 0
+        for unit in range(len(kept.units) // 2):
+            w = weight[unit * CLASSES_AT_ONCE * features + low :]
+            i, end = kept.units[2 * unit], kept.units[2 * unit + 1]
+            while i < end:
+                r = np.int64(kept.rows[i])
+                own = own_sums[r * size : (r + 1) * size]
+                wa = w[np.int64(classes[i]) * features :]
+                if i + ENTRIES <= end and kept.rows[i + 3] == r:
+                    g = decode(values[i]), decode(values[i + 1]), decode(values[i + 2]), decode(values[i + 3])
+                    wb, wc = w[np.int64(classes[i + 1]) * features :], w[np.int64(classes[i + 2]) * features :]
+                    _add_four(own, g, wa, wb, wc, w[np.int64(classes[i + 3]) * features :])
+                    i += ENTRIES
+                else:
+                    _add(own, decode(values[i]), wa)
+                    i += 1
+        for r in range(rows):
+            put(target[r * features + low : r * features + high], own_sums[r * size : (r + 1) * size])
