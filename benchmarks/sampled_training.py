@@ -1,7 +1,7 @@
 """The example's language model trained with exact, sampled, dropped and tile-filtered gradients of its last layer.
 
     python -m benchmarks.sampled_training METHOD SEED STEPS     one training, as JSON
-    python -m benchmarks.sampled_training all [STEPS]           all of them, one after the other; writes the record
+    python -m benchmarks.sampled_training all [STEPS]           those that the record lacks; writes it
 
 Every method starts from the same weights and sees the same batches in the same order, for each of five seeds. Losses
 are exact in all of them; what differs are the gradients that the last layer sends to hidden state and weight:
@@ -22,10 +22,12 @@ import importlib.util
 import json
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.processes import ROOT, answer_of
+from xent.backends.cpu.threads import available_processors
 from xent.bench import machine
 from xent.bench.run import SCHEMA
 from xent.linear.sampling import THRESHOLD
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 METHODS = ("exact", "sampled", "dropped", "tiles")
 SEEDS, STEPS, BATCH = 5, 500, 4
 """Of 128 words each: 512 rows."""
-EVERY, HELD_OUT = 25, 4
+EVERY, HELD_OUT = 50, 4
 """Steps between two measurements of the held-out loss, and its batches."""
 MEASURED_AT = (0, 10, 50, 100, 200, 500)
 THRESHOLDS = tuple(2.0**-k for k in (8, 10, 12, 14, 16))
@@ -198,19 +200,30 @@ def _apart(found: Tensor, exact: Tensor) -> float:
 
 
 def run_all(steps: int, path: Path = RECORD) -> None:
-    """Train with every method and seed, and write the record."""
-    import torch
+    """Train with every method and seed, one process for each processor, and write the record after each training.
 
-    start, runs = time.perf_counter(), []
-    for seed in range(SEEDS):
-        for method in METHODS:
-            runs.append(answer_of("sampled_training", method, str(seed), str(steps), description=f"{method} {seed}"))
-            print(f"seed {seed}, {method}: held-out loss {runs[-1]['held_out'][-1][1]:.4f}", flush=True)
-    command = f"python -m benchmarks.sampled_training all {steps}"
-    record = {"record": "xent bench sampled training", "schema": SCHEMA, "device": "cpu"}
-    record |= machine.describe(command, torch.get_num_threads())
-    record |= {"steps": steps, "seconds": round(time.perf_counter() - start, 1), "runs": runs}
-    path.write_text(json.dumps(record) + "\n", encoding="utf-8")
+    Trainings of as many steps that the record has already are not repeated.
+    """
+    start, runs, earlier = time.perf_counter(), [], 0.0
+    if path.exists() and (found := json.loads(path.read_text(encoding="utf-8")))["steps"] == steps:
+        runs, earlier = found["runs"], found["seconds"]
+    done = {(run["method"], run["seed"]) for run in runs}
+    waiting = [(m, s) for s in range(SEEDS) for m in METHODS if (m, s) not in done]
+
+    def one(method: str, seed: int) -> dict[str, Any]:
+        arguments = (method, str(seed), str(steps))
+        environment = {"OMP_NUM_THREADS": "1"}  # as many trainings at once as there are processors
+        return answer_of("sampled_training", *arguments, description=f"{method} {seed}", environment=environment)
+
+    record = {"record": "xent bench sampled training", "schema": SCHEMA, "device": "cpu", "steps": steps}
+    record |= machine.describe(f"python -m benchmarks.sampled_training all {steps}", 1)
+    with ThreadPoolExecutor(available_processors()) as pool:
+        for finished in as_completed([pool.submit(one, *which) for which in waiting]):
+            run = finished.result()
+            runs.append(run)
+            record |= {"seconds": round(earlier + time.perf_counter() - start, 1), "runs": runs}
+            path.write_text(json.dumps(record) + "\n", encoding="utf-8")
+            print(f"seed {run['seed']}, {run['method']}: held-out loss {run['held_out'][-1][1]:.4f}", flush=True)
 
 
 if __name__ == "__main__":
