@@ -202,7 +202,7 @@ def _sum_of(
             reasons = found.get("reasons")
             before = np.zeros(count, np.int8) if reasons is None else reasons
             found["reasons"] = np.where(again & (before == loops.VALID), loops.REPEATED_ID, before)
-        state = ScoreState.from_batch(**found)
+        state = ScoreState.from_batch(**found, within=total)
         if state.invalid_rows:
             judged = pairs(CALL, found) if found.get("multilabel") else found
             check_rows(scored_again(judged), judged, rows, skip, may_round)

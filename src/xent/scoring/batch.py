@@ -116,9 +116,8 @@ def _rows_of_classes(labels: Any, kind: str, predictions: Any, tolerance: float 
             p, target, log_p, tolerance, loss, brier, confidence, predicted, rows.entropy, rows.correct, status
         )
     else:
-        rows.label = label
-        loops.hard_rows(p, label, log_p, tolerance, loss, brier, confidence, predicted, status)
-        rows.correct = (predicted == label).astype(np.float64)
+        rows.label, rows.correct = label, np.empty(count)
+        loops.hard_rows(p, label, log_p, tolerance, loss, brier, confidence, predicted, rows.correct, status)
     return rows
 
 
@@ -174,13 +173,13 @@ def _checked_labels(label: Array, classes: int) -> Array:
         raise DTypeError(
             message(CALL, "labels", problem, "Pass class indices; xent.score also takes names, with classes=")
         )
-    label = label.astype(np.int64, copy=False)
-    outside = (label < 0) | (label >= classes)
+    label = np.ascontiguousarray(label.astype(np.int64, copy=False))
+    outside = label.view(np.uint64) >= classes  # those below 0 are as well
     if outside.any():
         row = int(outside.argmax())
         problem = f"class index {label[row]} at row {row} is outside [0, {classes})"
         raise LabelError(message(CALL, "labels", problem, f"Labels of {classes} classes end at {classes - 1}"))
-    return np.ascontiguousarray(label)
+    return label
 
 
 def as_array(call: str, argument: str, values: Any) -> Array:

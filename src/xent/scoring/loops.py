@@ -1,4 +1,4 @@
-"""The compiled loops over rows: the score of each row, and sums and histograms over rows.
+"""What all compiled loops over rows share, and those that score each row; tallies.py and one_vs_rest.py add rows up.
 
     loss      -log q[label], or -sum(t * log q) for a soft label t; +inf for an impossible label (nats)
     Brier     sum((q - t)**2) over the classes, 0 to 2
@@ -69,9 +69,9 @@ CLASS_WEIGHT, CLASS_LOSS, CLASS_IMPOSSIBLE_WEIGHT, CLASS_CORRECT, CLASS_PREDICTE
 CLASS_FIELDS = 5
 
 SMALLEST_NORMAL = 2.0**-1022
-LONG_ROW, BLOCK = 64, 256
+LONG_ROW, BLOCK, ROWS_AT_ONCE = 64, 256, 256
 OCTAVES, STEPS = 20, 4
-PROBABILITY_BINS = 2 * OCTAVES * STEPS
+PROBABILITY_BINS, LOWEST_STEP = 2 * OCTAVES * STEPS, (1022 - OCTAVES) * STEPS
 CONFIDENCE_BINS = 20
 LOSS_STEPS, LOSS_LOWEST, LOSS_HIGHEST = 8, -24, 10
 LOSS_BINS = (LOSS_HIGHEST - LOSS_LOWEST) * LOSS_STEPS
@@ -95,12 +95,26 @@ def add(sums: Any, place: int, value: float) -> None:
 
 
 @device
+def add_count(sums: Any, place: int, value: float, whole: bool) -> None:
+    """Add a number to a compensated sum; where all are whole numbers, there is no rounding error to look for."""
+    if whole:
+        sums[np.uint64(place) * np.uint64(2)] += value
+    else:
+        add(sums, place, value)
+
+
+@device
+def octave_step(small: float) -> int:
+    """Return in which step of which octave a number is, from 0 for 2**-(OCTAVES + 1) on; below 0 for smaller ones."""
+    return (float_bits(small) >> np.int64(50)) - np.int64(LOWEST_STEP)
+
+
+@device
 def probability_bin(p: float) -> int:
     """Return the bin of a probability."""
-    small = p if p < 0.5 else 1.0 - p
-    octave = (float_bits(small) >> np.int64(50)) - np.int64((1022 - OCTAVES) * STEPS)
-    octave = min(max(octave, np.int64(0)), np.int64(OCTAVES * STEPS - 1))
-    return octave if p < 0.5 else np.int64(PROBABILITY_BINS - 1) - octave
+    step = octave_step(p if p < 0.5 else 1.0 - p)
+    step = min(max(step, np.int64(0)), np.int64(OCTAVES * STEPS - 1))
+    return step if p < 0.5 else np.int64(PROBABILITY_BINS - 1) - step
 
 
 @device
@@ -111,18 +125,43 @@ def loss_bin(loss: float) -> int:
 
 
 @device
-def short_row(p: Any, y: int) -> tuple[float, float, float, int, bool]:
-    """Sum, Brier score, largest probability and its first class, and whether all are 0 or more; for few classes."""
-    total, squares, best, place, possible = 0.0, 0.0, -1.0, 0, True
-    for j in range(p.shape[0]):
-        value = np.float64(p[j])
-        possible &= value >= 0.0
-        total += value
-        if value > best:
-            best, place = value, j
-        difference = 1.0 - value if j == y else value
-        squares += difference * difference
-    return total, squares, best, place, possible
+def add_class(column: Any, label: Any, j: int, total: Any, lowest: Any, squares: Any, best: Any, place: Any) -> None:
+    """Take the probabilities of class j into account, of some rows; each loop is short enough to vectorise."""
+    for r in range(column.shape[0]):
+        value, low = column[r], lowest[r]
+        total[r] += value
+        lowest[r] = value if value < low else low
+    for r in range(column.shape[0]):
+        difference = 1.0 - column[r] if label[r] == j else column[r]
+        squares[r] += difference * difference
+    for r in range(column.shape[0]):
+        value, high, before = column[r], best[r], place[r]
+        place[r] = j if value > high else before
+        best[r] = value if value > high else high
+
+
+@device
+def copy_column(p: Any, j: int, column: Any) -> None:
+    """Copy the probabilities of class j, of some rows, as float64."""
+    for r in range(p.shape[0]):
+        column[r] = np.float64(p[r, j])
+
+
+@device
+def short_rows(
+    p: Any, label: Any, tolerance: float, brier: Any, confidence: Any, predicted: Any, status: Any, scratch: Any
+) -> None:
+    """Score up to ROWS_AT_ONCE rows of few classes, class by class, so that one instruction scores several rows."""
+    rows, classes = p.shape
+    column, total, lowest = scratch[0, :rows], scratch[1, :rows], scratch[2, :rows]
+    for r in range(rows):
+        total[r], lowest[r], brier[r], confidence[r], predicted[r] = 0.0, 0.0, 0.0, -1.0, 0
+    for j in range(classes):
+        copy_column(p, j, column)
+        add_class(column, label, j, total, lowest, brier, confidence, predicted)
+    for r in range(rows):
+        # A NaN is in no minimum, but in the sum.
+        status[r] = status_of(total[r], lowest[r] >= 0.0 and total[r] == total[r], tolerance)
 
 
 @device
@@ -140,7 +179,9 @@ def part_of_row(p: Any, first: int, last: int) -> tuple[float, float, float, flo
 
 @device
 def long_row(p: Any, y: int) -> tuple[float, float, float, int, bool]:
-    """The same as `short_row`, in loops that vectorise; the blocks narrow the search for the largest probability.
+    """Sum, Brier score, largest probability and its first class, and whether all are 0 or more; for many classes.
+
+    The blocks narrow the search for the largest probability.
 
     The probability of the label is left out of the sum of squares instead of being subtracted, which would cancel.
     """
@@ -179,6 +220,22 @@ def information(p: float) -> float:
     return -log(p)
 
 
+@device
+def label_losses(p: Any, label: Any, loss: Any) -> None:
+    """Find -log q[label] of some rows; if one of them is too small for `log`, once more, one by one."""
+    too_small = False
+    for i in range(p.shape[0]):
+        loss[i] = np.float64(p[i, label[i]])
+    for i in range(p.shape[0]):
+        value = loss[i]
+        too_small |= value < SMALLEST_NORMAL
+        value = 1.0 if value > 1.0 else value
+        loss[i] = 0.0 - log(SMALLEST_NORMAL if value < SMALLEST_NORMAL else value)
+    if too_small:
+        for i in range(p.shape[0]):
+            loss[i] = information(np.float64(p[i, label[i]]))
+
+
 @kernel
 def hard_rows(
     p: Array,
@@ -189,19 +246,29 @@ def hard_rows(
     brier: Array,
     confidence: Array,
     predicted: Array,
+    correct: Array,
     status: Array,
 ) -> None:
     """Score rows of probabilities against class indices; `log_prob`, unless empty, is that of each label."""
-    for i in range(p.shape[0]):
-        loss[i] = 0.0 - log_prob[i] if log_prob.shape[0] else information(np.float64(p[i, label[i]]))
-    if p.shape[1] >= LONG_ROW:
-        for i in range(p.shape[0]):
-            total, brier[i], confidence[i], predicted[i], possible = long_row(p[i], label[i])
-            status[i] = status_of(total, possible, tolerance)
-    else:
-        for i in range(p.shape[0]):
-            total, brier[i], confidence[i], predicted[i], possible = short_row(p[i], label[i])
-            status[i] = status_of(total, possible, tolerance)
+    rows = p.shape[0]
+    scratch = np.empty((3, ROWS_AT_ONCE))
+    for first in range(0, rows, ROWS_AT_ONCE):
+        last = min(first + ROWS_AT_ONCE, rows)
+        part, y, of_label = p[first:last], label[first:last], loss[first:last]
+        if log_prob.shape[0]:
+            for r in range(last - first):
+                of_label[r] = 0.0 - log_prob[first + r]
+        else:
+            label_losses(part, y, of_label)
+        if p.shape[1] < LONG_ROW:
+            squares, best, place = brier[first:last], confidence[first:last], predicted[first:last]
+            short_rows(part, y, tolerance, squares, best, place, status[first:last], scratch)
+        else:
+            for i in range(first, last):
+                total, brier[i], confidence[i], predicted[i], possible = long_row(p[i], label[i])
+                status[i] = status_of(total, possible, tolerance)
+        for i in range(first, last):
+            correct[i] = 1.0 if predicted[i] == label[i] else 0.0
 
 
 @kernel
@@ -242,154 +309,3 @@ def soft_rows(
             status[i] = WRONG_LABEL
         predicted[i], confidence[i], brier[i] = place, best, squares
         loss[i], entropy[i], correct[i] = lost, uncertain, np.float64(target[i, place])
-
-
-@kernel
-def add_rows(
-    loss: Array,
-    brier: Array,
-    correct: Array,
-    entropy: Array,
-    weight: Array,
-    group: Array,
-    status: Array,
-    clip_loss: float,
-    totals: Array,
-) -> None:
-    """Add valid rows to the totals of their groups. Optional arrays are empty; without `group` there is one group.
-
-    A loss above `clip_loss` is counted and lowered to it.
-    """
-    for i in range(loss.shape[0]):
-        into = group[i] * FIELDS if group.shape[0] else 0
-        if status[i] == NO_WEIGHT:
-            add(totals, into + ROWS_WITHOUT_WEIGHT, 1.0)
-        if status[i] != VALID:
-            continue
-        w = weight[i] if weight.shape[0] else 1.0
-        value = loss[i]
-        add(totals, into + ROWS, 1.0)
-        if value == np.inf:
-            add(totals, into + IMPOSSIBLE_ROWS, 1.0)
-        if value > clip_loss:
-            add(totals, into + CLIPPED_ROWS, 1.0)
-            value = clip_loss
-        add(totals, into + WEIGHT, w)
-        add(totals, into + WEIGHT_SQUARED, w * w)
-        if value == np.inf:
-            add(totals, into + IMPOSSIBLE_WEIGHT, w)
-        else:
-            add(totals, into + LOSS, w * value)
-            add(totals, into + LOSS_SQUARED, w * value * value)
-            add(totals, into + WEIGHTED_LOSS, w * w * value)
-            add(totals, into + WEIGHTED_LOSS_SQUARED, w * w * value * value)
-        if brier.shape[0]:
-            add(totals, into + BRIER, w * brier[i])
-            add(totals, into + CORRECT, w * correct[i])
-        if entropy.shape[0]:
-            add(totals, into + ENTROPY, w * entropy[i])
-
-
-@kernel
-def add_losses(
-    loss: Array, weight: Array, status: Array, clip_loss: float, clips: Array, histogram: Array, below: Array
-) -> None:
-    """Add valid rows to the histogram of the loss, and to the sums over losses above each of `clips` (ascending).
-
-    `histogram` and `below` hold (weight, weight * loss) for each bin and each clip. The histogram has the losses
-    lowered to `clip_loss`, without infinite ones.
-    """
-    for i in range(loss.shape[0]):
-        if status[i] != VALID:
-            continue
-        w, value = weight[i] if weight.shape[0] else 1.0, loss[i]
-        counted = min(value, clip_loss)
-        if counted < np.inf:
-            cell = 2 * loss_bin(counted)
-            add(histogram, cell + 0, w)
-            add(histogram, cell + 1, w * counted)
-        for k in range(clips.shape[0]):
-            if value <= clips[k]:
-                break
-            add(below, 2 * k + 0, w)
-            if value < np.inf:
-                add(below, 2 * k + 1, w * value)
-
-
-@kernel
-def add_confidence(confidence: Array, correct: Array, weight: Array, status: Array, histogram: Array) -> None:
-    """Add valid rows to the histogram of (weight, confidence, correct, weight**2) over the confidence.
-
-    The confidence is the probability of the predicted class, or of class 1 of two.
-    """
-    for i in range(confidence.shape[0]):
-        if status[i] != VALID:
-            continue
-        w, value = weight[i] if weight.shape[0] else 1.0, confidence[i]
-        cell = 4 * min(int(value * CONFIDENCE_BINS), CONFIDENCE_BINS - 1)
-        add(histogram, cell + 0, w)
-        add(histogram, cell + 1, w * value)
-        add(histogram, cell + 2, w * correct[i])
-        add(histogram, cell + 3, w * w)
-
-
-@kernel
-def add_classes(
-    label: Array, predicted: Array, loss: Array, weight: Array, status: Array, clip_loss: float, totals: Array
-) -> None:
-    """Add valid rows with class indices to the totals of their classes."""
-    for i in range(label.shape[0]):
-        if status[i] != VALID:
-            continue
-        w, value = weight[i] if weight.shape[0] else 1.0, min(loss[i], clip_loss)
-        into = label[i] * CLASS_FIELDS
-        add(totals, into + CLASS_WEIGHT, w)
-        if value < np.inf:
-            add(totals, into + CLASS_LOSS, w * value)
-        else:
-            add(totals, into + CLASS_IMPOSSIBLE_WEIGHT, w)
-        if predicted[i] == label[i]:
-            add(totals, into + CLASS_CORRECT, w)
-        add(totals, predicted[i] * CLASS_FIELDS + CLASS_PREDICTED, w)
-
-
-@kernel
-def add_soft_classes(p: Array, target: Array, predicted: Array, weight: Array, status: Array, totals: Array) -> None:
-    """Add valid rows with soft labels: class j gets the share t[j] of a row, with the loss -log q[j]."""
-    for i in range(p.shape[0]):
-        if status[i] != VALID:
-            continue
-        w = weight[i] if weight.shape[0] else 1.0
-        for j in range(p.shape[1]):
-            share = w * target[i, j]
-            if share > 0.0:
-                add(totals, j * CLASS_FIELDS + CLASS_WEIGHT, share)
-                if p[i, j] > 0.0:
-                    add(totals, j * CLASS_FIELDS + CLASS_LOSS, share * (0.0 - math.log(min(np.float64(p[i, j]), 1.0))))
-                else:
-                    add(totals, j * CLASS_FIELDS + CLASS_IMPOSSIBLE_WEIGHT, share)
-        add(totals, predicted[i] * CLASS_FIELDS + CLASS_CORRECT, w * target[i, predicted[i]])
-        add(totals, predicted[i] * CLASS_FIELDS + CLASS_PREDICTED, w)
-
-
-@kernel
-def add_one_vs_rest(p: Array, label: Array, target: Array, weight: Array, status: Array, histogram: Array) -> None:
-    """Add valid rows to the histogram of (weight, probability, label) of each class, over its probability."""
-    soft, weighted = target.shape[0] > 0, weight.shape[0] > 0
-    for i in range(p.shape[0]):
-        if status[i] != VALID:
-            continue
-        w = weight[i] if weighted else 1.0
-        for j in range(p.shape[1]):
-            value = np.float64(p[i, j])
-            cell = 3 * (j * PROBABILITY_BINS + probability_bin(value))
-            if weighted:
-                add(histogram, cell, w)
-            else:
-                histogram[np.uint64(cell) * np.uint64(2)] += 1.0  # exact
-            add(histogram, cell + 1, w * value)
-            if soft:
-                add(histogram, cell + 2, w * target[i, j])
-        if not soft:
-            y = label[i]
-            add(histogram, 3 * (y * PROBABILITY_BINS + probability_bin(np.float64(p[i, y]))) + 2, w)
