@@ -19,12 +19,10 @@ from xent.scoring.loops import (
     LOWEST_STEP,
     OCTAVES,
     PROBABILITY_BINS,
-    ROWS_AT_ONCE,
     STEPS,
     VALID,
     add,
     add_count,
-    copy_column,
     octave_step,
     probability_bin,
 )
@@ -40,65 +38,39 @@ OUTSIDE = PROBABILITY_BINS
 """A place behind the bins, for numbers that are not counted with them."""
 
 
-@device
-def add_row(p: Any, w: float, weighted: bool, target: Any, soft: bool, histogram: Any) -> None:
-    """Add (weight, probability, label) of each class of a row, of which hard labels are added elsewhere."""
-    for j in range(p.shape[0]):
-        value = np.float64(p[j])
-        cell = 3 * (j * PROBABILITY_BINS + probability_bin(value))
-        add_count(histogram, cell, w, not weighted)
-        add(histogram, cell + 1, w * value)
-        if soft:
-            add(histogram, cell + 2, w * target[j])
-
-
-@device
-def cell_of_label(p: Any, y: int) -> int:
-    """Return the place of the sum of labels in the bin of a row's label."""
-    return 3 * (y * PROBABILITY_BINS + probability_bin(np.float64(p[y]))) + 2
-
-
 @kernel
 def add_one_vs_rest(p: Array, label: Array, target: Array, weight: Array, status: Array, histogram: Array) -> None:
     """Add valid rows to the histogram of (weight, probability, label) of each class, over its probability."""
-    soft, weighted = target.shape[0] > 0, weight.shape[0] > 0
+    soft = target.shape[0] > 0
     for i in range(p.shape[0]):
         if status[i] != VALID:
             continue
-        w = weight[i] if weighted else 1.0
-        if soft:
-            add_row(p[i], w, weighted, target[i], True, histogram)
-        else:
-            add_row(p[i], w, weighted, p[i], False, histogram)
-            add(histogram, cell_of_label(p[i], label[i]), w)
+        w = weight[i] if weight.shape[0] else 1.0
+        for j in range(p.shape[1]):
+            value = np.float64(p[i, j])
+            cell = 3 * (j * PROBABILITY_BINS + probability_bin(value))
+            add_count(histogram, cell, w, not weight.shape[0])
+            add(histogram, cell + 1, w * value)
+            if soft:
+                add(histogram, cell + 2, w * target[i, j])
+        if not soft:
+            y = label[i]
+            add(histogram, 3 * (y * PROBABILITY_BINS + probability_bin(np.float64(p[i, y]))) + 2, w)
 
 
-@kernel
-def count_one_vs_rest(p: Array, label: Array, status: Array, histogram: Array) -> None:
-    """The same for class indices without weights."""
-    rows, classes = p.shape
-    table = np.zeros((classes, PROBABILITY_BINS + 1, 2), np.int64)
-    column, bins, bits = np.empty(ROWS_AT_ONCE), np.empty(ROWS_AT_ONCE, np.int64), np.empty(ROWS_AT_ONCE, np.int64)
-    for first in range(0, rows, ROWS_AT_ONCE):
-        last = min(first + ROWS_AT_ONCE, rows)
-        part, y, valid, count = p[first:last], label[first:last], status[first:last], last - first
-        usable = 0
-        for r in range(count):
-            if valid[r] == VALID:
-                usable += 1
-                add_count(histogram, cell_of_label(part[r], y[r]), 1.0, True)
-        if usable == count:
-            for j in range(classes):
-                copy_column(part, j, column[:count])
-                if place_numbers(column[:count], bins[:count], bits[:count]):
-                    add_outermost(column[:count], bins[:count], 3 * j * PROBABILITY_BINS, histogram)
-                count_numbers(bins[:count], bits[:count], table[j])
-        else:
-            for r in range(count):
-                if valid[r] == VALID:
-                    add_row(part[r], 1.0, False, part[r], False, histogram)
-        if last % MOST_ROWS == 0 or last == rows:
-            add_table(table, histogram)
+@device
+def count_block(columns: Any, label: Any, places: Any, table: Any, histogram: Any) -> None:
+    """Count (1, probability, label) of some rows without weights, given class by class."""
+    rows = label.shape[0]
+    bins, bits = places[0, :rows], places[1, :rows]
+    for j in range(columns.shape[0]):
+        column = columns[j, :rows]
+        if place_numbers(column, bins, bits):
+            add_outermost(column, bins, 3 * j * PROBABILITY_BINS, histogram)
+        count_numbers(bins, bits, table[j])
+    for r in range(rows):
+        cell = 3 * (label[r] * PROBABILITY_BINS + probability_bin(columns[label[r], r]))
+        add_count(histogram, cell + 2, 1.0, True)
 
 
 @device

@@ -20,7 +20,7 @@ import numpy as np
 
 from xent.errors import ArgumentError, DataError, message
 from xent.names import first_line
-from xent.scoring import figures, loops, one_vs_rest, stored, tallies
+from xent.scoring import figures, loops, stored, tallies
 from xent.scoring.batch import CALL, Rows, as_array, checked_clip, checked_count, one_per_row, row_scores
 from xent.scoring.calibration import (
     adaptive_error,
@@ -35,6 +35,7 @@ from xent.scoring.form import Form
 from xent.scoring.grouped_sums import GroupedSums, estimate
 from xent.scoring.intervals import Estimate, Information
 from xent.scoring.multilabel import pairs
+from xent.scoring.one_vs_rest import add_one_vs_rest
 from xent.scoring.score import Score
 from xent.scoring.segments import (
     add_to_totals,
@@ -188,6 +189,7 @@ class ScoreState:
             tolerance=tolerance,
             renormalise=renormalise,
             reasons=reasons,
+            count=True,
         )
         count, number = len(rows.loss), rows.p.shape[1]
         if clip is not None and rows.target.shape[1]:
@@ -410,10 +412,10 @@ class ScoreState:
         else:
             tallies.add_classes(rows.label, rows.predicted, rows.loss, w, status, clip_loss, classes)
         if form.one_vs_rest:
-            if counted:
-                one_vs_rest.count_one_vs_rest(rows.p, rows.label, status, each)
+            if rows.one_vs_rest.size and (status == loops.VALID).all():
+                self.one_vs_rest[:] = rows.one_vs_rest
             else:
-                one_vs_rest.add_one_vs_rest(rows.p, rows.label, rows.target, w, status, each)
+                add_one_vs_rest(rows.p, rows.label, rows.target, w, status, each)
             tallies.add_confusion(rows.label, rows.target, rows.predicted, w, status, len(form.classes), confusion)
         if len(form.classes) == 2:
             second = np.ascontiguousarray(rows.p[:, 1], np.float64)
