@@ -56,7 +56,7 @@ def row_scores(
 ) -> Rows:
     """Score each row of a batch; the arguments are those of `ScoreState.from_batch`.
 
-    `count` asks for the histograms of the classes, which a visit of the rows can make as well.
+    `count` asks for the histograms of the classes as well, if one visit to the rows can make them.
     """
     predictions = {"proba": proba, "logits": logits, "log_prob": log_prob}
     kinds = [kind for kind, values in predictions.items() if values is not None]

@@ -41,8 +41,9 @@ def rounding_of(dtype: Any) -> float:
 
 
 def number_matrix(frame: pl.DataFrame, columns: list[str]) -> Array:
-    """Return columns as a matrix; missing values are NaN. That of few columns lies in memory column by column, as the
-    table does: to turn it would take as long as to score it.
+    """Return columns as a matrix; missing values are NaN.
+
+    Few columns stay one behind the other in memory, as the loops visit them; to interleave them takes time.
     """
     chosen = frame.select(columns)
     for name, dtype in chosen.schema.items():
@@ -50,7 +51,8 @@ def number_matrix(frame: pl.DataFrame, columns: list[str]) -> Array:
             problem = f"column {quoted(name)} holds {shown_name(dtype)}, not numbers"
             remedy = f"Convert the column, or leave it out of the pattern ({option('exclude', shown_name(name))})"
             raise DataError(message(CALL, "data", problem, remedy))
-    if set(chosen.dtypes) not in ({pl.Float32}, {pl.Float64}):
+    dtypes = set(chosen.dtypes)
+    if dtypes != {pl.Float32} and dtypes != {pl.Float64}:
         chosen = chosen.cast(pl.Float64)
     order: Literal["fortran", "c"] = "fortran" if len(columns) <= FEW_CLASSES else "c"
     return chosen.to_numpy(order=order).reshape((frame.height, len(columns)), order="A")

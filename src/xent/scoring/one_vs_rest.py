@@ -115,7 +115,7 @@ def add_table(table: Any, histogram: Any) -> None:
         for k in range(PROBABILITY_BINS):
             if table[j, k, 0]:
                 small = np.int64(k if k < SMALL_BINS else PROBABILITY_BINS - 1 - k)
-                lowest = bits_float((small + np.int64(LOWEST_STEP)) << np.int64(50))
+                lowest: float = bits_float((small + np.int64(LOWEST_STEP)) << np.int64(50))
                 unit = lowest / (1.0 + (small % STEPS) / STEPS) * 2.0**-52
                 count, bits = np.float64(table[j, k, 0]), table[j, k, 1]
                 high, low = np.float64(bits >> 32) * 2.0**32, np.float64(bits & (2**32 - 1))

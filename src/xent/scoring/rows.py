@@ -91,9 +91,8 @@ def part_of_row(p: Any, first: int, last: int) -> tuple[float, float, float, flo
 def long_row(p: Any, y: int) -> tuple[float, float, float, int, bool]:
     """Sum, Brier score, largest probability and its first class, and whether all are 0 or more; for many classes.
 
-    The blocks narrow the search for the largest probability.
-
-    The probability of the label is left out of the sum of squares instead of being subtracted, which would cancel.
+    The blocks narrow the search for the largest probability. That of the label is left out of the sum of squares
+    instead of being subtracted, which would cancel.
     """
     classes, picked = p.shape[0], np.float64(p[y])
     total, squares = picked, (1.0 - picked) * (1.0 - picked)
@@ -167,10 +166,8 @@ def hard_rows(
     rows, classes = p.shape
     few, counted = classes <= FEW_CLASSES, histogram.shape[0] > 0
     columns, scratch = np.empty((classes if few else 0, ROWS_AT_ONCE)), np.empty((2, ROWS_AT_ONCE))
-    table, places = (
-        np.zeros((classes if counted else 0, PROBABILITY_BINS + 1, 2), np.int64),
-        np.empty((2, ROWS_AT_ONCE), np.int64),
-    )
+    table = np.zeros((classes if counted else 0, PROBABILITY_BINS + 1, 2), np.int64)
+    places = np.empty((2, ROWS_AT_ONCE), np.int64)
     for first in range(0, rows, ROWS_AT_ONCE):
         last = min(first + ROWS_AT_ONCE, rows)
         part, y, of_label = p[first:last], label[first:last], loss[first:last]

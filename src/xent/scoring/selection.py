@@ -71,7 +71,7 @@ NO_ROWS = SelectedRows({"key": np.empty(0, np.uint64)})
 
 @dataclass(frozen=True)
 class Kept:
-    """Which rows can still be among those that a state keeps."""
+    """Which rows can still be among those that a state keeps whole."""
 
     key: int = 2**64 - 1
     """The largest key of a sampled row."""
@@ -80,10 +80,10 @@ class Kept:
 
     @classmethod
     def of(cls, surprising: SelectedRows, worst: int, sample: SelectedRows, size: int) -> Kept:
-        """Return which rows a state can still keep that has these, at the most so many of them."""
+        """Return which rows can still be among these, of which a state keeps at the most so many."""
         return cls(
-            int(sample["key"][-1]) if 0 < size == len(sample) else ANY.key,
-            float(surprising["loss"][-1]) if 0 < worst == len(surprising) else ANY.loss,
+            int(sample["key"].max()) if 0 < size == len(sample) else ANY.key,
+            float(surprising["loss"].min()) if 0 < worst == len(surprising) else ANY.loss,
         )
 
 
@@ -101,8 +101,8 @@ def select(
 ) -> dict[str, SelectedRows]:
     """Select the surprising, sampled and invalid rows of a batch whose first row has the number `first_row`.
 
-    `cluster` has the hash of each row's cluster, which is kept with the sample. Of the rows that `kept` excludes, none
-    is kept by the sum that this selection goes into.
+    `cluster` has the hash of each row's cluster, which is kept with the sample. `kept` is of the state that these rows
+    are added to.
     """
     keys = keys_of_rows(first_row, len(rows.loss)) if ids is None else keys_of_ids(ids)
     valid = rows.status == VALID

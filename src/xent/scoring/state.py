@@ -398,15 +398,15 @@ class ScoreState:
         form = self.form
         w, status, clip_loss = rows.weight, rows.status, form.clip_loss
         names = ("classes", "losses", "clipped", "confidence", "positive", "one_vs_rest", "confusion")
-        classes, losses, clipped, confidence, positive, each, confusion = (
+        classes, losses, clipped, confidence, positive, one_vs_rest, confusion = (
             getattr(self, name).reshape(-1) for name in names
         )
         add_to_totals(rows, amounts, None, clip_loss, self.totals)
         tallies.add_losses(rows.loss, w, status, clip_loss, 0.0 - np.log(loops.CLIPS), losses, clipped)
         if not form.classes:
             return
-        counted = not (form.soft or form.weighted)
-        tallies.add_confidence(rows.confidence, rows.correct, w, status, counted, confidence)
+        whole = not (form.soft or form.weighted)
+        tallies.add_confidence(rows.confidence, rows.correct, w, status, whole, confidence)
         if form.soft:
             tallies.add_soft_classes(rows.p, rows.target, rows.predicted, w, status, classes)
         else:
@@ -415,12 +415,12 @@ class ScoreState:
             if rows.one_vs_rest.size and (status == loops.VALID).all():
                 self.one_vs_rest[:] = rows.one_vs_rest
             else:
-                add_one_vs_rest(rows.p, rows.label, rows.target, w, status, each)
+                add_one_vs_rest(rows.p, rows.label, rows.target, w, status, one_vs_rest)
             tallies.add_confusion(rows.label, rows.target, rows.predicted, w, status, len(form.classes), confusion)
         if len(form.classes) == 2:
             second = np.ascontiguousarray(rows.p[:, 1], np.float64)
             is_second = np.ascontiguousarray(rows.target[:, 1]) if form.soft else (rows.label == 1).astype(np.float64)
-            tallies.add_confidence(second, is_second, w, status, counted, positive)
+            tallies.add_confidence(second, is_second, w, status, whole, positive)
 
 
 def add_all(states: list[ScoreState]) -> ScoreState:
