@@ -124,7 +124,7 @@ def _rows_of_classes(
         log_p = log_p if log_p.ndim == 2 else NO_MATRIX
         soft_rows(p, target, log_p, tolerance, loss, brier, confidence, predicted, rows.entropy, rows.correct, status)
     else:
-        rows.label, rows.correct = label, np.empty(number)
+        rows.label, rows.correct = label, np.empty(number, np.int8)
         if count and classes <= loops.FEW_CLASSES:
             rows.one_vs_rest = zeros(classes, loops.PROBABILITY_BINS, 3)
         per_row = (loss, brier, confidence, predicted, rows.correct, status)

@@ -51,11 +51,10 @@ def add_class(column: Any, label: Any, j: int, total: Any, lowest: Any, squares:
 
 
 @device
-def copy_classes(p: Any, columns: Any) -> None:
-    """Copy some rows as float64, class by class."""
-    for i in range(p.shape[0]):
-        for j in range(p.shape[1]):
-            columns[j, i] = np.float64(p[i, j])
+def copy_column(p: Any, column: Any) -> None:
+    """Copy some probabilities of a class as float64."""
+    for r in range(p.shape[0]):
+        column[r] = np.float64(p[r])
 
 
 @device
@@ -172,7 +171,8 @@ def hard_rows(
         last = min(first + ROWS_AT_ONCE, rows)
         part, y, of_label = p[first:last], label[first:last], loss[first:last]
         if few:
-            copy_classes(part, columns)
+            for j in range(classes):
+                copy_column(p[:, j][first:last], columns[j])
             squares, best, place = brier[first:last], confidence[first:last], predicted[first:last]
             short_rows(columns, y, tolerance, squares, best, place, status[first:last], scratch)
         else:
@@ -185,7 +185,7 @@ def hard_rows(
         else:
             label_losses(part, y, of_label)
         for i in range(first, last):
-            correct[i] = 1.0 if predicted[i] == label[i] else 0.0
+            correct[i] = 1 if predicted[i] == label[i] else 0
         if counted:
             count_block(columns, y, places, table, histogram)
             if last % MOST_ROWS == 0 or last == rows:
