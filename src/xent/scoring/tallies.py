@@ -145,8 +145,11 @@ def add_rows(
         else:
             terms[:, last - first :] = 0.0
             for place in range(BYTES):
+                absent = not brier.shape[0] and place in (BRIER, CORRECT)
+                absent |= not entropy.shape[0] and place == ENTROPY
                 whole = place < WEIGHT or place == ROWS_WITHOUT_WEIGHT or (place < LOSS and not weight.shape[0])
-                add_block(totals, place, terms[place], errors, whole)
+                if not absent:
+                    add_block(totals, place, terms[place], errors, whole)
 
 
 @kernel
