@@ -292,13 +292,3 @@ def add_groups(amounts: Array, loss: Array, weight: Array, group: Array, clip_lo
         add(sums, into + GROUP_WEIGHT, w)
         for k in range(amounts.shape[0]):
             add(sums, into + GROUP_AMOUNTS + k, w * amounts[k, i])
-
-
-@kernel
-def scramble(numbers: Array, into: Array) -> None:
-    """Mix the bits of numbers of 64 bits (selection.py says how)."""
-    for i in range(numbers.shape[0]):
-        z = numbers[i] + np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        into[i] = z ^ (z >> np.uint64(31))
