@@ -85,6 +85,38 @@ def test_the_kernels_sums_are_exact_where_a_plain_sum_is_not():
     assert float(np.add.accumulate(losses)[-1]) != exact, "otherwise this test shows nothing"
 
 
+def test_probabilities_counted_as_integers_are_those_added_as_floats():
+    """Without weights a histogram counts bits, with a weight of 1 it adds numbers; the edges of bins are the same."""
+    rng = np.random.default_rng(5)
+    second = np.concatenate([[0.0, 1.0, 0.5, 0.25, 2.0**-21, 2.0**-20, 1 - 2.0**-20, 5e-324], rng.random(20_000) ** 9])
+    proba, labels = np.stack([1 - second, second], axis=1), rng.integers(0, 2, len(second))
+    counted, added = (ScoreState.from_batch(labels, proba, weight=w) for w in (None, np.ones(len(labels))))
+    for name in ("one_vs_rest", "totals", "classes", "confusion", "confidence", "positive", "losses", "clipped"):
+        np.testing.assert_allclose(values(getattr(counted, name)), values(getattr(added, name)), rtol=1e-15)
+    of_class = values(counted.one_vs_rest)[1].sum(axis=0)
+    assert of_class.tolist() == pytest.approx([len(second), math.fsum(second), labels.sum()], rel=1e-15)
+
+
+@pytest.mark.parametrize("classes", [4, 120])
+def test_an_array_by_columns_scores_as_one_by_rows(classes):
+    labels, proba, *_ = predictions(classes=classes)
+    proba[7] = np.nan
+    by_rows, by_columns = (ScoreState.from_batch(labels, array) for array in (proba, np.asfortranarray(proba)))
+    assert by_rows == by_columns
+
+
+def test_rows_that_a_sum_would_not_keep_are_not_kept_before():
+    """What `within` leaves out changes the part, and no sum."""
+    labels, proba, *_ = predictions(rows=900)
+    options = {"worst": 5, "sample": 20}
+    first = ScoreState.from_batch(labels[:600], proba[:600], **options)
+    rest = {"labels": labels[600:], "proba": proba[600:], "first_row": 600, **options}
+    part, whole = ScoreState.from_batch(**rest, within=first), ScoreState.from_batch(**rest)
+    assert len(part.sample) < len(whole.sample)
+    assert len(part.surprising) < len(whole.surprising)
+    assert first + part == first + whole
+
+
 def test_no_rows_change_nothing():
     none = state(slice(0, 0))
     assert (

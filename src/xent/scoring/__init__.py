@@ -6,7 +6,8 @@
     columns.py    a column as an array                       clusters.py     Dask and Spark; spark_columns.py
     batch.py      the score of each row of a piece           settle.py       what a second look finds out: rounding.py
     diagnosis.py  why rows cannot be scored                  limits.py, ids.py
-    state.py      `ScoreState`, a sum over rows              loops.py        the compiled loops; sums.py, selection.py
+    state.py      `ScoreState`, a sum over rows              sums.py         compensated sums; selection.py
+    rows.py       the compiled loops that score rows         tallies.py      those that add up; one_vs_rest.py, loops.py
     score.py      `Score`, what a state says                 figures.py      computes it; calibration.py
     api.py        `score`; call.py                           compare.py      `compare`; row_table.py
     intervals.py  means and their intervals                  multilabel.py, segments.py, grouped_sums.py

@@ -32,13 +32,15 @@ from xent.scoring.pieces import Pieces, Settled
 from xent.scoring.readers import engine_of, with_text_names
 from xent.scoring.score import Score
 from xent.scoring.settle import check_rows, scored_again, settled_result
-from xent.scoring.state import ScoreState
+from xent.scoring.state import ScoreState, add_all
 from xent.scoring.sums import Array
 from xent.scoring.tables import Layout
 
 Progress = Callable[[int], None]
 """Called with the number of rows scored so far."""
 Result = TypeVar("Result")
+SHARE = 4
+"""A sum of states is added to the one before it when it keeps this share of the rows that the other keeps."""
 
 
 def score(
@@ -192,8 +194,11 @@ def _of_cluster(data: Any, request: Request) -> tuple[ScoreState, list[str]]:
 def _sum_of(
     rows: Pieces, settled: Settled, skip: bool, may_round: bool, progress: Progress | None
 ) -> tuple[ScoreState, list[str]]:
-    """Return the sum of the states of all pieces, and remarks on ids."""
-    total: ScoreState | None = None
+    """Return the sum of the states of all pieces, and remarks on ids.
+
+    Pieces that keep few rows are added to each other before they are added to the many rows that the first ones keep.
+    """
+    sums: list[ScoreState] = []
     count_of_rows, repeated = 0, RepeatedIds(skip)
 
     def state_of(count: int, arguments: Callable[[], dict[str, Any]], again: Array | None) -> tuple[int, ScoreState]:
@@ -202,7 +207,7 @@ def _sum_of(
             reasons = found.get("reasons")
             before = np.zeros(count, np.int8) if reasons is None else reasons
             found["reasons"] = np.where(again & (before == loops.VALID), loops.REPEATED_ID, before)
-        state = ScoreState.from_batch(**found)
+        state = ScoreState.from_batch(**found, within=sums[0] if sums else None)
         if state.invalid_rows:
             judged = pairs(CALL, found) if found.get("multilabel") else found
             check_rows(scored_again(judged), judged, rows, skip, may_round)
@@ -214,14 +219,16 @@ def _sum_of(
 
     with closing(in_threads(jobs())) as states:
         for count, state in states:
-            total = state if total is None else total + state
+            sums.append(state)
+            while len(sums) > 1 and SHARE * len(sums[-1].sample) >= len(sums[-2].sample):
+                sums[-2:] = [sums[-2] + sums[-1]]
             count_of_rows += count
             if progress is not None:
                 progress(count_of_rows)
     notes = repeated.check()
-    if total is None:
+    if not sums:
         raise DataError(message(CALL, "data", "there are no rows", "Check the file or the filter before it"))
-    return total, notes
+    return add_all(sums), notes
 
 
 def in_threads(jobs: Iterable[Callable[[], Result]]) -> Generator[Result]:

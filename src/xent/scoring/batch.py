@@ -13,7 +13,8 @@ from xent.backends.cpu.backend import CpuBackend
 from xent.errors import ArgumentError, DTypeError, LabelError, ShapeError, message
 from xent.objective import Objective
 from xent.scoring import loops
-from xent.scoring.sums import Array
+from xent.scoring.rows import hard_rows, soft_rows
+from xent.scoring.sums import Array, zeros
 
 CALL = "ScoreState.from_batch"
 MOST_WEIGHT = 1e100
@@ -36,6 +37,8 @@ class Rows:
     confidence: Array = field(default_factory=lambda: EMPTY)
     predicted: Array = field(default_factory=lambda: NO_INDEX)
     correct: Array = field(default_factory=lambda: EMPTY)
+    one_vs_rest: Array = field(default_factory=lambda: EMPTY)
+    """The histogram of all rows, valid or not, where it was asked for and there are neither weights nor soft labels."""
 
 
 def row_scores(
@@ -49,8 +52,12 @@ def row_scores(
     tolerance: float | None = None,
     renormalise: bool = False,
     reasons: Any = None,
+    count: bool = False,
 ) -> Rows:
-    """Score each row of a batch; the arguments are those of `ScoreState.from_batch`."""
+    """Score each row of a batch; the arguments are those of `ScoreState.from_batch`.
+
+    `count` asks for the histograms of the classes as well, if one visit to the rows can make them.
+    """
     predictions = {"proba": proba, "logits": logits, "log_prob": log_prob}
     kinds = [kind for kind, values in predictions.items() if values is not None]
     if len(kinds) != 1:
@@ -61,7 +68,8 @@ def row_scores(
     elif entropy is not None:
         raise ArgumentError(message(CALL, "entropy", "found it without log_prob", "Pass it together with log_prob"))
     else:
-        rows = _rows_of_classes(labels, kinds[0], predictions[kinds[0]], tolerance, renormalise)
+        count = count and weight is None
+        rows = _rows_of_classes(labels, kinds[0], predictions[kinds[0]], tolerance, renormalise, count)
     if reasons is not None:
         known = one_per_row("reasons", as_array(CALL, "reasons", reasons), len(rows.loss))
         rows.status[:] = np.where(known > loops.VALID, known, rows.status)
@@ -87,38 +95,40 @@ def _rows_of_log_probabilities(log_prob: Any, entropy: Any) -> Rows:
     return rows
 
 
-def _rows_of_classes(labels: Any, kind: str, predictions: Any, tolerance: float | None, renormalise: bool) -> Rows:
+def _rows_of_classes(
+    labels: Any, kind: str, predictions: Any, tolerance: float | None, renormalise: bool, count: bool
+) -> Rows:
     """Score rows with a probability or logit for each class."""
     p, tolerance = _matrix(kind, predictions, tolerance)
     if renormalise and kind == "proba":
         p = _renormalised(p)
-    count, classes = p.shape
+    number, classes = p.shape
     label = as_array(CALL, "labels", labels)
     soft = label.ndim == 2
-    if label.shape not in ((count,), (count, classes)):
+    if label.shape not in ((number,), (number, classes)):
         problem = f"found shape {label.shape} for {kind} of shape {p.shape}"
-        raise ShapeError(message(CALL, "labels", problem, f"Pass ({count},) class indices or ({count}, {classes})"))
+        raise ShapeError(message(CALL, "labels", problem, f"Pass ({number},) class indices or ({number}, {classes})"))
     if soft:
-        target = np.ascontiguousarray(_numbers("labels", label).astype(np.float64))
+        p, target = np.ascontiguousarray(p), np.ascontiguousarray(_numbers("labels", label), np.float64)
     else:
         label = _checked_labels(label, classes)
     log_p = EMPTY
     if kind == "logits":
         p, log_p = _softmax(p, None if soft else label)
         tolerance = max(tolerance, 1e-6)
-    loss, status = np.empty(count), np.empty(count, np.int8)
-    brier, confidence, predicted = np.empty(count), np.empty(count), np.empty(count, np.int64)
+    loss, status = np.empty(number), np.empty(number, np.int8)
+    brier, confidence, predicted = np.empty(number), np.empty(number), np.empty(number, np.int64)
     rows = Rows(loss, status, p=p, brier=brier, confidence=confidence, predicted=predicted)
     if soft:
-        rows.target, rows.entropy, rows.correct = target, np.empty(count), np.empty(count)
+        rows.target, rows.entropy, rows.correct = target, np.empty(number), np.empty(number)
         log_p = log_p if log_p.ndim == 2 else NO_MATRIX
-        loops.soft_rows(
-            p, target, log_p, tolerance, loss, brier, confidence, predicted, rows.entropy, rows.correct, status
-        )
+        soft_rows(p, target, log_p, tolerance, loss, brier, confidence, predicted, rows.entropy, rows.correct, status)
     else:
-        rows.label = label
-        loops.hard_rows(p, label, log_p, tolerance, loss, brier, confidence, predicted, status)
-        rows.correct = (predicted == label).astype(np.float64)
+        rows.label, rows.correct = label, np.empty(number, np.int8)
+        if count and classes <= loops.FEW_CLASSES:
+            rows.one_vs_rest = zeros(classes, loops.PROBABILITY_BINS, 3)
+        per_row = (loss, brier, confidence, predicted, rows.correct, status)
+        hard_rows(p, label, log_p, tolerance, *per_row, rows.one_vs_rest.reshape(-1))
     return rows
 
 
@@ -135,7 +145,7 @@ def _softmax(logits: Array, label: Array | None) -> tuple[Array, Array]:
 
     The loss comes from the logits: a probability of 1e-400 underflows to 0, but its logarithm is finite.
     """
-    logits = logits.astype(np.float64, copy=False)
+    logits = np.ascontiguousarray(logits, np.float64)
     any_label = np.zeros(len(logits), np.int64) if label is None else label
     loss, lse = CpuBackend().forward(logits, any_label, Objective(ignore_index=-1, reduction="none"))
     with np.errstate(invalid="ignore", over="ignore"):
@@ -144,7 +154,10 @@ def _softmax(logits: Array, label: Array | None) -> tuple[Array, Array]:
 
 
 def _matrix(kind: str, predictions: Any, tolerance: float | None) -> tuple[Array, float]:
-    """Return predictions as contiguous float32 or float64 (rows, classes), and how far from 1 their sums may be."""
+    """Return predictions as float32 or float64 (rows, classes), and how far from 1 their sums may be.
+
+    They are contiguous, by rows or, if there are few classes, by columns.
+    """
     p = _numbers(kind, predictions)
     if tolerance is None:
         is_bfloat16 = "bfloat16" in str(getattr(predictions, "dtype", ""))
@@ -165,7 +178,8 @@ def _matrix(kind: str, predictions: Any, tolerance: float | None) -> tuple[Array
     if p.ndim != 2 or p.shape[1] == 0:
         problem = f"found shape {p.shape}, expected (rows, classes) or (rows,)"
         raise ShapeError(message(CALL, kind, problem, "Pass one row per prediction"))
-    return np.ascontiguousarray(p), float(tolerance)
+    by_columns = p.flags.f_contiguous and p.shape[1] <= loops.FEW_CLASSES
+    return p if by_columns else np.ascontiguousarray(p), float(tolerance)
 
 
 def _checked_labels(label: Array, classes: int) -> Array:
@@ -174,13 +188,13 @@ def _checked_labels(label: Array, classes: int) -> Array:
         raise DTypeError(
             message(CALL, "labels", problem, "Pass class indices; xent.score also takes names, with classes=")
         )
-    label = label.astype(np.int64, copy=False)
-    outside = (label < 0) | (label >= classes)
+    label = np.ascontiguousarray(label.astype(np.int64, copy=False))
+    outside = label.view(np.uint64) >= classes  # those below 0 are as well
     if outside.any():
         row = int(outside.argmax())
         problem = f"class index {label[row]} at row {row} is outside [0, {classes})"
         raise LabelError(message(CALL, "labels", problem, f"Labels of {classes} classes end at {classes - 1}"))
-    return np.ascontiguousarray(label)
+    return label
 
 
 def as_array(call: str, argument: str, values: Any) -> Array:

@@ -153,7 +153,10 @@ def cross_fitted_gains(rows: LogRows, fold: Array, fitted_losses: Callable[[LogR
 
 @dataclass(frozen=True)
 class LogRows:
-    """Logarithms of probabilities (0 for an impossible class), which classes are possible, labels, and weights."""
+    """Logarithms of probabilities (0 for an impossible class), which classes are possible, labels, and weights.
+
+    The matrices lie in memory class by class, so that sums over few classes are sums of long columns.
+    """
 
     z: Array
     possible: Array
@@ -166,15 +169,15 @@ class LogRows:
     @classmethod
     def of(cls, log_p: Array, target: Array, weight: Array) -> LogRows:
         """Return rows whose labels are all possible; an impossible class has the logarithm -inf."""
-        possible = log_p > -math.inf
-        z = np.where(possible, log_p, 0.0)
+        possible = np.asfortranarray(log_p > -math.inf)
+        z = np.where(possible, np.asfortranarray(log_p), 0.0)
         log_label = (target * z).sum(axis=1) if target.ndim == 2 else z[np.arange(len(z)), target]
         return cls(z, possible, target, log_label, weight)
 
     def take(self, chosen: Array) -> LogRows:
-        """Return some of the rows."""
-        parts = (self.z, self.possible, self.target, self.log_label, self.weight)
-        return LogRows(*(part[chosen] for part in parts))
+        """Return the rows for which this is true."""
+        z, possible = (matrix.T.compress(chosen, axis=1).T for matrix in (self.z, self.possible))
+        return LogRows(z, possible, self.target[chosen], self.log_label[chosen], self.weight[chosen])
 
     def losses(self, beta: float) -> Array:
         """Return the losses at an inverse temperature."""
@@ -183,7 +186,7 @@ class LogRows:
     def slope(self, log_beta: float) -> float:
         """Return the derivative of the summed loss by the inverse temperature, a non-decreasing function."""
         powers = self._powers(math.exp(log_beta))
-        expected = np.einsum("ij,ij->i", powers, self.z) / powers.sum(axis=1)
+        expected = (powers * self.z).sum(axis=1) / powers.sum(axis=1)
         return float(self.weight @ (expected - self.log_label))
 
     def best(self, near: float) -> float:
@@ -201,7 +204,9 @@ class LogRows:
         return math.exp(optimize.brentq(self.slope, low, high, xtol=1e-9))
 
     def _powers(self, beta: float) -> Array:
-        return np.where(self.possible, np.exp(beta * self.z), 0.0)
+        powers: Array = np.exp(beta * self.z)
+        powers *= self.possible
+        return powers
 
 
 def _wilson(share: float, rows: float) -> tuple[float, float]:

@@ -25,9 +25,9 @@ import numpy as np
 from scipy import optimize, special
 
 from xent.scoring.intervals import Estimate, mean_and_interval, numbered
+from xent.scoring.one_vs_rest import probability_bins
 from xent.scoring.selection import SelectedRows
 from xent.scoring.sums import Array, values
-from xent.scoring.tallies import probability_bins
 
 PARTS = ("miscalibration", "discrimination", "uncertainty")
 
@@ -113,12 +113,21 @@ def _parts_of_rows(recalibrations: list[Recalibration], sample: SelectedRows) ->
     p = np.ascontiguousarray(sample["p"], np.float64)
     bins = np.empty(p.shape, np.int64)
     probability_bins(p, bins)
+    bins = np.ascontiguousarray(bins.T)
     parts = np.zeros((len(PARTS), len(p)))
-    for c, fitted in enumerate(recalibrations):
-        label = sample["target"][:, c] if "target" in sample.columns else (sample["label"] == c).astype(np.float64)
-        places = bins[:, c]
-        base = binary_loss(label, np.full(len(p), fitted.base))
-        best = binary_loss(label, fitted.recalibrated[places])
-        with np.errstate(invalid="ignore"):
-            parts += binary_loss(label, fitted.claimed[places]) - best, base - best, base
+    for c, (fitted, places) in enumerate(zip(recalibrations, bins, strict=True)):
+        if "target" in sample.columns:
+            parts += _parts(fitted, sample["target"][:, c], places)
+        else:  # the same for all rows of a bin that have the class, and for all others
+            every = np.arange(len(fitted.claimed))
+            of_bins = np.hstack([_parts(fitted, np.full(len(every), label), every) for label in (0.0, 1.0)])
+            parts += of_bins.take(places + len(every) * (sample["label"] == c), axis=1)
     return parts / len(recalibrations)
+
+
+def _parts(fitted: Recalibration, label: Array, places: Array) -> Array:
+    """Return the three parts for labels of one class, whose probabilities are in these bins."""
+    base = binary_loss(label, np.full(len(label), fitted.base))
+    best = binary_loss(label, fitted.recalibrated[places])
+    with np.errstate(invalid="ignore"):
+        return np.stack([binary_loss(label, fitted.claimed[places]) - best, base - best, base])

@@ -23,13 +23,11 @@ from xent.errors import ArgumentError, DataError, message
 from xent.names import listed, quoted
 from xent.scoring.columns import id_array, is_lists, list_matrix, number_matrix, one_column, rounding_of
 from xent.scoring.labels import MISSING, UNKNOWN, Way, class_indices
-from xent.scoring.loops import NO_ID, NO_LABEL, UNKNOWN_LABEL, VALID
+from xent.scoring.loops import FEW_CLASSES, NO_ID, NO_LABEL, UNKNOWN_LABEL, VALID
 from xent.scoring.sums import Array
 
 CALL = "score"
 ONE_ROW_PER_ID = "An id names one row; name no id, or choose a column without repetitions"
-ONE_VS_REST_CLASSES = 100
-"""Up to this many classes, each has a reliability histogram of its own; otherwise only the predicted class has one."""
 MOST_SEGMENTS = 10_000
 AMOUNTS = ("bytes", "characters")
 """Of text, in which a row's loss can be counted."""
@@ -65,7 +63,7 @@ class Form:
 
     @property
     def one_vs_rest(self) -> bool:
-        return 0 < len(self.classes) <= ONE_VS_REST_CLASSES
+        return 0 < len(self.classes) <= FEW_CLASSES
 
 
 @dataclass(frozen=True)
@@ -202,8 +200,10 @@ class Plan:
         """Return the names of the classes; None with log_prob."""
         if self.kind == "log_prob":
             return None
-        first = self._predictions(frame.head(1))
-        number = first.shape[1] if first.ndim == 2 else 2
+        number = len(self.columns)
+        if number == 1:
+            first = self._predictions(frame.head(1))
+            number = first.shape[1] if first.ndim == 2 else 2
         classes = tuple(map(str, range(number))) if self.classes is None else self.classes
         if len(classes) != number:
             problem = f"found {len(classes)} names for {number} classes"

@@ -63,8 +63,9 @@ def class_indices(
         remedy = f"Leave such rows out, or pass {option('invalid', 'skip')}"
         raise DataError(message(CALL, "label", f"row {row} has no label", remedy))
     if labels.dtype.is_integer() and way is None and classes == tuple(map(str, range(len(classes)))):
-        indices = labels.cast(pl.Int64, strict=False).fill_null(-1).to_numpy()
-        unseen = (indices < 0) | (indices >= len(classes))
+        whole = labels.cast(pl.Int64, strict=False)
+        indices = (whole.fill_null(-1) if whole.null_count() else whole).to_numpy()
+        unseen = indices.view(np.uint64) >= len(classes)  # those below 0 are as well
     else:
         labels = label_texts(labels, classes)
         names = classes if way is None else tuple(way.classes)

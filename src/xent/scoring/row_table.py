@@ -61,7 +61,7 @@ def _frame(rows: Rows, arguments: dict[str, Any]) -> pl.DataFrame:
     ids = np.arange(first, first + count) if arguments["ids"] is None else arguments["ids"]
     columns: dict[str, Any] = {"id": texts(ids), "loss": rows.loss, "status": rows.status}
     if len(rows.correct):
-        columns["correct"] = rows.correct
+        columns["correct"] = rows.correct.astype(np.float64)
     if len(rows.label):
         names = arguments["classes"]
         columns["label"] = pl.Series([names[k] for k in rows.label.tolist()], dtype=pl.String)

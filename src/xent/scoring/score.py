@@ -12,9 +12,9 @@ from xent.likelihood import Likelihood
 from xent.names import shown_name
 from xent.scoring.calibration import ReliabilityBin, Temperature
 from xent.scoring.decomposition import PARTS, Decomposition
-from xent.scoring.form import ONE_VS_REST_CLASSES, Form
+from xent.scoring.form import Form
 from xent.scoring.intervals import Estimate, Information
-from xent.scoring.loops import REASONS
+from xent.scoring.loops import FEW_CLASSES, REASONS
 from xent.scoring.selection import WEIGHT_OF_ZERO, SelectedRows
 
 __all__ = ["ClassScore", "Estimate", "Information", "Score", "SegmentScore", "SurprisingRow"]
@@ -306,8 +306,8 @@ def _warnings(score: Score) -> list[str]:
         texts.append(f"{len(absent)} of {len(score.classes)} classes have no rows: {names}.")
     if 0 < score.rows < FEW_ROWS:
         texts.append(f"Only {_rows(score.rows)}: the interval assumes that their losses are nearly normal.")
-    if len(score.classes) > ONE_VS_REST_CLASSES:
-        texts.append(f"More than {ONE_VS_REST_CLASSES} classes: reliability is that of the predicted class only.")
+    if len(score.classes) > FEW_CLASSES:
+        texts.append(f"More than {FEW_CLASSES} classes: reliability is that of the predicted class only.")
     t = score.temperature
     if t and t.gain_low > 0:
         too = "too confident" if t.temperature > 1 else "not confident enough"

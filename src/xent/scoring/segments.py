@@ -16,7 +16,7 @@ from xent.scoring.form import AMOUNTS, check_segments
 from xent.scoring.grouped_sums import GroupedSums, grouped, hashes
 from xent.scoring.selection import texts
 from xent.scoring.sums import Array, merged, zeros
-from xent.scoring.tallies import add_amounts
+from xent.scoring.tallies import add_amounts, add_rows
 
 
 def segment_columns(by: Any, count: int) -> dict[str, Array]:
@@ -84,7 +84,7 @@ def add_to_totals(rows: Rows, amounts: Array, group: Array | None, clip_loss: fl
     """Add rows to the totals of their groups, or without groups to the only ones."""
     place, flat = NO_INDEX if group is None else group, totals.reshape(-1)
     per_row = (rows.loss, rows.brier, rows.correct, rows.entropy, rows.weight, place, rows.status)
-    loops.add_rows(*per_row, clip_loss, flat)
+    add_rows(*per_row, clip_loss, flat)
     if len(amounts):
         add_amounts(amounts, rows.loss, rows.weight, place, rows.status, clip_loss, flat)
 

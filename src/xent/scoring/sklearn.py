@@ -27,6 +27,7 @@ from xent.scoring.readers import BATCH_NUMBERS
 from xent.scoring.score import Score
 from xent.scoring.sklearn_labels import check_lengths, coded, coded_elements, coded_one_class
 from xent.scoring.sums import Array, exactly, merged, values, zeros
+from xent.scoring.tallies import add_rows
 
 __all__ = [
     "brier_score_loss",
@@ -363,7 +364,7 @@ def _totals(proba: Array, truth: Array, weight: Array | None, clip_loss: float, 
         totals = zeros(loops.FIELDS)
         squares, correct = (rows.brier, rows.correct) if brier else (EMPTY, EMPTY)
         per_row = (rows.loss, squares, correct, EMPTY, rows.weight, NO_INDEX, rows.status)
-        loops.add_rows(*per_row, clip_loss, totals.reshape(-1))
+        add_rows(*per_row, clip_loss, totals.reshape(-1))
         return totals
 
     parts = list(in_threads(partial(totals_of, first) for first in range(0, len(proba), size)))

@@ -20,7 +20,7 @@ import numpy as np
 
 from xent.errors import ArgumentError, DataError, message
 from xent.names import first_line
-from xent.scoring import figures, loops, stored
+from xent.scoring import figures, loops, stored, tallies
 from xent.scoring.batch import CALL, Rows, as_array, checked_clip, checked_count, one_per_row, row_scores
 from xent.scoring.calibration import (
     adaptive_error,
@@ -35,6 +35,7 @@ from xent.scoring.form import Form
 from xent.scoring.grouped_sums import GroupedSums, estimate
 from xent.scoring.intervals import Estimate, Information
 from xent.scoring.multilabel import pairs
+from xent.scoring.one_vs_rest import add_one_vs_rest
 from xent.scoring.score import Score
 from xent.scoring.segments import (
     add_to_totals,
@@ -45,9 +46,17 @@ from xent.scoring.segments import (
     segment_columns,
     segment_totals,
 )
-from xent.scoring.selection import MOST_INVALID, NO_ROWS, SELECTIONS, SelectedRows, counts_of_left_out, select
+from xent.scoring.selection import (
+    ANY,
+    MOST_INVALID,
+    NO_ROWS,
+    SELECTIONS,
+    Kept,
+    SelectedRows,
+    counts_of_left_out,
+    select,
+)
 from xent.scoring.sums import Array, merged, to_json, values, zeros
-from xent.scoring.tallies import add_confusion
 
 __all__ = ["ScoreState"]
 
@@ -124,6 +133,7 @@ class ScoreState:
         first_row: int = 0,
         worst: int = 50,
         sample: int = 5_000,
+        within: ScoreState | None = None,
     ) -> ScoreState:
         """Score a batch of rows.
 
@@ -150,6 +160,7 @@ class ScoreState:
         reasons : integer array (rows,), places in `xent.scoring.loops.REASONS`: why a row is left out; 0 for the others
         first_row : the number of the batch's first row; row numbers name rows without ids
         worst, sample : how many of the most surprising rows, and of randomly sampled rows, are kept whole
+        within : a state that this one will be added to: a row that their sum would not keep whole is not kept here
 
         Returns
         -------
@@ -166,7 +177,7 @@ class ScoreState:
             named = {"labels": labels, "proba": proba, "logits": logits, "log_prob": log_prob, "weight": weight}
             named |= {"ids": ids, "by": by, "cluster": cluster, "bytes": bytes, "characters": characters}
             named |= {"reasons": reasons, "classes": classes, "first_row": first_row}
-            state = cls.from_batch(**pairs(CALL, named), clip=clip, worst=worst, sample=sample)
+            state = cls.from_batch(**pairs(CALL, named), clip=clip, worst=worst, sample=sample, within=within)
             return replace(state, form=replace(state.form, multilabel=True))
         rows = row_scores(
             labels,
@@ -178,6 +189,7 @@ class ScoreState:
             tolerance=tolerance,
             renormalise=renormalise,
             reasons=reasons,
+            count=True,
         )
         count, number = len(rows.loss), rows.p.shape[1]
         if clip is not None and rows.target.shape[1]:
@@ -207,7 +219,8 @@ class ScoreState:
         amounts = amounts_of(count, first_row, bytes=bytes, characters=characters)
         state._add(rows, amounts)
         limit, keys = form.clip_loss, None if cluster is None else cluster_hashes(cluster, count)
-        selected: dict[str, Any] = select(rows, ids, first_row, form.worst, form.sample, keys)
+        kept = ANY if within is None else Kept.of(within.surprising, form.worst, within.sample, form.sample)
+        selected: dict[str, Any] = select(rows, ids, first_row, form.worst, form.sample, keys, kept)
         if keys is not None:
             clusters, segment_clusters = clusters_of(rows, amounts, keys, by, limit)
             state = replace(state, clusters=clusters, segment_clusters=segment_clusters)
@@ -389,21 +402,25 @@ class ScoreState:
             getattr(self, name).reshape(-1) for name in names
         )
         add_to_totals(rows, amounts, None, clip_loss, self.totals)
-        loops.add_losses(rows.loss, w, status, clip_loss, 0.0 - np.log(loops.CLIPS), losses, clipped)
+        tallies.add_losses(rows.loss, w, status, clip_loss, 0.0 - np.log(loops.CLIPS), losses, clipped)
         if not form.classes:
             return
-        loops.add_confidence(rows.confidence, rows.correct, w, status, confidence)
+        whole = not (form.soft or form.weighted)
+        tallies.add_confidence(rows.confidence, rows.correct, w, status, whole, confidence)
         if form.soft:
-            loops.add_soft_classes(rows.p, rows.target, rows.predicted, w, status, classes)
+            tallies.add_soft_classes(rows.p, rows.target, rows.predicted, w, status, classes)
         else:
-            loops.add_classes(rows.label, rows.predicted, rows.loss, w, status, clip_loss, classes)
+            tallies.add_classes(rows.label, rows.predicted, rows.loss, w, status, clip_loss, classes)
         if form.one_vs_rest:
-            loops.add_one_vs_rest(rows.p, rows.label, rows.target, w, status, one_vs_rest)
-            add_confusion(rows.label, rows.target, rows.predicted, w, status, len(form.classes), confusion)
+            if rows.one_vs_rest.size and (status == loops.VALID).all():
+                self.one_vs_rest[:] = rows.one_vs_rest
+            else:
+                add_one_vs_rest(rows.p, rows.label, rows.target, w, status, one_vs_rest)
+            tallies.add_confusion(rows.label, rows.target, rows.predicted, w, status, len(form.classes), confusion)
         if len(form.classes) == 2:
             second = np.ascontiguousarray(rows.p[:, 1], np.float64)
             is_second = np.ascontiguousarray(rows.target[:, 1]) if form.soft else (rows.label == 1).astype(np.float64)
-            loops.add_confidence(second, is_second, w, status, positive)
+            tallies.add_confidence(second, is_second, w, status, whole, positive)
 
 
 def add_all(states: list[ScoreState]) -> ScoreState:
