@@ -30,9 +30,10 @@ def signatures() -> dict[str, list[Any]]:
     import numpy as np
 
     from xent.backends.binary_protocol import Elements
-    from xent.backends.cpu.backend import ROW_CLASSES, CpuBackend
+    from xent.backends.cpu.backend import CpuBackend
     from xent.backends.cpu.binary_backend import CpuBinary
     from xent.backends.cpu.divergence_kernel import CpuDivergence
+    from xent.backends.cpu.tile import ROW_CLASSES
     from xent.divergence import Divergence
     from xent.objective import Objective
 

@@ -15,7 +15,7 @@ _BATCHED = torch._C._dispatch_key_parse("Batched")
 interpreter_stack, dispatch_modes = torch._C._functorch.peek_interpreter_stack, torch._C._len_torch_dispatch_stack
 tracing_state = torch._C._get_tracing_state
 
-cross_entropy_loss = torch._C._nn.cross_entropy_loss
+cross_entropy_loss: Callable[..., Tensor] = torch._C._nn.cross_entropy_loss
 """`F.cross_entropy` without its Python: of (input, target, weight, 1 for a mean, ignore_index, label_smoothing)."""
 
 

@@ -12,6 +12,8 @@ What torch refuses goes the way of all other calls, which has the errors.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -23,7 +25,7 @@ NO_LABEL = -0x4E1D_93A7_58C2_06BF
 """What torch is told to ignore: a number without a meaning, since it has to be some."""
 
 
-def loss_of_few(input: Tensor, target: Tensor) -> Tensor | None:
+def loss_of_few(input: Tensor, target: Any) -> Tensor | None:
     """The mean loss by torch; None where this is not for it, or for an error that is ours to raise."""
     if (
         type(input) not in PLAIN
@@ -39,7 +41,7 @@ def loss_of_few(input: Tensor, target: Tensor) -> Tensor | None:
     ):
         return None
     try:
-        loss: Tensor = cross_entropy_loss(input, target, None, 1, NO_LABEL, 0.0)
+        loss = cross_entropy_loss(input, target, None, 1, NO_LABEL, 0.0)
     except (IndexError, RuntimeError, ValueError):
         return None
     return loss if loss.item() >= CONFIDENT else None

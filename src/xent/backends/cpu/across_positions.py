@@ -12,16 +12,22 @@ from typing import Any
 
 import numpy as np
 
+from xent.backends.cpu._numba import compiles_for
 from xent.backends.cpu.blocks import load, multiply, target_distribution, transform
 from xent.backends.cpu.compilation import device, sequence
 from xent.backends.cpu.formats import decode, encode, store
 from xent.backends.cpu.primitives import exp, fused_multiply_add, maximum
 from xent.backends.cpu.streaming import store_large
-from xent.backends.cpu.tile import CONFIDENT, NARROW, label_loss_of, without_label
+from xent.backends.cpu.tile import CONFIDENT, NARROW, ROW_CLASSES, label_loss_of, without_label
 from xent.backends.cpu.transposition import transpose
 
 GROUP = 16  # classes whose exponentials and terms are summed before the sum is added in float64
-GATHERED = 4  # classes up to which rows are transposed number by number
+GATHERED = 4 if compiles_for("avx512f") else ROW_CLASSES
+"""Classes up to which rows are transposed number by number.
+
+With AVX2 all are: 8 numbers at a time, of which few are used where there are few classes, 65536 x 10 take half as long
+again in registers, forward and backward.
+"""
 NEAR_ZERO = 40.0  # below it, 0 can replace the maximum as the reference: exponentials and sums stay normal numbers
 
 

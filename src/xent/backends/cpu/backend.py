@@ -37,16 +37,13 @@ from xent.backends.cpu.contrast import contrast_gradient
 from xent.backends.cpu.formats import as_kernel_array, bits, flat
 from xent.backends.cpu.statistics_gradient import statistics_gradient
 from xent.backends.cpu.threads import get_num_threads, over_rows
-from xent.backends.cpu.tile import NO_LABELS, PARALLEL_SIZE, computing_dtype, flattened
+from xent.backends.cpu.tile import NO_LABELS, PARALLEL_SIZE, ROW_CLASSES, computing_dtype, flattened
 from xent.backends.protocol import Statistics
 from xent.objective import Objective
 from xent.reduction import weighted_count
 from xent.sparse import is_sparse
 
 Array = NDArray[Any]
-
-ROW_CLASSES = 128
-"""Classes from which on a row is worth a loop of its own."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from xent.backends.cpu._numba import compiles_for
 from xent.backends.cpu.blocks import target_mass
 from xent.backends.cpu.compilation import allocator, device
 from xent.backends.cpu.formats import as_kernel_array, scratch
@@ -29,6 +30,12 @@ KEPT = 2**19  # classes up to which the exponentials of a row are kept for its g
 
 CONFIDENT = 1 / 16
 """The loss below which a float32 row is given its relative accuracy back; see `losses`."""
+
+ROW_CLASSES = 32 if compiles_for("avx512f") else 16
+"""Classes from which on loops run along the classes of a row: two vector registers of float32.
+
+On an EPYC (family 25) 40 classes take 20 ns along the row and 34 across positions, with AVX2 23 and 60 (forward).
+"""
 
 PARALLEL_SIZE = 2**17  # logits below which a call stays on the calling thread
 
