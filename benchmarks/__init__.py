@@ -10,6 +10,7 @@ Measurements, each of which returns a record
     logits_loss.py     the losses of logits: `xent.bench` with memory (logits_memory.py) and bars (bars.py)
     linear_loss.py     the loss of a linear layer, with memory (linear_memory.py) and errors (linear_error.py)
     sharded_loss.py    the linear loss over several processes
+    avx2.py            the same with code for processors without AVX-512
     gpu_losses.py      both losses on a GPU, beside gpu_peers.py, against gpu_bars.py
     accuracy.py        errors of losses and gradients; primitive_errors.py those of exp, log and tanh
     divergence_loss.py  the divergences beside torch's formula, and beside four products

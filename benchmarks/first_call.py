@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.processes import answer_of
 from xent.bench import machine
-from xent.bench.peers import EAGER, OURS
+from xent.bench.peers import EAGER, NUMPY, OURS
 from xent.bench.run import SCHEMA, Progress
 from xent.bench.timing import rounded
 
@@ -29,7 +29,7 @@ ROWS, CLASSES = 600, 1000
 
 def run_first_call(
     *,
-    implementations: tuple[str, ...] = (OURS, COMPILED),
+    implementations: tuple[str, ...] = (OURS, COMPILED, NUMPY),
     dtypes: tuple[str, ...] = DTYPES,
     threads: int = 2,
     command: str = "",
@@ -44,7 +44,10 @@ def run_first_call(
         **machine.describe(command, threads),
     }
     start, others, points = time.perf_counter(), machine.OtherProcesses(), []
-    runs = [(implementation, dtype) for dtype in dtypes for implementation in implementations]
+    runs = [
+        (implementation, dtype) for dtype in dtypes for implementation in implementations if implementation != NUMPY
+    ]
+    runs += [(NUMPY, "float64")] if NUMPY in implementations else []
     for done, (implementation, dtype) in enumerate(runs):
         progress("first call", done, len(runs))
         with tempfile.TemporaryDirectory() as folder:
@@ -67,11 +70,17 @@ def _measure(implementation: str, dtype: str) -> dict[str, float]:
     import torch
     import torch.nn.functional as F
 
+    import xent.numpy
     from xent.torch import cross_entropy
 
     logits = torch.randn(ROWS, CLASSES).to(getattr(torch, dtype)).requires_grad_()
     labels = torch.randint(0, CLASSES, (ROWS,))
     torch.autograd.grad(F.cross_entropy(logits, labels), logits)
+    if implementation == NUMPY:
+        arrays = logits.detach().numpy(), labels.numpy()
+        forward = _seconds(lambda: xent.numpy.cross_entropy(*arrays))
+        both = _seconds(lambda: xent.numpy.cross_entropy_value_and_grad(*arrays))
+        return {"forward": forward, "forward_backward": both}
     loss: Callable[..., torch.Tensor] = cross_entropy if implementation == OURS else torch.compile(F.cross_entropy)
     with torch.no_grad():
         forward = _seconds(lambda: loss(logits, labels))

@@ -8,8 +8,8 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from benchmarks import logits_memory
-from benchmarks.bars import judge
+from benchmarks import avx2, logits_memory
+from benchmarks.bars import AVX2_BARS, BARS, judge
 from xent.bench import Shape
 from xent.bench.machine import HUGE_PAGES
 from xent.bench.peers import IMPLEMENTATIONS, Implementation
@@ -54,7 +54,9 @@ def run(
     for case in record["cases"]:
         if measure_memory and not quick and case["shape"] in MEMORY_SHAPES:
             _add_memory(case, threads, progress)
-        case["bars"] = judge(case)
+        case["bars"] = judge(case, AVX2_BARS if avx2.is_asked_for() else BARS)
+    if avx2.is_asked_for():
+        record["machine"]["code_for"] = avx2.AVX2
     return {**record, "seconds": round(time.perf_counter() - start, 1)}
 
 

@@ -93,8 +93,8 @@ def headline(record: Record) -> str:
     if faster:
         low, high, sizes = min(faster)[0], max(faster)[0], " and ".join(dict.fromkeys(size for _, size in faster))
         sentences.append(
-            f"On small batches ({sizes}) it takes {number(low)} to {number(high)} times as long: there a call from "
-            "Python costs more than the loss."
+            f"On small batches ({sizes}) it takes {number(low)} to {number(high)} times as long: there torch's "
+            "own loss serves, after a microsecond of questions."
         )
     return " ".join(sentences)
 
@@ -284,8 +284,9 @@ def machine(record: Record) -> str:
     """One paragraph: where, when, with what."""
     about, versions = record["machine"], ", ".join(f"{name} {v}" for name, v in record["versions"].items())
     setting = f" with {HUGE_PAGES}=1" if about["torch_asks_for_huge_pages"] else ""
+    code = f" (of xent and of torch, code for {about['code_for']} only)" if "code_for" in about else ""
     return (
-        f"Measured on {record['date'][:10]}: {about['processor']}, {about['cores']} cores, "
+        f"Measured on {record['date'][:10]}: {about['processor']}{code}, {about['cores']} cores, "
         f"{(about['memory_bytes'] or 0) / 2**30:.0f} GiB, {about['system']}, {record['threads']} threads; {versions}; "
         f"huge pages: {about['huge_pages']}; {_disturbed(record)}; "
         f"`{record['command']}`{setting}, {record['seconds']:.0f} seconds."
@@ -396,6 +397,9 @@ TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
     "notes": ("logits", notes),
     "memory": ("logits", memory),
     "machine": ("logits", machine),
+    "avx2": ("logits_avx2", summary),
+    "avx2 bars": ("logits_avx2", bars),
+    "avx2 machine": ("logits_avx2", machine),
     "huge pages": ("logits_huge_pages", implementations),
     "scaling": ("scaling", scaling),
     "threads": ("threads", threads),

@@ -10,6 +10,7 @@ python benchmarks/run.py --device cuda                logits and linear loss on 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -24,19 +25,21 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.markup import escape
 
-from benchmarks import bars, binary_loss, logits_loss, record_tables, sampled_tables, tables
+from benchmarks import avx2, bars, binary_loss, logits_loss, record_tables, sampled_tables, tables
 from benchmarks.first_call import run_first_call
 from benchmarks.gpu_losses import run_gpu
 from benchmarks.scaling import run_scaling
 from benchmarks.sharded_loss import run_sharded_loss
 from benchmarks.thread_sharing import run_threads
 from xent.bench import show
+from xent.bench.peers import IMPLEMENTATIONS
 from xent.bench.timing import Settings
 from xent.cli.app import print_error, progress
 from xent.errors import XentError
 
 Part = Literal[
     "logits",
+    "logits_avx2",
     "logits_huge_pages",
     "scaling",
     "threads",
@@ -71,6 +74,9 @@ def main(
 ) -> None:
     """Measure, and replace records, tables and plots."""
     shapes = tuple(shape or ())
+    if part == "logits_avx2" and not avx2.is_asked_for():  # read by Numba and torch when they are imported
+        again = subprocess.run([sys.executable, *sys.argv], env={**os.environ, **avx2.environment()})
+        raise typer.Exit(again.returncode)
     try:
         if device == "cuda":
             _on_gpu(part, shapes, tuple(dtype or ()), quick, out)
@@ -109,7 +115,9 @@ def _measure(part: Part, shapes: tuple[str, ...], quick: bool, threads: int, mem
         raise typer.BadParameter("binary has shapes of its own: leave out --shape.")
     if part in ("sampled", "divergence", "contrastive", "options") and shapes:
         raise typer.BadParameter(f"{part} has one shape: leave out --shape.")
-    if part not in ("logits", "logits_huge_pages", "linear", "binary", "divergence", "options") and (shapes or quick):
+    if part not in ("logits", "logits_avx2", "logits_huge_pages", "linear", "binary", "divergence", "options") and (
+        shapes or quick
+    ):
         raise typer.BadParameter(f"{part} has sizes of its own: leave out --shape and --quick.")
     with progress(transient=True) as report:
         common: dict[str, Any] = {"command": _command(), "progress": report}
@@ -158,8 +166,9 @@ def _measure(part: Part, shapes: tuple[str, ...], quick: bool, threads: int, mem
             shapes or (LARGE if huge_pages else ()),
             quick=quick,
             threads=threads,
-            measure_memory=memory and not huge_pages,
+            measure_memory=memory and part == "logits",
             huge_pages=huge_pages,
+            implementations=avx2.MEASURED if part == "logits_avx2" else IMPLEMENTATIONS,
             **common,
         )
 

@@ -15,7 +15,7 @@ from typing import Any
 
 TRIPLE = "aarch64-unknown-linux-gnu"
 KERNELS = {
-    "kernels": ("forward", "backward", "forward_backward", "statistics", "total", "count_other"),
+    "kernels": ("forward", "backward", "statistics", "total", "count_other"),
     "statistics_gradient": ("_kernel",),
     "divergence_kernel": ("divergence",),
     "binary_kernels": ("visit", "count"),
@@ -33,16 +33,20 @@ def signatures() -> dict[str, list[Any]]:
     from xent.backends.cpu.backend import CpuBackend
     from xent.backends.cpu.binary_backend import CpuBinary
     from xent.backends.cpu.divergence_kernel import CpuDivergence
+    from xent.backends.cpu.tile import ROW_CLASSES
     from xent.divergence import Divergence
     from xent.objective import Objective
 
     backend, binary, labels, plain = CpuBackend(), CpuBinary(), np.array([0, 2]), Objective()
     for dtype in (np.float64, np.float32, np.float16, np.uint16):
         logits = np.zeros((2, 3), dtype)
+        many = np.zeros((2, ROW_CLASSES), dtype)  # for which loops run along the classes
         wide = np.float64 if dtype == np.float64 else np.float32
-        backend.forward_backward(logits, labels, 1.0, plain)
-        backend.forward_backward(logits, np.full((2, 3), 1 / 3, wide), 1.0, plain)
-        backend.backward(logits, labels, backend.forward(logits, labels, plain)[1], 1.0, plain)
+        for x in (logits, many):
+            for objective in (plain, Objective(z_loss=0.1)):
+                _, saved, _ = backend.forward_backward(x, labels, 1.0, objective)
+                backend.backward(x, labels, saved, 1.0, objective)
+            backend.statistics(x, labels, plain)
         statistics = backend.statistics(logits, labels, plain)
         backend.statistics_gradient(logits, labels, statistics, (np.ones(2, wide),) * 3, plain)
         backend.total(np.zeros(2, wide))

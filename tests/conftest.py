@@ -16,6 +16,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 sys.path.insert(0, str(Path(__file__).parent))  # cases, comparison, implementations, libraries, mpmath_oracle
 
+import implementations
 from implementations import FRONTS, IMPLEMENTATIONS
 from libraries import LIBRARIES
 
@@ -34,6 +35,13 @@ def implementation(request):
 def front(request):
     """Each implementation that a user calls: it checks, reduces and takes any shape."""
     return request.param
+
+
+@pytest.fixture
+def by_kernels():
+    """Kernels compute small calls too."""
+    with implementations.by_kernels():
+        yield
 
 
 @pytest.fixture(scope="session", params=LIBRARIES)

@@ -82,6 +82,12 @@ _GRAPHS = (
 
 MODES = [
     Mode("eager", "The call as it stands, and backward.", transforms.eager),
+    Mode(
+        "eager, kernels alone",
+        "The same without torch's own loss, which serves for a few plain rows.",
+        transforms.eager_by_kernels,
+        lambda of: of.call == "cross_entropy",
+    ),
     Mode("inference_mode", "Under `torch.inference_mode()`, with tensors made there.", transforms.inference_mode),
     Mode(
         "autocast",

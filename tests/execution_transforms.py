@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from execution_answers import Answer
 from execution_cases import BY_ROWS, Case, Problem, problem
-from implementations import DEVICE
+from implementations import DEVICE, by_kernels
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils import checkpoint as checkpoints
@@ -82,6 +82,11 @@ def valued_total(of: Problem, function: Callable[..., Tensor]) -> Callable[..., 
 
 def eager(of: Problem) -> Answer:
     return with_gradients(of.function(), of)
+
+
+def eager_by_kernels(of: Problem) -> Answer:
+    with by_kernels():
+        return eager(of)
 
 
 def inference_mode(of: Problem) -> Answer:

@@ -9,9 +9,11 @@ Triton is imported (test_gpu.py starts such a process), or without TRITON_INTERP
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -19,7 +21,7 @@ import torch
 import xent.numpy
 import xent.reference
 import xent.torch
-from xent.backends import choice
+from xent.backends import choice, few_rows
 from xent.backends.formula import FORMULA
 from xent.objective import Objective
 
@@ -33,6 +35,13 @@ DEVICE = "cuda" if ON_GPU and os.environ.get("TRITON_INTERPRET") != "1" else "cp
 def array(values: Any) -> Any:
     """A tensor's numbers, wherever they are; anything else as it is."""
     return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else values
+
+
+@contextmanager
+def by_kernels() -> Iterator[None]:
+    """Let kernels compute also what is so small that torch's own loss or NumPy would."""
+    with mock.patch.object(choice, "LIMIT", 0), mock.patch.object(few_rows, "MOST", 0):
+        yield
 
 
 @dataclass(frozen=True)
@@ -138,7 +147,13 @@ NUMPY = Implementation("numpy", DTYPES, _numpy, call=xent.numpy.cross_entropy_va
 TORCH = Implementation("torch", DTYPES, _torch, call=_torch_call, checks_distributions=False, from_lse=True)
 FORMULAS = Implementation("formula", DTYPES, _formula)
 
-IMPLEMENTATIONS = [REFERENCE, NUMPY, TORCH, FORMULAS]
+KERNELS = [
+    replace(of, name=f"{of.name}-kernels", run=by_kernels()(of.run), call=by_kernels()(of.call))
+    for of in (NUMPY, TORCH)
+]
+"""The two fronts without what they do for small calls."""
+
+IMPLEMENTATIONS = [REFERENCE, NUMPY, TORCH, FORMULAS, *KERNELS]
 if ON_GPU:
     if DEVICE == "cpu":
         choice.interpret(True)

@@ -187,7 +187,7 @@ def test_peak_memory_is_measured_in_a_process_of_its_own():
 
 
 def test_unknown_names_are_refused_with_those_there_are():
-    with pytest.raises(ArgumentError, match=r"no shape 'gpt9'\. Take gpt2, .* or small"):
+    with pytest.raises(ArgumentError, match=r"no shape 'gpt9'\. Take gpt2, .* or sixteen"):
         run(["gpt9"])
     with pytest.raises(ArgumentError, match="threads"):
         run(["tiny"], threads=0)

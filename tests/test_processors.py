@@ -88,8 +88,8 @@ def test_every_kernel_compiles_for_arm64(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     lines = json.loads(done.stdout.splitlines()[-1])
     assert {name: len(codes) for name, codes in lines.items()} == {name: len(given) for name, given in wanted.items()}
-    for name in ("forward", "backward", "forward_backward", "statistics"):
-        assert len(lines[f"kernels.{name}"]) >= 3
+    for name, least in (("forward", 16), ("backward", 12), ("statistics", 8)):
+        assert len(lines[f"kernels.{name}"]) >= least
         assert min(lines[f"kernels.{name}"]) > 1_000
 
 

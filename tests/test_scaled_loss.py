@@ -24,7 +24,7 @@ ROWS, CLASSES = 200, 700  # enough numbers for a factor to be expected
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_expected():
+def _nothing_is_expected(by_kernels):
     autograd.EXPECTED.seen.clear()
 
 

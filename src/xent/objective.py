@@ -144,6 +144,12 @@ class Objective:
             raise ObjectiveError(message(call, "focal_gamma", found, "Leave out label_smoothing and z_loss"))
 
     @property
+    def is_plain(self) -> bool:
+        """Whether no option changes the loss of a row with a label that counts, `lse(x) - x[label]`."""
+        without = self.weight is None and self.softcap is None and self.logit_scale == 1.0
+        return without and not (self.label_smoothing or self.z_loss or self.focal_gamma)
+
+    @property
     def of_rows(self) -> Objective:
         """The losses of rows that the rest of the options, focal_gamma and the reduction, is applied to."""
         return replace(self, reduction="none", denominator=None, focal_gamma=0.0)

@@ -50,7 +50,7 @@ class DefinitionsBackend:
     def forward(self, logits: Array, target: Array, objective: Objective) -> tuple[Array, Array]:
         """Return the losses and log-sum-exps of the rows."""
         with np.errstate(all="ignore"):
-            losses, lse = reference.cross_entropy(_rows(logits), _target(target, logits.shape[1]), objective)
+            losses, lse = reference.cross_entropy(wide_rows(logits), _target(target, logits.shape[1]), objective)
         return losses.astype(self.compute_dtype(dtype_of(logits))), lse
 
     def backward(
@@ -65,7 +65,7 @@ class DefinitionsBackend:
     ) -> Array:
         """Return the gradient of sum(row_scale * loss)."""
         with np.errstate(all="ignore"):
-            rows = reference.cross_entropy_gradient(_rows(logits), _target(target, logits.shape[1]), objective)
+            rows = reference.cross_entropy_gradient(wide_rows(logits), _target(target, logits.shape[1]), objective)
             gradient = like_logits(rows * np.reshape(row_scale, (-1, 1)), logits)
         if out is None:
             return gradient
@@ -87,7 +87,7 @@ class DefinitionsBackend:
 
     def statistics(self, logits: Array, labels: Array, objective: Objective) -> Statistics:
         """Return log_prob, entropy, lse, argmax and rank of each row."""
-        x = _rows(logits)
+        x = wide_rows(logits)
         with np.errstate(all="ignore"):
             minus_log_q, lse = reference.negative_log_softmax(reference.softcapped_logits(x, objective))
             entropy = (np.exp(-minus_log_q) * np.where(np.isposinf(minus_log_q), 0.0, minus_log_q)).sum(axis=1)
@@ -167,7 +167,7 @@ class DefinitionsDivergence:
 
     def forward(self, student: Array, teacher: Array, labels: Array | None, options: Divergence) -> Array:
         """Return the loss of each row."""
-        losses = reference.divergence(_rows(student), _rows(teacher), labels, options)
+        losses = reference.divergence(wide_rows(student), wide_rows(teacher), labels, options)
         return losses.astype(np.float64 if student.dtype == np.float64 else np.float32)
 
     def forward_backward(
@@ -183,7 +183,7 @@ class DefinitionsDivergence:
     ) -> tuple[Array, Array]:
         """Return losses, and the gradient of sum(row_scale * loss) by the student's logits, times `after`."""
         losses = self.forward(student, teacher, labels, options)
-        rows = reference.divergence_gradient(_rows(student), _rows(teacher), labels, options)
+        rows = reference.divergence_gradient(wide_rows(student), wide_rows(teacher), labels, options)
         gradient = like_logits(rows * np.reshape(row_scale, (-1, 1)), student) * student.dtype.type(after)
         if out is None:
             return losses, gradient
@@ -233,7 +233,7 @@ def dtype_of(logits: Array) -> Any:
     return np.float32 if logits.dtype == np.uint16 else logits.dtype
 
 
-def _rows(logits: Array) -> Array:
+def wide_rows(logits: Array) -> Array:
     """Logits (rows, classes) or (outer, classes, inner), also the bits of bfloat16, as float64 (rows, classes)."""
     logits = widened(logits)
     rows = logits if logits.ndim == 2 else np.moveaxis(logits, 1, 2).reshape(-1, logits.shape[1])
@@ -244,7 +244,7 @@ def _target(target: Array, classes: int) -> Array:
     if is_sparse(target):
         whole: Array = dense(target, classes, np.float64)
         return whole
-    return _rows(target) if target.dtype.kind == "f" else target
+    return wide_rows(target) if target.dtype.kind == "f" else target
 
 
 def like_logits(rows: Array, logits: Array) -> Array:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Measure = Literal["forward", "forward_backward", "copy"]
 Calls = dict[Measure, Callable[[], Any]]
 
-OURS, EAGER = "xent.torch", "F.cross_entropy"
+OURS, EAGER, NUMPY = "xent.torch", "F.cross_entropy", "xent.numpy"
 REUSED, FRESH = "copy, reused memory", "copy, fresh memory"
 
 _BLOCK = 1 << 24
@@ -184,7 +184,7 @@ def _copy_reused(inputs: Inputs) -> Calls:
 
 IMPLEMENTATIONS: tuple[Implementation, ...] = (
     Implementation(OURS, "ours", _xent_torch, "`xent.torch.cross_entropy`"),
-    Implementation("xent.numpy", "ours", _xent_numpy, "`xent.numpy.cross_entropy` and `cross_entropy_value_and_grad`"),
+    Implementation(NUMPY, "ours", _xent_numpy, "`xent.numpy.cross_entropy` and `cross_entropy_value_and_grad`"),
     Implementation(EAGER, "peer", _eager, "torch, as it is"),
     Implementation("F.cross_entropy, compiled", "peer", _compiled, "`torch.compile`, compiled beforehand", quick=False),
     Implementation("NumPy formula", "peer", _formula, "log-sum-exp and softmax in place, on one thread"),

@@ -49,6 +49,8 @@ SHAPES: dict[str, Shape] = {
         Shape("segmentation", 8, 21, (256, 256), where="classes of pixels, NCHW", quick=True),
         Shape("tiny", 128, 10, where="one batch of a small classifier", quick=True),
         Shape("small", 32, 1000, where="one small batch, 1000 classes", quick=True),
+        Shape("one", 1, 1000, where="one row of 1000 classes"),
+        Shape("sixteen", 16, 10, where="sixteen rows of ten classes"),
     )
 }
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from xent.arrays import is_numpy_bfloat16
+from xent.backends import few_rows
 from xent.backends.cpu.backend import CpuBackend
 from xent.backends.cpu.divergence_kernel import CpuDivergence
 from xent.backends.cpu.linear_steps import pair_steps
@@ -23,6 +24,7 @@ from xent.backends.definitions import (
     DefinitionsLinear,
     DefinitionsLinearDivergence,
 )
+from xent.backends.few_rows import FewRows
 from xent.checks import (
     Layout,
     as_numpy,
@@ -41,13 +43,14 @@ from xent.sparse import SparseTarget, packed
 Array = NDArray[Any]
 
 CPU: Any = CpuBackend()
+FEW: Any = FewRows()
 DIVERGENCE_CPU: Any = CpuDivergence()
 LINEAR_CPU: Any = LinearBackend(CPU, lambda layer, wanted: make_steps(layer, wanted, "numpy", get_num_threads()))
 LINEAR_DIVERGENCE_CPU: Any = LinearDivergence(
     DIVERGENCE_CPU, lambda pair, wanted: pair_steps(pair, wanted, "numpy", get_num_threads())
 )
 if NOTHING_IS_COMPILED:
-    CPU = DefinitionsBackend()
+    CPU = FEW = DefinitionsBackend()
     DIVERGENCE_CPU = DefinitionsDivergence()
     LINEAR_DIVERGENCE_CPU = DefinitionsLinearDivergence()
     LINEAR_CPU = DefinitionsLinear(CPU)
@@ -93,7 +96,12 @@ class Rows:
             losses = (np.where(uncounted, 0.0, losses) * self.sample_weight).astype(losses.dtype)
         if self.objective.reduction == "none":
             return losses.reshape(self.layout.loss_shape).astype(dtype, copy=False)
-        return np.asarray(reduce(CPU.total(losses), self.denominator, self.objective), dtype=dtype)[()]
+        return np.asarray(reduce(of_few(self.layout).total(losses), self.denominator, self.objective), dtype=dtype)[()]
+
+
+def of_few(how: Layout) -> Any:
+    """What computes sums and plain losses of rows that lie so: NumPy if they are few, so that nothing is compiled."""
+    return FEW if how.rows * how.classes <= few_rows.MOST else CPU
 
 
 def as_target(call: str, target: ArrayLike, logits_shape: tuple[int, ...]) -> Array:
@@ -150,7 +158,8 @@ def checked(
         weights = weight[rows * known] * known * (1.0 if weights is None else weights)
         weight = None
     labels = None if how.soft else rows
-    denominator = float(mean_denominator(labels, weight, how.rows, objective, CPU.count, weights))
+    count = of_few(how).count
+    denominator = float(mean_denominator(labels, weight, how.rows, objective, count, weights))
     objective = objective if weight is objective.weight else replace(objective, weight=weight)
     return rows, objective, how, dtype, denominator, weights
 

@@ -11,6 +11,13 @@ from torch import Tensor
 PLAIN = frozenset((Tensor, torch.nn.Parameter, torch.nn.Buffer))
 _BATCHED = torch._C._dispatch_key_parse("Batched")
 
+# Questions of `is_watched`, for the smallest calls, which pay for each name and each function of Python in between.
+interpreter_stack, dispatch_modes = torch._C._functorch.peek_interpreter_stack, torch._C._len_torch_dispatch_stack
+tracing_state = torch._C._get_tracing_state
+
+cross_entropy_loss: Callable[..., Tensor] = torch._C._nn.cross_entropy_loss
+"""`F.cross_entropy` without its Python: of (input, target, weight, 1 for a mean, ignore_index, label_smoothing)."""
+
 
 def is_transformed() -> bool:
     """Whether a `torch.func` transform (grad, vmap, jacrev ...) is at work: it asks for batching rules.

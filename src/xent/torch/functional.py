@@ -49,10 +49,11 @@ from xent.torch.rows import (
     times,
 )
 from xent.torch.sharding import is_distributed
+from xent.torch.small import loss_of_few
 
 DEFAULT = Objective()
-STANDARD = (-100, "mean", 0.0, 0.0, None, 1.0, None, 0.0)
-"""The options of `DEFAULT` in the order of `objective_of`."""
+STANDARD = (-100, "mean", 0.0, 0.0, None, 1.0, 0.0, None, None)
+"""The options of `DEFAULT`, and torch's older names for a reduction."""
 
 
 def cross_entropy(
@@ -129,23 +130,30 @@ def cross_entropy(
     ----------
     Bridle (1990), Probabilistic Interpretation of Feedforward Classification Network Outputs
     """
+    # Neither a tensor nor what is a symbol to a compiler may be compared with a number.
+    has_numbers = type(logit_scale) is float and denominator is None and not (unknown or torch.compiler.is_compiling())
+    given = (ignore_index, reduction, label_smoothing, z_loss, softcap, logit_scale, focal_gamma, size_average, reduce)
+    is_standard = has_numbers and given == STANDARD
+    if is_standard and weight is None and sample_weight is None:
+        loss = loss_of_few(input, target)
+        if loss is not None:
+            return loss
     tensors = (input, *(target.tensors if isinstance(target, SparseTarget) else (target,)), weight, sample_weight)
     watched = is_watched(*tensors)
     if watched and has_torch_function_variadic(*tensors) and takes_over(*tensors):
-        options: dict[str, Any] = {"size_average": size_average, "ignore_index": ignore_index, "reduce": reduce}
-        options |= {"reduction": reduction, "label_smoothing": label_smoothing, "z_loss": z_loss, "softcap": softcap}
-        options |= {"logit_scale": logit_scale, "denominator": denominator, "check": check}
-        options |= {"focal_gamma": focal_gamma, "sample_weight": sample_weight}
-        found: Tensor = handle_torch_function(cross_entropy, tensors, input, target, weight, **(options | unknown))
+        named: dict[str, Any] = {"size_average": size_average, "ignore_index": ignore_index, "reduce": reduce}
+        named |= {"reduction": reduction, "label_smoothing": label_smoothing, "z_loss": z_loss, "softcap": softcap}
+        named |= {"logit_scale": logit_scale, "denominator": denominator, "check": check}
+        named |= {"focal_gamma": focal_gamma, "sample_weight": sample_weight}
+        found: Tensor = handle_torch_function(cross_entropy, tensors, input, target, weight, **(named | unknown))
         return found
     if size_average is not None or reduce is not None:
         reduction = legacy_reduction(size_average, reduce)
     name = "cross_entropy"
-    given = (ignore_index, reduction, label_smoothing, z_loss, softcap, logit_scale, denominator, focal_gamma)
-    has_tensor = isinstance(logit_scale, Tensor) or isinstance(denominator, Tensor)
-    # To a compiler with dynamic shapes the numbers of an objective from outside would be symbols.
-    is_standard = not (watched or has_tensor or unknown) and given == STANDARD
-    objective, learned = (DEFAULT, NUMBERS) if is_standard else objective_of(name, *given, **unknown)
+    objective, learned = DEFAULT, NUMBERS
+    if not is_standard:
+        options = (ignore_index, reduction, label_smoothing, z_loss, softcap, logit_scale, denominator, focal_gamma)
+        objective, learned = objective_of(name, *options, **unknown)
     how = layout_of(name, input, target, weight, objective, check=check, watched=watched)
     if isinstance(target, SparseTarget):
         logits, rows = as_matrix(input, how.class_axis), sparse_as_rows(name, target, how, check=check)

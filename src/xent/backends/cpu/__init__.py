@@ -1,6 +1,6 @@
 """The CPU kernels, written in Python and compiled by Numba when they are first called.
 
-    cross_entropy.py       the calls: forward, backward, forward_backward, statistics
+    backend.py             the calls: forward, backward, forward_backward, statistics
     statistics_gradient.py the gradient of the statistics
     shards.py              the calls for one shard of the classes
     accumulation.py        sums of partial results that are rounded once
@@ -16,7 +16,7 @@
     transposition.py       matrices of a few columns, transposed in registers
     threads.py             which threads share the rows of a call, and how many
     team.py                `row_kernel`, the decorator of kernels whose rows threads share
-    compilation.py         `kernel` and `device`, the decorators of all other functions
+    compilation.py         `kernel`, `device`, `sequence`: the decorators of all other functions
     disk_cache.py          compiled kernels on disk
     _numba/                every use of the internals of Numba and llvmlite
 

@@ -12,20 +12,26 @@ from typing import Any
 
 import numpy as np
 
+from xent.backends.cpu._numba import compiles_for
 from xent.backends.cpu.blocks import load, multiply, target_distribution, transform
-from xent.backends.cpu.compilation import device
+from xent.backends.cpu.compilation import device, sequence
 from xent.backends.cpu.formats import decode, encode, store
 from xent.backends.cpu.primitives import exp, fused_multiply_add, maximum
 from xent.backends.cpu.streaming import store_large
-from xent.backends.cpu.tile import CONFIDENT, NARROW, label_loss_of, without_label
+from xent.backends.cpu.tile import CONFIDENT, NARROW, ROW_CLASSES, label_loss_of, without_label
 from xent.backends.cpu.transposition import transpose
 
 GROUP = 16  # classes whose exponentials and terms are summed before the sum is added in float64
-GATHERED = 4  # classes up to which rows are transposed number by number
+GATHERED = 4 if compiles_for("avx512f") else ROW_CLASSES
+"""Classes up to which rows are transposed number by number.
+
+With AVX2 all are: 8 numbers at a time, of which few are used where there are few classes, 65536 x 10 take half as long
+again in registers, forward and backward.
+"""
 NEAR_ZERO = 40.0  # below it, 0 can replace the maximum as the reference: exponentials and sums stay normal numbers
 
 
-@device
+@sequence
 def load_tile(stored: Any, outer_stride: int, inputs: Any, g: int, size: int, tile: Any, z: Any) -> None:
     """z[class, position] = the stored numbers of `size` positions from g."""
     classes, inner, width = inputs.classes, inputs.inner, tile.width
@@ -53,11 +59,11 @@ def load_tile(stored: Any, outer_stride: int, inputs: Any, g: int, size: int, ti
                 z[j * width + p] = decode(stored[begin + j * inner])
 
 
-@device
-def store_tile(out: Any, inputs: Any, after: float, g: int, size: int, tile: Any, staging: Any) -> None:
+@sequence
+def store_tile(inputs: Any, g: int, size: int, tile: Any, gradient: Any) -> None:
     """Store after * z as the gradient of `size` positions from g."""
     classes, inner, width, one = inputs.classes, inputs.inner, tile.width, tile.z.dtype.type(1)
-    last = tile.z.dtype.type(after)
+    out, last = gradient.out, tile.z.dtype.type(gradient.after)
     if inner == 1 and classes <= GATHERED:
         for j in range(classes):
             column, row = out[g * classes + j :], tile.z[j * width : j * width + size]
@@ -65,12 +71,13 @@ def store_tile(out: Any, inputs: Any, after: float, g: int, size: int, tile: Any
                 column[p * classes] = encode(last * row[p], out)
     elif inner == 1:
         transpose(tile.z, classes, size, width, tile.rows, classes)
-        store_large(out[g * classes : (g + size) * classes], tile.rows[: size * classes], one, -1, one, after, staging)
+        target, rows = out[g * classes : (g + size) * classes], tile.rows[: size * classes]
+        store_large(target, rows, one, -1, one, gradient.after, gradient.staging)
     elif inner >= NARROW:
         begin = g // inner * classes * inner + g % inner
         for j in range(classes):
             z = tile.z[j * width : j * width + size]
-            store(out[begin + j * inner : begin + j * inner + size], z, one, -1, one, after)
+            store(out[begin + j * inner : begin + j * inner + size], z, one, -1, one, gradient.after)
     else:
         for p in range(size):
             begin = (g + p) // inner * classes * inner + (g + p) % inner
@@ -170,10 +177,12 @@ def clear(array: Any, value: float) -> None:
 # ---------------------------------------------------------------------------------------------------- steps over tiles
 
 
-@device
+@sequence
 def prepare(inputs: Any, terms: Any, g: int, size: int, tile: Any) -> None:
     """Set z, and t if the target is more than one label for each position."""
     load_tile(inputs.logits, inputs.outer_stride, inputs, g, size, tile, tile.z)
+    if terms is None:
+        return
     transform_tile(inputs, terms, size, tile)
     if not terms.dense:
         return
@@ -186,7 +195,7 @@ def prepare(inputs: Any, terms: Any, g: int, size: int, tile: Any) -> None:
         target_distribution(t, t if soft else t[:0], terms.on * weight, terms.off * weight)
 
 
-@device
+@sequence
 def transform_tile(inputs: Any, terms: Any, size: int, tile: Any) -> None:
     """Turn x into z."""
     if terms.scale != 1.0 or terms.softcap != 0.0:
@@ -203,7 +212,7 @@ def pick_labels(size: int, tile: Any) -> None:
             tile.label_z[p] = tile.z[tile.label[p] * tile.width + p]
 
 
-@device
+@sequence
 def take_maximum(inputs: Any, size: int, tile: Any) -> None:
     """Set reference to the maximum of each position."""
     clear(tile.reference, -np.inf)
@@ -211,20 +220,21 @@ def take_maximum(inputs: Any, size: int, tile: Any) -> None:
         raise_to(tile.reference[:size], tile.z[j * tile.width : j * tile.width + size])
 
 
-@device
+@sequence
 def normalise(inputs: Any, terms: Any, size: int, tile: Any) -> None:
     """Set total, terms and mass of each position; z = exp(z - reference)."""
     reference, partial, total = tile.reference[:size], tile.partial[:size], tile.total[:size]
     partial_terms, partial_mass = tile.partial_terms[:size], tile.partial_mass[:size]
     clear(total, 0.0)
-    clear(tile.terms, 0.0)
-    clear(tile.mass, terms.label_mass)
     clear(partial, 0.0)
-    clear(partial_terms, 0.0)
-    clear(partial_mass, 0.0)
+    if terms is not None:
+        clear(tile.terms, 0.0)
+        clear(tile.mass, terms.label_mass)
+        clear(partial_terms, 0.0)
+        clear(partial_mass, 0.0)
     for j in range(inputs.classes):
         cells = slice(j * tile.width, j * tile.width + size)
-        if terms.dense:
+        if terms is not None and terms.dense:
             target_terms_into(partial_terms, tile.z[cells], tile.t[cells], reference)
             if terms.soft:
                 mass_into(partial_mass, tile.t[cells])
@@ -232,7 +242,7 @@ def normalise(inputs: Any, terms: Any, size: int, tile: Any) -> None:
         exponentials_into(partial, tile.z[cells], reference)
         if j % GROUP == GROUP - 1 or j == inputs.classes - 1:
             flush(total, partial)
-            if terms.dense:
+            if terms is not None and terms.dense:
                 flush(tile.terms[:size], partial_terms)
                 flush(tile.mass[:size], partial_mass)
 
@@ -249,27 +259,30 @@ def refine_label_losses(inputs: Any, size: int, tile: Any) -> None:
             tile.label_loss[p] = label_loss_of(others, p, tile)
 
 
-@device
+@sequence
 def exponentials_and_masses(inputs: Any, terms: Any, size: int, tile: Any) -> None:
     """z = exp(z - reference) with the reference that is set already; set mass of each position."""
-    clear(tile.mass, terms.label_mass)
-    clear(tile.partial_mass, 0.0)
+    if terms is not None:
+        clear(tile.mass, terms.label_mass)
+        clear(tile.partial_mass, 0.0)
     for j in range(inputs.classes):
         cells = slice(j * tile.width, j * tile.width + size)
         exponentials_into(tile.partial[:size], tile.z[cells], tile.reference[:size])
-        if terms.soft:
+        if terms is not None and terms.soft:
             mass_into(tile.partial_mass[:size], tile.t[cells])
             if j % GROUP == GROUP - 1 or j == inputs.classes - 1:
                 flush(tile.mass[:size], tile.partial_mass[:size])
 
 
-@device
-def gradients(inputs: Any, terms: Any, all_known: bool, g: int, size: int, tile: Any, out: Any, staging: Any) -> None:
+@sequence
+def gradients(inputs: Any, terms: Any, all_known: bool, g: int, size: int, tile: Any, gradient: Any) -> None:
     """out = (factor * exp(z - reference) - target_factor * t) * dz/dx, from z = exp(z - reference)."""
     factor, target_factor, width = tile.factor[:size], tile.target_factor[:size], tile.width
     for j in range(inputs.classes):
         cells = slice(j * width, j * width + size)
-        if terms.dense:
+        if terms is None:
+            scaled(tile.z[cells], factor)
+        elif terms.dense:
             scaled_less_target(tile.z[cells], factor, tile.t[cells], target_factor)
         else:
             scaled(tile.z[cells], factor)
@@ -277,20 +290,20 @@ def gradients(inputs: Any, terms: Any, all_known: bool, g: int, size: int, tile:
         for p in range(size):
             if tile.label[p] >= 0:
                 tile.z[tile.label[p] * width + p] -= factor.dtype.type(tile.share[p] * np.float64(target_factor[p]))
-    if terms.softcap != 0.0:
+    if terms is not None and terms.softcap != 0.0:
         for j in range(inputs.classes):
             cells = slice(j * width, j * width + size)
             multiply(tile.z[cells], tile.derivative[cells])
     if not all_known:
         for p in range(size):
             if tile.label[p] < 0:
-                value = without_label(inputs.labels[g + p], terms)
+                value = without_label(inputs, g + p)
                 for j in range(inputs.classes):
                     tile.z[j * width + p] = value
-    store_tile(out, inputs, terms.after, g, size, tile, staging)
+    store_tile(inputs, g, size, tile, gradient)
 
 
-@device
+@sequence
 def order_and_slope(inputs: Any, terms: Any, g: int, size: int, tile: Any) -> None:
     """Set reference, total and slope, and of the unsoftcapped logits the first maximum and the rank of the label."""
     load_tile(inputs.logits, inputs.outer_stride, inputs, g, size, tile, tile.z)
@@ -302,8 +315,9 @@ def order_and_slope(inputs: Any, terms: Any, g: int, size: int, tile: Any) -> No
     for j in range(inputs.classes):
         z = tile.z[j * tile.width : j * tile.width + size]
         order_into(tile.best[:size], tile.best_at[:size], tile.above[:size], z, tile.label_z[:size], j)
-    transform_tile(inputs, terms, size, tile)
-    pick_labels(size, tile)
+    if terms is not None:
+        transform_tile(inputs, terms, size, tile)
+        pick_labels(size, tile)
     take_maximum(inputs, size, tile)
     for j in range(inputs.classes):
         slope_into(tile.slope[:size], tile.z[j * tile.width : j * tile.width + size], tile.reference[:size])

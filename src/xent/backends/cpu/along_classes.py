@@ -36,8 +36,8 @@ from xent.backends.cpu.blocks import (
     transform,
     weighted,
 )
-from xent.backends.cpu.compilation import device
-from xent.backends.cpu.formats import encode
+from xent.backends.cpu.compilation import device, sequence
+from xent.backends.cpu.formats import decode, encode
 from xent.backends.cpu.primitives import exp, raise_maximum
 from xent.backends.cpu.streaming import PIECE, is_large, read_ahead, store_large
 from xent.backends.cpu.tile import BLOCK, CONFIDENT, in_float32, label_loss_of, without_label
@@ -60,7 +60,7 @@ def block_of(inputs: Any, tile: Any, p: int, start: int, stop: int) -> Any:
     return tile.z[at : at + size], tile.derivative[at : at + size], tile.t[:size]
 
 
-@device
+@sequence
 def target_block(t: Any, inputs: Any, g: int, start: int, stop: int, terms: Any) -> None:
     """t of the classes from start to stop of row g, without the share of a label."""
     first = g * inputs.classes if len(inputs.soft) else 0
@@ -75,18 +75,21 @@ def skipped(inputs: Any, tile: Any, p: int) -> bool:
     return len(inputs.labels) > 0 and tile.label[p] < 0
 
 
-@device
+@sequence
 def normalise(inputs: Any, terms: Any, g: int, size: int, tile: Any, gradient: bool) -> None:
     """Set reference, total, terms, mass and label_z of each row; for a gradient, leave exp(z - reference)."""
-    plain = in_float32(tile) and not terms.dense and terms.scale == 1.0 and terms.softcap == 0.0
+    untransformed = in_float32(tile)
+    if terms is not None:
+        untransformed = untransformed and not terms.dense and terms.scale == 1.0 and terms.softcap == 0.0
     for p in range(size):
-        tile.reference[p], tile.total[p], tile.terms[p], tile.mass[p] = 0, 1.0, 0.0, terms.label_mass
-        tile.elsewhere[p] = -1.0
-        if not skipped(inputs, tile, p) and not (plain and normalise_at_zero(inputs, g, p, tile, gradient)):
+        tile.reference[p], tile.total[p], tile.elsewhere[p] = 0, 1.0, -1.0
+        if terms is not None:
+            tile.terms[p], tile.mass[p] = 0.0, terms.label_mass
+        if not skipped(inputs, tile, p) and not (untransformed and normalise_at_zero(inputs, g, p, tile, gradient)):
             normalise_at_maximum(inputs, terms, g, p, tile)
 
 
-@device
+@sequence
 def normalise_at_zero(inputs: Any, g: int, p: int, tile: Any, gradient: bool) -> bool:
     """`normalise` for one row in one step, with reference 0; whether the sum is far from overflow and underflow."""
     total, elsewhere, zero = 0.0, 0.0, tile.z.dtype.type(0)
@@ -107,14 +110,14 @@ def normalise_at_zero(inputs: Any, g: int, p: int, tile: Any, gradient: bool) ->
             return False
     tile.total[p] = total
     if tile.label[p] >= 0:
-        load(*logits_of(inputs, g + p, tile.label[p], tile.label[p] + 1), tile.label_z[p : p + 1])
+        tile.label_z[p] = decode(inputs.logits[(g + p) * inputs.outer_stride + tile.label[p]])
     if total > LOWEST_TOTAL:
         tile.elsewhere[p] = elsewhere
         return True
     return False
 
 
-@device
+@sequence
 def refine_label_losses(inputs: Any, g: int, size: int, tile: Any) -> None:
     """Set label_loss once more where it is small and the reference is 0: the piece with the label is summed again."""
     for p in range(size):
@@ -127,7 +130,7 @@ def refine_label_losses(inputs: Any, g: int, size: int, tile: Any) -> None:
             tile.label_loss[p] = label_loss_of(tile.elsewhere[p] + beside, p, tile)
 
 
-@device
+@sequence
 def normalise_at_maximum(inputs: Any, terms: Any, g: int, p: int, tile: Any) -> None:
     """`normalise` for one row whatever its logits, with the maximum as the reference."""
     highest = tile.z.dtype.type(-np.inf)
@@ -142,7 +145,7 @@ def normalise_at_maximum(inputs: Any, terms: Any, g: int, p: int, tile: Any) -> 
             tile.label_z[p] = z[tile.label[p] - start]
         # Only masked classes so far: any finite reference makes their exponentials 0.
         reference = highest if highest != -np.inf else tile.z.dtype.type(0)
-        if terms.dense:
+        if terms is not None and terms.dense:
             if mass != 0.0 and highest != before:
                 target += mass * (np.float64(highest) - np.float64(before))
             target_block(t, inputs, g + p, start, stop, terms)
@@ -150,13 +153,16 @@ def normalise_at_maximum(inputs: Any, terms: Any, g: int, p: int, tile: Any) -> 
             mass += target_mass(t)
         total += np.float64(exponentials(z, reference))
         tile.block_reference[start // BLOCK] = reference
-    tile.reference[p], tile.terms[p], tile.mass[p] = highest, target, mass if terms.soft else terms.label_mass
-    tile.total[p] = total if highest != -np.inf else np.nan
+    tile.reference[p], tile.total[p] = highest, total if highest != -np.inf else np.nan
+    if terms is not None:
+        tile.terms[p], tile.mass[p] = target, mass if terms.soft else terms.label_mass
 
 
-@device
+@sequence
 def target_masses(inputs: Any, terms: Any, g: int, size: int, tile: Any) -> None:
     """Set mass of each row, which a gradient from a saved log-sum-exp needs first."""
+    if terms is None:
+        return
     for p in range(size):
         tile.mass[p] = terms.label_mass
         if terms.soft:
@@ -167,14 +173,14 @@ def target_masses(inputs: Any, terms: Any, g: int, size: int, tile: Any) -> None
                 tile.mass[p] += target_mass(t)
 
 
-@device
-def gradients(inputs: Any, terms: Any, g: int, size: int, tile: Any, kept: bool, out: Any, staging: Any) -> None:
+@sequence
+def gradients(inputs: Any, terms: Any, g: int, size: int, tile: Any, kept: bool, gradient: Any) -> None:
     """out = (factor * exp(z - reference) - target_factor * t) * dz/dx; `kept`: `normalise` left the exponentials."""
     classes = inputs.classes
     for p in range(size):
-        row_out = out[(g + p) * classes : (g + p + 1) * classes]
+        row_out = gradient.out[(g + p) * classes : (g + p + 1) * classes]
         if skipped(inputs, tile, p):
-            fill(row_out, tile.z.dtype.type(without_label(inputs.labels[g + p], terms)))
+            fill(row_out, tile.z.dtype.type(without_label(inputs, g + p)))
             continue
         label_share = tile.z.dtype.type(tile.share[p] * np.float64(tile.target_factor[p]))
         for start in range(0, classes, BLOCK):
@@ -189,7 +195,7 @@ def gradients(inputs: Any, terms: Any, g: int, size: int, tile: Any, kept: bool,
             elif classes > BLOCK:
                 factor = factor * exp(tile.block_reference[start // BLOCK] - tile.reference[p])
             at = tile.label[p] - start if start <= tile.label[p] < stop else -1
-            if terms.dense or terms.softcap != 0.0:
+            if terms is not None and (terms.dense or terms.softcap != 0.0):
                 if terms.dense:
                     target_block(t, inputs, g + p, start, stop, terms)
                     scaled_less_target(z, factor, t, tile.target_factor[p])
@@ -200,7 +206,7 @@ def gradients(inputs: Any, terms: Any, g: int, size: int, tile: Any, kept: bool,
                 if terms.softcap != 0.0:
                     multiply(z, derivative)
                 at, factor = -1, tile.z.dtype.type(1)
-            store_large(row_out[start:stop], z, factor, at, label_share, terms.after, staging)
+            store_large(row_out[start:stop], z, factor, at, label_share, gradient.after, gradient.staging)
 
 
 @device
@@ -211,7 +217,7 @@ def fill(out: Any, value: Any) -> None:
         out[i] = stored
 
 
-@device
+@sequence
 def order_and_slope(inputs: Any, terms: Any, g: int, size: int, tile: Any) -> None:
     """Set reference, total and slope, and of the unsoftcapped logits the first maximum and the rank of the label."""
     for p in range(size):
@@ -219,7 +225,7 @@ def order_and_slope(inputs: Any, terms: Any, g: int, size: int, tile: Any) -> No
         total, slope, above, best_at = 0.0, 0.0, 0, 0
         label_x = highest
         if tile.label[p] >= 0:
-            label_x = load(*logits_of(inputs, g + p, tile.label[p], tile.label[p] + 1), tile.partial[:1])
+            label_x = decode(inputs.logits[(g + p) * inputs.outer_stride + tile.label[p]])
         for start in range(0, inputs.classes, BLOCK):
             stop = min(start + BLOCK, inputs.classes)
             z, derivative, _ = block_of(inputs, tile, p, start, stop)
@@ -228,7 +234,7 @@ def order_and_slope(inputs: Any, terms: Any, g: int, size: int, tile: Any) -> No
             above += count_above(z, label_x)
             if m > best or (m != m and best == best):
                 best, best_at = m, start + first_at(z, m)
-            if terms.scale != 1.0 or terms.softcap != 0.0:
+            if terms is not None and (terms.scale != 1.0 or terms.softcap != 0.0):
                 m = transform(z, derivative, terms)
             if start <= tile.label[p] < stop:
                 tile.label_z[p] = z[tile.label[p] - start]

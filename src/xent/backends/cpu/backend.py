@@ -37,16 +37,13 @@ from xent.backends.cpu.contrast import contrast_gradient
 from xent.backends.cpu.formats import as_kernel_array, bits, flat
 from xent.backends.cpu.statistics_gradient import statistics_gradient
 from xent.backends.cpu.threads import get_num_threads, over_rows
-from xent.backends.cpu.tile import NO_LABELS, PARALLEL_SIZE, computing_dtype, flattened
+from xent.backends.cpu.tile import NO_LABELS, PARALLEL_SIZE, ROW_CLASSES, computing_dtype, flattened
 from xent.backends.protocol import Statistics
 from xent.objective import Objective
 from xent.reduction import weighted_count
 from xent.sparse import is_sparse
 
 Array = NDArray[Any]
-
-ROW_CLASSES = 128
-"""Classes from which on a row is worth a loop of its own."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,8 @@ class CpuBackend:
             return sparse_rows.forward(self, logits, target, objective)
         call = _Call(logits, target, objective)
         loss, lse = np.empty(call.rows, call.dtype), np.empty(call.rows)
-        call.run(kernels.forward, (loss, lse), self.threads)
+        nothing = np.empty(0, call.stored.dtype)
+        call.run(kernels.forward, (call.scales(1.0), loss, lse, nothing, 1.0), self.threads)
         return loss, lse
 
     def backward(
@@ -113,10 +111,11 @@ class CpuBackend:
         """
         if is_sparse(target):
             return sparse_rows.forward_backward(self, logits, target, row_scale, objective, out=out, after=after)
-        call = _Call(logits, target, objective, after)
+        call = _Call(logits, target, objective)
         loss, lse = np.empty(call.rows, call.dtype), np.empty(call.rows)
         out = memory.empty(logits.shape, logits.dtype) if out is None else out
-        call.run(kernels.forward_backward, (call.scales(row_scale), loss, lse, bits(out.reshape(-1))), self.threads)
+        results = (call.scales(row_scale), loss, lse, bits(out.reshape(-1)), after)
+        call.run(kernels.forward, results, self.threads)
         return loss, lse, out
 
     def statistics(self, logits: Array, labels: Array, objective: Objective) -> Statistics:
@@ -168,21 +167,23 @@ class CpuBackend:
 class _Call:
     """The arguments of a call as kernels take them."""
 
-    __slots__ = ("arguments", "dtype", "rows", "size")
+    __slots__ = ("arguments", "dtype", "rows", "size", "stored")
 
-    def __init__(self, logits: Array, target: Array, objective: Objective, after: float = 1.0) -> None:
+    def __init__(self, logits: Array, target: Array, objective: Objective) -> None:
         shape = logits.shape
         classes, inner = shape[1], 1 if len(shape) == 2 else shape[2]
         self.rows, self.size = shape[0] * inner, shape[0] * inner * classes
         self.dtype = computing_dtype(logits.dtype)
-        along = inner == 1 and classes >= ROW_CLASSES
-        stored, outer_stride = flat(logits)
+        order = (True, None) if inner == 1 and classes >= ROW_CLASSES else (None, True)
+        self.stored, outer_stride = flat(logits)
         soft = target.dtype.kind == "f"
         rows = as_kernel_array(target.reshape(-1))
         labels, soft_target = (NO_LABELS, rows) if soft else (rows, np.empty(0, self.dtype))
-        weight, options = flattened(objective, self.dtype, classes, after)
-        layout = (along, stored, outer_stride, classes, inner)
-        self.arguments = (*layout, labels, soft_target, weight, options, objective.ignore_index)
+        weight, options = np.empty(0, self.dtype), None
+        if soft or not objective.is_plain:
+            weight, options = flattened(objective, self.dtype, classes)
+        layout = (*order, self.stored, outer_stride, classes, inner)
+        self.arguments = (*layout, labels, objective.ignore_index, soft_target, weight, options)
 
     def run(self, kernel: Any, results: tuple[Any, ...], threads: Callable[[], int]) -> None:
         """Run a kernel over all rows."""

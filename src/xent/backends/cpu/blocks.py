@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from xent.backends.cpu.compilation import device
+from xent.backends.cpu.compilation import device, sequence
 from xent.backends.cpu.formats import decode
 from xent.backends.cpu.primitives import add_in_any_order, exp, fused_multiply_add, maximum, softcap_and_derivative
 
@@ -47,11 +47,11 @@ def transform(z: Any, derivative: Any, terms: Any) -> Any:
     return highest
 
 
-@device
+@sequence
 def load_transformed(logits: Any, z: Any, derivative: Any, terms: Any) -> Any:
     """Load, and transform if an option needs it; returns the maximum of z."""
     highest = load(logits, z)
-    if terms.scale != 1.0 or terms.softcap != 0.0:
+    if terms is not None and (terms.scale != 1.0 or terms.softcap != 0.0):
         highest = transform(z, derivative, terms)
     return highest
 

@@ -27,6 +27,7 @@ from xent.backends.cpu.tile import (
     BLOCK,
     NO_LABELS,
     PARALLEL_SIZE,
+    Gradient,
     Inputs,
     computing_dtype,
     flattened,
@@ -163,9 +164,9 @@ def _forward(
 ) -> None:  # fmt: skip
     """Log-sum-exp, loss and mass."""
     # The loops see rows without labels; ignored rows are skipped here.
-    inputs = Inputs(logits, stride, classes, 1, NO_LABELS, soft, weight)
-    terms = terms_of(options, IGNORED, inputs, False)
-    tile = tile_for(inputs, terms, True, False)
+    inputs = Inputs(logits, stride, classes, 1, NO_LABELS, IGNORED, soft, weight)
+    terms = terms_of(options, inputs, False)
+    tile = tile_for(inputs, terms, True, None, False)
     for g in range(first, last):
         if len(labels) and labels[g] == IGNORED:
             lse[g] = 0.0
@@ -193,10 +194,10 @@ def _backward(
     lse: Any, pull: Any, row_scale: Any, out: Any, first: int, last: int,
 ) -> None:  # fmt: skip
     """Gradient from log-sum-exp and mass of all shards."""
-    inputs = Inputs(logits, stride, classes, 1, NO_LABELS, soft, weight)
-    terms = terms_of(options, IGNORED, inputs, False)
-    tile = tile_for(inputs, terms, True, False)
-    staging = staging_for(logits, out, BLOCK)
+    inputs = Inputs(logits, stride, classes, 1, NO_LABELS, IGNORED, soft, weight)
+    terms = terms_of(options, inputs, False)
+    tile = tile_for(inputs, terms, True, None, False)
+    gradient = Gradient(out, staging_for(logits, out, BLOCK), 1.0)
     # The derivative of the softcap has the logit scale in it.
     scale = 1.0 if terms.softcap != 0.0 else terms.scale
     for g in range(first, last):
@@ -209,7 +210,7 @@ def _backward(
         from_lse(lse[g : g + 1], 1, tile)
         tile.target_factor[0] = row_scale[g] * scale
         tile.factor[0] = pull[g] * scale / tile.total[0]
-        along_classes.gradients(inputs, terms, g, 1, tile, False, out, staging)
+        along_classes.gradients(inputs, terms, g, 1, tile, False, gradient)
     streams_done()
 
 
@@ -219,9 +220,9 @@ def _statistics(
     lse: Any, entropy: Any, best: Any, best_at: Any, label_x: Any, label_z: Any, first: int, last: int,
 ) -> None:  # fmt: skip
     """Log-sum-exp, entropy, best logit, and the label's."""
-    inputs = Inputs(logits, stride, classes, 1, NO_LABELS, soft, weight)
-    terms = terms_of(options, IGNORED, inputs, False)
-    tile = tile_for(inputs, terms, True, False)
+    inputs = Inputs(logits, stride, classes, 1, NO_LABELS, IGNORED, soft, weight)
+    terms = terms_of(options, inputs, False)
+    tile = tile_for(inputs, terms, True, None, False)
     for g in range(first, last):
         _set_label(inputs, terms, labels, g, tile)
         along_classes.order_and_slope(inputs, terms, g, 1, tile)
@@ -245,7 +246,7 @@ def _above(
     x: Any, count: Any, first: int, last: int,
 ) -> None:  # fmt: skip
     """Count the logits above x."""
-    inputs = Inputs(logits, stride, classes, 1, labels, soft, weight)
-    tile = tile_for(inputs, terms_of(options, IGNORED, inputs, False), True, False)
+    inputs = Inputs(logits, stride, classes, 1, labels, IGNORED, soft, weight)
+    tile = tile_for(inputs, terms_of(options, inputs, False), True, None, False)
     for g in range(first, last):
         count[g] = row_above(inputs, g, tile, x[g])

@@ -19,7 +19,7 @@ import numpy as np
 
 from xent.backends.cpu._numba import copy_line, fence, prefetch
 from xent.backends.cpu._numba.plain import LINE
-from xent.backends.cpu.compilation import allocator, device
+from xent.backends.cpu.compilation import allocator, device, sequence
 from xent.backends.cpu.formats import store
 
 LARGE = 2**25  # bytes; a larger array is prefetched, or stored past the caches
@@ -67,7 +67,7 @@ def stream(target: Any, source: Any) -> None:
         target[i] = source[i]
 
 
-@device
+@sequence
 def store_large(target: Any, z: Any, factor: Any, at: int, less: Any, after: float, staging: Any) -> None:
     """`store` (formats.py) to a part of the array for which `staging_for` made `staging`."""
     if len(staging):

@@ -94,10 +94,10 @@ except _GONE as error:
     _gone("cache", error)
 
 try:
-    from xent.backends.cpu._numba.processor import converts_float16, has_any_instruction_set
+    from xent.backends.cpu._numba.processor import compiles_for, converts_float16, has_any_instruction_set
 except _GONE as error:
     _gone("processor", error)
-    from xent.backends.cpu._numba.plain import converts_float16, has_any_instruction_set
+    from xent.backends.cpu._numba.plain import compiles_for, converts_float16, has_any_instruction_set
 
 if not converts_float16():
     from xent.backends.cpu._numba.plain import float_to_half, half_to_float
@@ -120,6 +120,7 @@ __all__ = [
     "KernelCache",
     "atomic_add",
     "bits_float",
+    "compiles_for",
     "converts_float16",
     "copy_line",
     "failed_in_team",

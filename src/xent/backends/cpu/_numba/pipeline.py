@@ -5,8 +5,9 @@
 A function that other compiled code calls is linked into it, optimised with it once more, and translated to machine
 code there. Numba also translates it on its own, to code that nothing ever runs: with four levels of calls that is most
 of the time that a kernel takes to compile. `LinkedCompiler` leaves it out. `PartCompiler` leaves out the optimisation
-as well, for a function that is a whole kernel except for its entry. (Optimising no function before it is linked would
-save little more, and makes kernels of 16-bit logits a tenth slower.)
+as well, for functions that have no loops over numbers of their own: each level of calls was optimised again, which took
+twice as long as the kernel at the end. (Functions with such loops are optimised before they are linked, which is cheap;
+without it kernels of 16-bit logits are a tenth slower.)
 
 | internal of Numba | why it is used |
 |---|---|
@@ -127,7 +128,7 @@ class LinkedCompiler(EntryCompiler):
 
 
 class PartCompiler(LinkedCompiler):
-    """Compiler of functions that are a whole kernel, with one caller."""
+    """Compiler of functions that only call others, up to a whole kernel."""
 
     library = PartLibrary
 

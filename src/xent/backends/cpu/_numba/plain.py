@@ -148,6 +148,11 @@ def has_any_instruction_set(*names: str) -> bool:
     return False
 
 
+def compiles_for(instructions: str) -> bool:
+    """Return False: it is not known."""
+    return False
+
+
 def converts_float16() -> bool:
     """Return False: it is not known."""
     return False

@@ -26,6 +26,12 @@ def has_any_instruction_set(*names: str) -> bool:
     return any(features.get(name, False) for name in names)
 
 
+def compiles_for(instructions: str) -> bool:
+    """Whether kernels are compiled for a processor with this set of instructions, by LLVM's name."""
+    chosen = config.CPU_FEATURES
+    return has_any_instruction_set(instructions) if chosen is None else f"+{instructions}" in chosen.split(",")
+
+
 def converts_float16() -> bool:
     """Whether kernels are compiled for a processor with instructions from and to float16.
 
@@ -33,6 +39,5 @@ def converts_float16() -> bool:
     """
     machine = platform.machine().lower()
     if machine in X86:
-        chosen = config.CPU_FEATURES
-        return has_any_instruction_set("f16c") if chosen is None else "+f16c" in chosen.split(",")
+        return compiles_for("f16c")
     return machine in ARM64
