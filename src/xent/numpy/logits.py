@@ -155,7 +155,7 @@ class _LogitRows(Rows):
 
     @property
     def backend(self) -> Any:
-        """What computes them."""
+        """What computes losses of rows, and their sum."""
         return CPU if self.layout.soft or not self.of_rows.is_plain else of_few(self.layout)
 
     @property

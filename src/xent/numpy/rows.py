@@ -73,6 +73,11 @@ class Rows:
     """A factor of the loss of each row, in float64."""
 
     @property
+    def backend(self) -> Any:
+        """What computes losses of rows, and their sum."""
+        return CPU
+
+    @property
     def of_rows(self) -> Objective:
         """The objective that kernels compute."""
         return self.objective.of_rows if self.objective.focal_gamma else self.objective
@@ -96,11 +101,11 @@ class Rows:
             losses = (np.where(uncounted, 0.0, losses) * self.sample_weight).astype(losses.dtype)
         if self.objective.reduction == "none":
             return losses.reshape(self.layout.loss_shape).astype(dtype, copy=False)
-        return np.asarray(reduce(of_few(self.layout).total(losses), self.denominator, self.objective), dtype=dtype)[()]
+        return np.asarray(reduce(self.backend.total(losses), self.denominator, self.objective), dtype=dtype)[()]
 
 
 def of_few(how: Layout) -> Any:
-    """What computes sums and plain losses of rows that lie so: NumPy if they are few, so that nothing is compiled."""
+    """What counts rows that lie so, and computes plain ones: NumPy if they are few, so that nothing is compiled."""
     return FEW if how.rows * how.classes <= few_rows.MOST else CPU
 
 

@@ -30,6 +30,7 @@ def loss_of_few(input: Tensor, target: Any) -> Tensor | None:
     if (
         type(input) not in PLAIN
         or type(target) not in PLAIN
+        or tracing_state() is not None  # first, since a recorded size is a tensor
         or input.ndim != target.ndim + 1
         or input.numel() + choice.OF_A_ROW * target.numel() > choice.LIMIT
         or input.dtype not in choice.COMPUTED
@@ -37,7 +38,6 @@ def loss_of_few(input: Tensor, target: Any) -> Tensor | None:
         or not input.is_cpu
         or interpreter_stack() is not None
         or dispatch_modes()
-        or tracing_state() is not None
     ):
         return None
     try:
