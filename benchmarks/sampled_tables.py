@@ -116,7 +116,10 @@ def _band(method: str, step: int, values: Sequence[float], panel: str) -> dict[s
 
 
 def _runs(record: Record, method: str) -> list[Any]:
-    return sorted((run for run in record["runs"] if run["method"] == method), key=lambda run: run["seed"])
+    """The trainings of a method, with the seeds that all methods have."""
+    seeds = [{run["seed"] for run in record["runs"] if run["method"] == name} for name in METHODS]
+    runs = (run for run in record["runs"] if run["method"] == method and run["seed"] in set.intersection(*seeds))
+    return sorted(runs, key=lambda run: run["seed"])
 
 
 def _measured(record: Record) -> list[Any]:
