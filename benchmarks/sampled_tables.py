@@ -41,8 +41,8 @@ def errors(record: Record) -> str:
         found = next(row for row in point["thresholds"] if log2(row["threshold"]) == -12)
         for rule, name in RULES.items():
             density = found["density" if rule == "sampled" else f"{rule} density"]
-            apart = [f"{100 * found[rule][where]:.2g} %" for where in ERRORS]
-            rows.append([str(point["step"]), number(point["loss"]), name, f"{100 * density:.2g} %", *apart])
+            apart = [f"{number(100 * found[rule][where])} %" for where in ERRORS]
+            rows.append([str(point["step"]), number(point["loss"]), name, f"{number(100 * density)} %", *apart])
     head = ["step", "loss", "rule", "entries left", "error of d/dinput", "of its mean over rows", "of d/dweight"]
     return table(head, rows, left=3)
 
