@@ -382,6 +382,7 @@ def test_what_cannot_be_sampled_says_so():
         ({"gradient": "sampled", "threshold": 0.0}, "above 0"),
         ({"gradient": "sampled", "threshold": "small"}, "above 0"),
         ({"gradient": "sampled", "seed": -1}, "0 or more"),
+        ({"gradient": "sampled", "seed": torch.tensor(-1)}, "0 or more"),
         ({"gradient": "sampled", "seed": 1.5}, "expected an integer"),
         ({"gradient": "sampled", "seed": torch.zeros(2)}, "one integer"),
         ({"gradient": "sampled", "report": {}}, "GradientReport"),

@@ -90,10 +90,9 @@ class Sampling:
         threshold, of_input, of_weight = ast.literal_eval(text)
         return cls(threshold, seed, of_input, of_weight)
 
-    @property
-    def seeded(self) -> Sampling:
+    def seeded(self, call: str) -> Sampling:
         """With the seed as an integer."""
-        return self if isinstance(self.seed, int) else replace(self, seed=int(self.seed))
+        return self if isinstance(self.seed, int) else replace(self, seed=_in_range(call, int(self.seed)))
 
 
 def sampling_of(
@@ -113,9 +112,6 @@ def sampling_of(
     if threshold is not None and not (isinstance(threshold, int | float) and 0.0 < threshold <= 1.0):
         found = f"found {threshold!r}, expected a number above 0, at most 1"
         raise ArgumentError(message(call, "threshold", found, f"Leave it out for {THRESHOLD}"))
-    if isinstance(seed, int | np.integer) and not 0 <= seed < SEEDS:
-        found = f"found {seed}, expected 0 or more, below 2**63"
-        raise ArgumentError(message(call, "seed", found, "Pass a step's number"))
     if not (seed is None or isinstance(seed, int | np.integer) or hasattr(seed, "requires_grad")):
         found = f"found {type(seed).__name__}, expected an integer"
         raise ArgumentError(message(call, "seed", found, "Pass a number, such as that of the step, or leave it out"))
@@ -123,8 +119,15 @@ def sampling_of(
         found = f"found {type(report).__name__}, expected a GradientReport"
         raise ArgumentError(message(call, "report", found, "Pass report=GradientReport(), and read it after the call"))
     parts = {"sampled": (True, True), "sampled input": (True, False), "sampled weight": (False, True)}[gradient]
-    seed = int(seed) if isinstance(seed, np.integer) else seed
+    seed = _in_range(call, int(seed)) if isinstance(seed, int | np.integer) else seed
     return Sampling(THRESHOLD if threshold is None else float(threshold), seed, *parts, report=report)
+
+
+def _in_range(call: str, seed: int) -> int:
+    if not 0 <= seed < SEEDS:
+        found = f"found {seed}, expected 0 or more, below 2**63"
+        raise ArgumentError(message(call, "seed", found, "Pass a step's number"))
+    return seed
 
 
 def refuse_sampling(call: str, how: Sampling | str | None, where: str) -> None:

@@ -29,16 +29,16 @@ class SampledSteps(CpuSteps):
     def __init__(self, layer: Layer, wanted: Wanted, library: Library, threads: int, plan: Plan | None = None) -> None:
         super().__init__(layer, wanted, library, threads, plan)
         assert layer.sampling is not None
-        self.sampling: Sampling = layer.sampling.seeded
+        self.sampling: Sampling = layer.sampling.seeded(layer.call)
         classes, units = layer.classes, -(-layer.classes // CLASSES_AT_ONCE)
         self._capacity = int(self.plan.chunk_rows * classes * kernels.DENSEST)
-        take, new = self._take, lambda count, dtype: self._take(count, np.dtype(dtype))
+        new = lambda count, dtype: self._take(count, np.dtype(dtype))  # noqa: E731
         of_units, starts, stops = new(2 * units, np.int64), new(classes, np.int32), new(classes, np.int32)
         rows, columns, order = (new(self._capacity, dtype) for dtype in (np.uint16, np.uint16, np.int32))
-        values = bits(take(self._capacity, self.method.chunk))
+        values = bits(self._take(self._capacity, self.method.chunk))
         self._room = Kept(of_units, rows, columns, values, starts, stops, order)
         if not self.method.widened:
-            self._sum = take(self.plan.chunk_rows * layer.features, self.compute)
+            self._sum = self._take(self.plan.chunk_rows * layer.features, self.compute)
         self._kept: Kept | None = None
         if self.sampling.report is not None:
             self.sampling.report.begin(layer.rows, classes)

@@ -173,7 +173,7 @@ class Arguments:
             layers.product_dtype(call, input=x, linear_weight=w, linear_bias=b),
         )
         how = sampling(call, *self.gradient, None, *rows[:3])
-        if how is not None and rows.class_weight is not None:
+        if rows.class_weight is not None:
             refuse_sampling(call, how, "with class weights, which lie on the ranks that have the classes")
         layer = rows.layer(Call(call, objective, FORMULA, None, room, dtype, sampling=how))
         sizes = sizes_of(layer, Wanted(*_wanted(rows)[:3]))
