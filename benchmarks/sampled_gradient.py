@@ -72,8 +72,7 @@ def trained_layer(progress: Progress, steps: int = STEPS) -> Layer:
     from xent.torch import linear_cross_entropy
 
     torch.manual_seed(0)
-    source = example()
-    source.VOCABULARY = CLASSES
+    source = example(CLASSES)
     text, model, context = torch.tensor(source.tokens()), source.language_model(), source.CONTEXT
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
 

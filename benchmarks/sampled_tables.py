@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from math import log2, sqrt
 from statistics import mean, stdev
@@ -13,7 +14,7 @@ from xent.bench.show import number
 Record = Mapping[str, Any]
 
 RULES = {"sampled": "sampled", "dropped": "dropped", "tiles": "tiles of 128 x 128"}
-METHODS = {"exact": "#808080", "sampled": "#0b6e99", "tiles": "#e0a33e", "dropped": "#c2571a"}
+METHODS = {"exact": "#808080", "nudged": "#7a5195", "sampled": "#0b6e99", "tiles": "#e0a33e", "dropped": "#c2571a"}
 ERRORS = ("input", "mean over rows", "weight")
 
 
@@ -34,10 +35,10 @@ def speed(record: Record) -> str:
     return table(head, rows, left=2)
 
 
-def errors(record: Record) -> str:
+def errors(record: Record, words: int = 32768) -> str:
     """How many entries are left, and how wrong the gradients are, at steps of a training and the default threshold."""
     rows = []
-    for point in _measured(record):
+    for point in _measured(record, words):
         found = next(row for row in point["thresholds"] if log2(row["threshold"]) == -12)
         for rule, name in RULES.items():
             density = found["density" if rule == "sampled" else f"{rule} density"]
@@ -47,32 +48,47 @@ def errors(record: Record) -> str:
     return table(head, rows, left=3)
 
 
+def errors_of_fewer(record: Record) -> str:
+    """The same for the model of fewer words."""
+    return errors(record, 8192)
+
+
 def training(record: Record) -> str:
     """The held-out loss at the end of each method, and how far it is from that of the exact gradient, seed by seed."""
-    last = {method: [run["held_out"][-1][1] for run in _runs(record, method)] for method in METHODS}
     rows = []
-    for method, losses in last.items():
-        apart = [one - exact for one, exact in zip(losses, last["exact"], strict=True)]
-        cells = [f"{mean(losses):.4f}", f"{min(losses):.4f} to {max(losses):.4f}"]
-        beside = "" if method == "exact" else f"{mean(apart):+.4f} ± {stdev(apart) / sqrt(len(apart)):.4f}"
-        rows.append([method, *cells, beside])
-    head = ["gradient", "held-out loss, nats", "lowest to highest seed", "less that of exact, seed by seed"]
-    return table(head, rows, left=1)
+    for words in _models(record):
+        last = {method: [run["held_out"][-1][1] for run in _runs(record, method, words)] for method in METHODS}
+        for method, losses in last.items():
+            apart = [one - exact for one, exact in zip(losses, last["exact"], strict=True)]
+            cells = [f"{mean(losses):.4f}", f"{min(losses):.4f} to {max(losses):.4f}"]
+            beside = "" if method == "exact" else f"{mean(apart):+.4f} ± {stdev(apart) / sqrt(len(apart)):.4f}"
+            rows.append([str(words), method, *cells, beside])
+    head = ["words", "gradient", "held-out loss, nats", "lowest to highest seed", "less that of exact, seed by seed"]
+    return table(head, rows, left=2)
+
+
+def processors(record: Record) -> str:
+    """Where the trainings ran, and for how long in all."""
+    counts = Counter(run["processor"] for run in record["runs"])
+    where = "; ".join(f"{count} trainings on {name}" for name, count in counts.items())
+    versions = ", ".join(f"{name} {record['versions'][name]}" for name in ("python", "xent", "torch"))
+    return f"{where}; one thread each; {versions}; `{record['command']}`, {record['seconds']:.0f} seconds in all."
 
 
 def curves(record: Record, alt: Any) -> Any:
     """Held-out loss of each method less that of the exact gradient of the same seed: mean and range over the seeds."""
     points = []
-    exact = [dict(map(tuple, run["held_out"])) for run in _runs(record, "exact")]
-    for method in METHODS:
-        runs = [dict(map(tuple, run["held_out"])) for run in _runs(record, method)]
-        for step in exact[0]:
-            losses = [run[step] for run in runs]
-            apart = [run[step] - one[step] for run, one in zip(runs, exact, strict=True)]
-            points += [
-                _band(method, step, losses, "held-out loss, nats"),
-                _band(method, step, apart, "less that of exact"),
-            ]
+    for words in _models(record):
+        exact = [dict(map(tuple, run["held_out"])) for run in _runs(record, "exact", words)]
+        for method in METHODS:
+            runs = [dict(map(tuple, run["held_out"])) for run in _runs(record, method, words)]
+            for step in exact[0]:
+                losses = [run[step] for run in runs]
+                apart = [run[step] - one[step] for run, one in zip(runs, exact, strict=True)]
+                points += [
+                    _band(method, step, losses, f"{words} words: held-out loss, nats"),
+                    _band(method, step, apart, f"{words} words: less that of exact"),
+                ]
     color = alt.Color("gradient:N", title=None, scale=alt.Scale(domain=list(METHODS), range=list(METHODS.values())))
     x = alt.X("step:Q", title="step")
     base = alt.Chart(alt.InlineData(values=points))
@@ -81,14 +97,16 @@ def curves(record: Record, alt: Any) -> Any:
         x=x, y=alt.Y("low:Q", title=None, scale=scaled), y2="high:Q", color=color
     )
     line = base.mark_line().encode(x=x, y=alt.Y("mean:Q", title=None, scale=scaled), color=color)
-    panels = alt.layer(band, line).properties(width=320, height=260).facet(column=alt.Column("panel:N", title=None))
+    order = list(dict.fromkeys(point["panel"] for point in points))
+    panel = alt.Facet("panel:N", title=None, sort=order)
+    panels = alt.layer(band, line).properties(width=320, height=240).facet(panel, columns=2)
     return panels.resolve_scale(y="independent")
 
 
 def densities(record: Record, alt: Any) -> Any:
     """Entries left and the error of the weight's gradient against the threshold, at some steps of a training."""
     points = []
-    for point in _measured(record):
+    for point in _measured(record, 32768):
         for row in point["thresholds"]:
             common = {"threshold": row["threshold"], "step": f"step {point['step']}"}
             points.append({**common, "value": row["density"], "panel": "entries left, sampled"})
@@ -115,12 +133,18 @@ def _band(method: str, step: int, values: Sequence[float], panel: str) -> dict[s
     return {"gradient": method, "step": step, "panel": panel, **spread}
 
 
-def _runs(record: Record, method: str) -> list[Any]:
-    """The trainings of a method, with the seeds that all methods have."""
-    seeds = [{run["seed"] for run in record["runs"] if run["method"] == name} for name in METHODS]
-    runs = (run for run in record["runs"] if run["method"] == method and run["seed"] in set.intersection(*seeds))
+def _models(record: Record) -> list[int]:
+    """The numbers of words of the models that were trained, the most first."""
+    return sorted({run["words"] for run in record["runs"]}, reverse=True)
+
+
+def _runs(record: Record, method: str, words: int) -> list[Any]:
+    """The trainings of a model by a method, with the seeds that all methods have."""
+    of_model = [run for run in record["runs"] if run["words"] == words]
+    seeds = [{run["seed"] for run in of_model if run["method"] == name} for name in METHODS]
+    runs = (run for run in of_model if run["method"] == method and run["seed"] in set.intersection(*seeds))
     return sorted(runs, key=lambda run: run["seed"])
 
 
-def _measured(record: Record) -> list[Any]:
-    return [point for run in _runs(record, "exact") for point in run["measured"]]
+def _measured(record: Record, words: int) -> list[Any]:
+    return [point for run in _runs(record, "exact", words) for point in run["measured"]]

@@ -1,12 +1,14 @@
 """The example's language model trained with exact, sampled, dropped and tile-filtered gradients of its last layer.
 
-    python -m benchmarks.sampled_training METHOD SEED STEPS     one training, as JSON
-    python -m benchmarks.sampled_training all [STEPS]           those that the record lacks; writes it
+    python -m benchmarks.sampled_training METHOD WORDS SEED STEPS     one training, as JSON
+    python -m benchmarks.sampled_training all [STEPS]                 those that the record lacks; writes it
 
+Two models are trained: the example as it is, of 32768 words, and one of 8192 words with hidden states twice as wide.
 Every method starts from the same weights and sees the same batches in the same order, for each of five seeds. Losses
 are exact in all of them; what differs are the gradients that the last layer sends to hidden state and weight:
 
     exact     all entries of the gradient of the logits
+    nudged    the same from weights that are apart by 2**-20 of themselves: how far apart equal trainings end
     sampled   entries below 2**-12 of the scale of their row rounded at random: gradient="sampled"
     dropped   the same entries left out
     tiles     tiles of 128 rows x 128 classes left out whose entries are all below 2**-12, as in Cut Cross-Entropy
@@ -35,7 +37,9 @@ from xent.linear.sampling import THRESHOLD
 if TYPE_CHECKING:
     from torch import Tensor
 
-METHODS = ("exact", "sampled", "dropped", "tiles")
+METHODS = ("exact", "nudged", "sampled", "dropped", "tiles")
+MODELS = {32768: 128, 8192: 256}
+"""The width of the model by the number of its words."""
 SEEDS, STEPS, BATCH = 5, 500, 4
 """Of 128 words each: 512 rows."""
 EVERY, HELD_OUT = 50, 4
@@ -46,23 +50,25 @@ TILE = 128
 RECORD = ROOT / "benchmarks" / "results" / "cpu" / "sampled_training.json"
 
 
-def example() -> Any:
-    """The example of the language model as a module."""
+def example(words: int, width: int = 128) -> Any:
+    """The example of the language model as a module, with as many words and as wide."""
     spec = importlib.util.spec_from_file_location("language_model", ROOT / "examples" / "language_model.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    vars(module).update(VOCABULARY=words, WIDTH=width)
     return module
 
 
-def loss_of(method: Any, hidden: Tensor, weight: Tensor, target: Tensor, step: int) -> Tensor:
+def loss_of(method: str, hidden: Tensor, weight: Tensor, target: Tensor, step: int) -> Tensor:
     """The mean loss, whose gradients by hidden state and weight are those of the method."""
     from xent.torch import linear_cross_entropy
 
-    if method in ("exact", "sampled"):
-        seed = step if method == "sampled" else None
-        return linear_cross_entropy(hidden, weight, target, gradient=method, seed=seed)
+    if method in ("exact", "nudged"):
+        return linear_cross_entropy(hidden, weight, target)
+    if method == "sampled":
+        return linear_cross_entropy(hidden, weight, target, gradient="sampled", seed=step)
     loss: Tensor = _filtered().apply(hidden.flatten(0, -2), weight, target.flatten(), method)
     return loss
 
@@ -105,13 +111,17 @@ def left(rule: str, logits: Tensor, target: Tensor, threshold: float = THRESHOLD
     return gradient
 
 
-def train(method: str, seed: int, steps: int) -> dict[str, Any]:
+def train(method: str, words: int, seed: int, steps: int) -> dict[str, Any]:
     """Train; return the losses of all steps, and the held-out losses."""
     import torch
 
     torch.manual_seed(seed)
-    source = example()
+    source = example(words, MODELS[words])
     text, model = torch.tensor(source.tokens()), source.language_model()
+    if method == "nudged":
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight *= 1 + 2.0**-20
     training, context = len(text) * 19 // 20, source.CONTEXT
     places = torch.randint(training - context - 1, (steps + 1, BATCH))
     held = training + torch.arange(HELD_OUT * BATCH).reshape(HELD_OUT, -1) * (
@@ -120,8 +130,8 @@ def train(method: str, seed: int, steps: int) -> dict[str, Any]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
 
     def batch(start: Tensor) -> tuple[Tensor, Tensor]:
-        words = text[start[:, None] + torch.arange(context + 1)]
-        return words[:, :-1], words[:, 1:]
+        found = text[start[:, None] + torch.arange(context + 1)]
+        return found[:, :-1], found[:, 1:]
 
     def held_out() -> float:
         with torch.no_grad():
@@ -142,7 +152,8 @@ def train(method: str, seed: int, steps: int) -> dict[str, Any]:
         losses.append(round(loss.item(), 6))
         if (step + 1) % EVERY == 0:
             of_held_out.append((step + 1, round(held_out(), 6)))
-    return {"method": method, "seed": seed, "losses": losses, "held_out": of_held_out, "measured": measured}
+    about = {"method": method, "words": words, "seed": seed, "processor": machine.processor()}
+    return about | {"losses": losses, "held_out": of_held_out, "measured": measured}
 
 
 def measure(model: Any, x: Tensor, y: Tensor) -> dict[str, Any]:
@@ -207,27 +218,28 @@ def run_all(steps: int, path: Path = RECORD) -> None:
     start, runs, earlier = time.perf_counter(), [], 0.0
     if path.exists() and (found := json.loads(path.read_text(encoding="utf-8")))["steps"] == steps:
         runs, earlier = found["runs"], found["seconds"]
-    done = {(run["method"], run["seed"]) for run in runs}
-    waiting = [(m, s) for s in range(SEEDS) for m in METHODS if (m, s) not in done]
+    done = {(run["method"], run["words"], run["seed"]) for run in runs}
+    wanted = [(method, words, seed) for words in MODELS for seed in range(SEEDS) for method in METHODS]
 
-    def one(method: str, seed: int) -> dict[str, Any]:
-        arguments = (method, str(seed), str(steps))
+    def one(method: str, words: int, seed: int) -> dict[str, Any]:
+        arguments = (method, str(words), str(seed), str(steps))
         environment = {"OMP_NUM_THREADS": "1"}  # as many trainings at once as there are processors
-        return answer_of("sampled_training", *arguments, description=f"{method} {seed}", environment=environment)
+        return answer_of("sampled_training", *arguments, description=" ".join(arguments), environment=environment)
 
     record = {"record": "xent bench sampled training", "schema": SCHEMA, "device": "cpu", "steps": steps}
     record |= machine.describe(f"python -m benchmarks.sampled_training all {steps}", 1)
     with ThreadPoolExecutor(available_processors()) as pool:
-        for finished in as_completed([pool.submit(one, *which) for which in waiting]):
+        for finished in as_completed([pool.submit(one, *which) for which in wanted if which not in done]):
             run = finished.result()
             runs.append(run)
             record |= {"seconds": round(earlier + time.perf_counter() - start, 1), "runs": runs}
             path.write_text(json.dumps(record) + "\n", encoding="utf-8")
-            print(f"seed {run['seed']}, {run['method']}: held-out loss {run['held_out'][-1][1]:.4f}", flush=True)
+            which = f"{run['words']} words, seed {run['seed']}, {run['method']}"
+            print(f"{which}: held-out loss {run['held_out'][-1][1]:.4f}", flush=True)
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "all":
         run_all(int(sys.argv[2]) if len(sys.argv) > 2 else STEPS)
     else:
-        print(json.dumps(train(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))))
+        print(json.dumps(train(sys.argv[1], *map(int, sys.argv[2:]))))

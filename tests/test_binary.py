@@ -29,6 +29,13 @@ loss_of = xent.torch.binary_cross_entropy_with_logits
 with_gradient = xent.numpy.binary_cross_entropy_with_logits_value_and_grad
 
 REFERENCE_ULPS, KERNEL_ULPS = 6, 8
+
+
+@pytest.fixture(autouse=True)
+def _kernels_compute(by_kernels):
+    """Also where NumPy would, for so few logits (test_small.py)."""
+
+
 BINARY = ("softcap", "logit_scale", "label_smoothing", "focal_gamma", "ignore_index")
 
 

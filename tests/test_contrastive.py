@@ -20,7 +20,7 @@ from xent import reference
 from xent.errors import ArgumentError, DTypeError, ObjectiveError, ShapeError
 from xent.linear import contrast
 from xent.linear.driver import Layer, Wanted
-from xent.numpy.rows import LINEAR_CPU
+from xent.numpy.backends import KERNELS
 
 SCALE = 2.5
 SIZES = [(1, 3), (2, 1), (37, 8), (700, 16)]
@@ -172,7 +172,7 @@ def test_the_learned_scale_gets_its_gradient_and_only_what_is_wanted_is_made():
     torch.testing.assert_close(ours, both(lambda a, b, s: written_out(a, b, s, "mean")), rtol=1e-13, atol=0)
     layer = Layer("", *(t.numpy() for t in (a, b)), None, np.arange(20), a.numpy().dtype, 10**6)
     for wanted in (Wanted(True, False, False), Wanted(False, True, False)):
-        _, found = LINEAR_CPU.contrast_with_gradients(layer, 1.0, 0.5, wanted)
+        _, found = KERNELS.linear.contrast_with_gradients(layer, 1.0, 0.5, wanted)
         assert [array is not None for array in found] == list(wanted)
 
 

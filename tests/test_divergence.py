@@ -214,7 +214,7 @@ def test_infinite_and_missing_numbers_stay_in_their_rows(kind, dtype):
     assert_within(losses[2:3].detach(), alone, 8 * eps(str(dtype).split(".")[1]) * alone.numpy())
 
 
-def test_ignored_rows_count_for_nothing_whatever_is_in_them():
+def test_ignored_rows_count_for_nothing_whatever_is_in_them(by_kernels):
     s, t = random(4, 5), random(4, 5, seed=1)
     labels = torch.tensor([0, -100, 99, -100])  # 99 is no class, and means nothing
     s[1], t[3] = torch.nan, torch.nan
@@ -364,7 +364,7 @@ def test_a_linear_divergence_is_that_of_the_logits(kind, dtype, workspace):
         assert_within(one.double(), other, (unit / 4 + stored) * other.abs().max().item())
 
 
-def test_the_numpy_fronts_agree_with_torch():
+def test_the_numpy_fronts_agree_with_torch(by_kernels):
     tensors = layers(torch.float64)
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
     for name in ("linear_kl_divergence", "linear_js_divergence"):

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from implementations import by_kernels as without_small_calls
 
 import xent.numpy
 import xent.torch
 from xent.backends import choice, few_rows
 from xent.errors import DTypeError, LabelError, ShapeError
+from xent.numpy import backends
 from xent.torch.small import loss_of_few
 
 NOTHING_IS_COMPILED = """
@@ -32,6 +34,25 @@ for dtype in (np.float64, np.float32, np.float16):
     xent.numpy.cross_entropy(logits, labels)
     xent.numpy.cross_entropy_value_and_grad(logits, labels, reduction="sum")
     xent.numpy.cross_entropy_value_and_grad(logits.T[None], labels[None], reduction="none")
+    soft = np.full((4, 5), 0.2)
+    for options in (
+        {"label_smoothing": 0.1, "z_loss": 1e-3}, {"weight": np.arange(5.0)}, {"focal_gamma": 2.0}, {"softcap": 5.0},
+        {"sample_weight": np.arange(4.0)},
+    ):
+        xent.numpy.cross_entropy(logits, labels, **options)
+        xent.numpy.cross_entropy_value_and_grad(logits, labels, **options)
+    xent.numpy.cross_entropy_value_and_grad(logits, soft, sample_weight=np.arange(4.0))
+    few = xent.numpy.SparseTarget(np.array([[0, 1], [1, 2], [2, 3], [3, 4]]), np.full((4, 2), 0.5))
+    xent.numpy.cross_entropy_value_and_grad(logits, few)
+    xent.numpy.kl_divergence_value_and_grad(logits, logits[::-1], labels=labels)
+    xent.numpy.js_divergence_value_and_grad(logits, logits[::-1], reduction="none")
+    xent.numpy.binary_cross_entropy_with_logits(logits, soft)
+    if dtype is not np.float16:
+        layer, bias = (logits, logits[:3], np.array([0, 1, -100, 2])), logits[0, :3]
+        xent.numpy.linear_cross_entropy_value_and_grad(*layer, linear_bias=bias)
+        xent.numpy.linear_statistics(*layer)
+        xent.numpy.linear_kl_divergence_value_and_grad(logits, logits[:3], logits, logits[1:], linear_bias=bias)
+    xent.numpy.binary_cross_entropy_with_logits_value_and_grad(logits, soft, pos_weight=np.ones(5), reduction="none")
 x = torch.linspace(-2, 2, 15).reshape(3, 5).requires_grad_()
 xent.torch.cross_entropy(x, torch.tensor([0, 1, 2])).backward()
 """
@@ -43,7 +64,7 @@ def some(rows=20, classes=30, dtype=torch.float32):
     return x.requires_grad_(), torch.randint(0, classes, (rows,), generator=generator)
 
 
-def test_small_plain_calls_compile_nothing(tmp_path):
+def test_small_calls_compile_nothing(tmp_path):
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-c", NOTHING_IS_COMPILED], env=environment, capture_output=True, text=True, check=False
@@ -123,7 +144,7 @@ def test_numpys_formula_and_the_kernels_agree(dtype, by_kernels):
     logits, scale = logits.astype(dtype), rng.uniform(0, 1, 40)
     few, kernels = (
         backend.forward_backward(logits, labels, scale.astype(few_losses(dtype)), xent.Objective())
-        for backend in (few_rows.FewRows(), xent.numpy.rows.CPU)
+        for backend in (few_rows.FewRows(), backends.KERNELS.rows)
     )
     accuracy = 1e-12 if dtype is np.float64 else 2e-6
     for ours, theirs, bound in zip(few, kernels, (accuracy, accuracy, max(accuracy, np.finfo(dtype).eps)), strict=True):
@@ -136,7 +157,55 @@ def few_losses(dtype):
 
 
 def test_few_rows_are_numpys_and_more_are_the_kernels():
-    layout = xent.numpy.rows.Layout((few_rows.MOST // 8, 8), 1, soft=False)
-    more = xent.numpy.rows.Layout((few_rows.MOST // 8 + 1, 8), 1, soft=False)
-    assert xent.numpy.rows.of_few(layout) is xent.numpy.rows.FEW
-    assert xent.numpy.rows.of_few(more) is xent.numpy.rows.CPU
+    assert backends.backends_for(few_rows.MOST) is backends.FEW
+    assert backends.backends_for(few_rows.MOST + 1) is backends.KERNELS
+    with without_small_calls():
+        assert backends.backends_for(1) is backends.KERNELS
+
+
+def calls_of_arrays():
+    """Small calls of all kinds, with their arguments and options."""
+    rng = np.random.default_rng(0)
+    x, t, w, v = (rng.normal(0, 2, shape) for shape in ((12, 7), (12, 7), (7, 5), (7, 5)))
+    h, b, y = rng.normal(0, 2, (12, 5)), rng.normal(0, 1, 7), rng.integers(0, 7, 12)
+    y[3], x[1, 2] = -100, -np.inf  # a class that the teacher excludes
+    soft, weights, positive = rng.dirichlet(np.ones(7), 12), rng.uniform(0, 2, 12), rng.uniform(0, 2, 7)
+    several = {"label_smoothing": 0.1, "z_loss": 0.01, "softcap": 5.0, "logit_scale": 0.7}
+    few = xent.numpy.SparseTarget(np.argsort(t, axis=1)[:, :2], np.full((12, 2), 0.4), tail="uniform")
+    return {
+        "options": ("cross_entropy", (t, y), several),
+        "class weights": ("cross_entropy", (x, y), {"weight": positive, "reduction": "sum"}),
+        "focal": ("cross_entropy", (t, y), {"focal_gamma": 2.0, "sample_weight": weights}),
+        "probabilities": ("cross_entropy", (t, soft), {"reduction": "none"}),
+        "a list": ("cross_entropy", (t, few), {}),
+        "KL": ("kl_divergence", (t, x), {"labels": y, "temperature": 2.0}),
+        "JS": ("js_divergence", (t, x), {"reduction": "none"}),
+        "binary": ("binary_cross_entropy_with_logits", (t, soft), {"pos_weight": positive, "label_smoothing": 0.1}),
+        "linear": ("linear_cross_entropy", (h, w, y), {"linear_bias": b, **several}),
+        "linear, focal": ("linear_cross_entropy", (h, w, y), {"focal_gamma": 2.0, "workspace": 1000}),
+        "linear KL": ("linear_kl_divergence", (h, w, h[::-1], v), {"linear_bias": b}),
+    }
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
+@pytest.mark.parametrize("name", calls_of_arrays())
+def test_numpy_and_the_kernels_agree_in_every_kind_of_call(name, dtype):
+    call, given, options = calls_of_arrays()[name]
+    given = [a.astype(dtype) if getattr(a, "dtype", None) == np.float64 else a for a in given]
+    if "linear_bias" in options:
+        options["linear_bias"] = options["linear_bias"].astype(dtype)
+
+    def found():
+        loss, gradients = getattr(xent.numpy, f"{call}_value_and_grad")(*given, **options)
+        return [loss, *(gradients if isinstance(gradients, tuple) else [gradients])]
+
+    few = found()
+    with without_small_calls():
+        kernels = found()
+    accuracy = {np.float64: 1e-13, np.float32: 4e-6, np.float16: 2e-3}[dtype]
+    for ours, theirs in zip(few, kernels, strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
+            largest = np.abs(theirs[np.isfinite(theirs)]).max()
+            np.testing.assert_allclose(ours, theirs, rtol=accuracy, atol=accuracy * largest)

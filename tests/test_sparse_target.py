@@ -133,7 +133,7 @@ def test_masked_classes(options):
     assert np.isnan(gradient[2]).all()
 
 
-def test_shapes():
+def test_shapes(by_kernels):
     ids, p = (array.reshape(5, 2, 4, LISTED) for array in lists())
     x = logits().reshape(5, 2, 4, CLASSES)
     flat = xent.numpy.cross_entropy(logits(), SparseTarget(*lists()), reduction="none")

@@ -51,7 +51,7 @@ class DefinitionsBackend:
         """Return the losses and log-sum-exps of the rows."""
         with np.errstate(all="ignore"):
             losses, lse = reference.cross_entropy(wide_rows(logits), _target(target, logits.shape[1]), objective)
-        return losses.astype(self.compute_dtype(dtype_of(logits))), lse
+            return losses.astype(self.compute_dtype(dtype_of(logits))), lse
 
     def backward(
         self,
@@ -88,16 +88,16 @@ class DefinitionsBackend:
     def statistics(self, logits: Array, labels: Array, objective: Objective) -> Statistics:
         """Return log_prob, entropy, lse, argmax and rank of each row."""
         x = wide_rows(logits)
-        with np.errstate(all="ignore"):
-            minus_log_q, lse = reference.negative_log_softmax(reference.softcapped_logits(x, objective))
-            entropy = (np.exp(-minus_log_q) * np.where(np.isposinf(minus_log_q), 0.0, minus_log_q)).sum(axis=1)
         known = (labels >= 0) & (labels < x.shape[1]) & (labels != objective.ignore_index)
         place, rows = np.where(known, labels, 0), np.arange(len(x))
         unknown = np.where(labels == objective.ignore_index, 0.0, np.nan)
-        log_prob = np.where(known, -minus_log_q[rows, place], unknown)
         rank = np.where(known, (x > x[rows, place][:, None]).sum(axis=1), -1)
         dtype = self.compute_dtype(dtype_of(logits))
-        return Statistics(log_prob.astype(dtype), entropy.astype(dtype), lse, x.argmax(axis=1), rank)
+        with np.errstate(all="ignore"):
+            minus_log_q, lse = reference.negative_log_softmax(reference.softcapped_logits(x, objective))
+            entropy = (np.exp(-minus_log_q) * np.where(np.isposinf(minus_log_q), 0.0, minus_log_q)).sum(axis=1)
+            log_prob = np.where(known, -minus_log_q[rows, place], unknown)
+            return Statistics(log_prob.astype(dtype), entropy.astype(dtype), lse, x.argmax(axis=1), rank)
 
     def statistics_gradient(
         self,
@@ -167,8 +167,9 @@ class DefinitionsDivergence:
 
     def forward(self, student: Array, teacher: Array, labels: Array | None, options: Divergence) -> Array:
         """Return the loss of each row."""
-        losses = reference.divergence(wide_rows(student), wide_rows(teacher), labels, options)
-        return losses.astype(np.float64 if student.dtype == np.float64 else np.float32)
+        with np.errstate(all="ignore"):
+            losses = reference.divergence(wide_rows(student), wide_rows(teacher), labels, options)
+            return losses.astype(np.float64 if student.dtype == np.float64 else np.float32)
 
     def forward_backward(
         self,
@@ -183,8 +184,9 @@ class DefinitionsDivergence:
     ) -> tuple[Array, Array]:
         """Return losses, and the gradient of sum(row_scale * loss) by the student's logits, times `after`."""
         losses = self.forward(student, teacher, labels, options)
-        rows = reference.divergence_gradient(wide_rows(student), wide_rows(teacher), labels, options)
-        gradient = like_logits(rows * np.reshape(row_scale, (-1, 1)), student) * student.dtype.type(after)
+        with np.errstate(all="ignore"):
+            rows = reference.divergence_gradient(wide_rows(student), wide_rows(teacher), labels, options)
+            gradient = like_logits(rows * np.reshape(row_scale, (-1, 1)) * after, student)
         if out is None:
             return losses, gradient
         out[...] = gradient
@@ -234,10 +236,13 @@ def dtype_of(logits: Array) -> Any:
 
 
 def wide_rows(logits: Array) -> Array:
-    """Logits (rows, classes) or (outer, classes, inner), also the bits of bfloat16, as float64 (rows, classes)."""
+    """Logits (rows, classes) or (outer, classes, inner), also the bits of bfloat16, as float64 (rows, classes).
+
+    Rows lie side by side whatever the order of the logits is, so that sums are made in one order.
+    """
     logits = widened(logits)
     rows = logits if logits.ndim == 2 else np.moveaxis(logits, 1, 2).reshape(-1, logits.shape[1])
-    return rows.astype(np.float64)
+    return rows.astype(np.float64, order="C")
 
 
 def _target(target: Array, classes: int) -> Array:

@@ -1,7 +1,7 @@
-"""The plain loss of a few rows in NumPy, which compiles nothing: a kernel's first call takes seconds.
+"""A few rows in NumPy, which compiles nothing: a kernel's first call takes seconds.
 
-A call of a kernel takes 10 microseconds, one of these 20 to 40 as long as there are at most `MOST` logits. Everything
-is computed in float64 and rounded once.
+A call of a kernel takes 10 microseconds, one of these 20 to 40 as long as there are at most `MOST` logits; with options
+the definitions compute, in 100 to 200. Everything is computed in float64 and rounded once.
 """
 
 from __future__ import annotations
@@ -21,11 +21,18 @@ CONFIDENT = 1e-6
 """Of the sum of a row's exponentials without the greatest: below it their own digits count."""
 
 
+def are_few(logits: int) -> bool:
+    """Whether so many logits are few enough."""
+    return logits <= MOST
+
+
 class FewRows(DefinitionsBackend):
-    """Losses of labels without options, and their gradients; labels are valid or ignored (`xent.backends.Backend`)."""
+    """The definitions, and a shorter way for labels without options; labels are valid or ignored."""
 
     def forward(self, logits: Array, target: Array, objective: Objective) -> tuple[Array, Array]:
         """Return the losses and log-sum-exps of the rows."""
+        if not _is_plain(target, objective):
+            return super().forward(logits, target, objective)
         ignored = target == objective.ignore_index
         with np.errstate(all="ignore"):
             return self._visited(logits, target, ignored)[:2]
@@ -40,6 +47,8 @@ class FewRows(DefinitionsBackend):
         out: Array | None = None,
     ) -> tuple[Array, Array, Array]:
         """Return losses, log-sum-exps and gradient."""
+        if not _is_plain(target, objective):
+            return super().forward_backward(logits, target, row_scale, objective, out=out)
         ignored = target == objective.ignore_index
         with np.errstate(all="ignore"):
             losses, lse, q, total, of_labels = self._visited(logits, target, ignored)
@@ -71,3 +80,8 @@ class FewRows(DefinitionsBackend):
         losses, lse = log_total - label_z, highest + log_total
         losses[ignored] = lse[ignored] = 0.0
         return losses.astype(self.compute_dtype(logits.dtype)), lse, exponentials, total, of_labels
+
+
+def _is_plain(target: Array, objective: Objective) -> bool:
+    """Whether targets are labels and there is no option that changes the loss of a row."""
+    return target.ndim == 1 and objective.is_plain

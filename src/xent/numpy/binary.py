@@ -9,18 +9,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from xent.backends.binary_protocol import Elements, Visited, reduced_visit
-from xent.backends.cpu.binary_backend import CpuBinary
-from xent.backends.definitions import NOTHING_IS_COMPILED
-from xent.backends.definitions_binary import DefinitionsBinary
 from xent.checks import as_numpy, binary_options, check_binary_shapes, check_binary_target, check_weights
+from xent.numpy.backends import backends_for
 from xent.numpy.rows import as_bits
 from xent.objective import BinaryOptions, Objective
 from xent.reduction import reduce
 from xent.reference import ignored_targets
 
 Array = NDArray[Any]
-
-CPU_BINARY: Any = DefinitionsBinary() if NOTHING_IS_COMPILED else CpuBinary()
 
 
 def binary_cross_entropy_with_logits(
@@ -117,12 +113,13 @@ class _Checked:
     def visited(self, *, gradient: bool) -> tuple[Array, Any]:
         """The losses, their sum or their mean, and the gradient; an error if a target is why there is a NaN."""
         arrays, objective = self.arrays, self.arrays.objective
+        backend = backends_for(arrays.logits.size).elements
 
         def visit(scale: float | None, out: Array | None) -> Visited:
-            visited: Visited = CPU_BINARY.visit(arrays, scale, losses=objective.reduction == "none", out=out)
+            visited: Visited = backend.visit(arrays, scale, losses=objective.reduction == "none", out=out)
             return visited
 
-        found, denominator = reduced_visit(CPU_BINARY, arrays, visit, gradient=gradient)
+        found, denominator = reduced_visit(backend, arrays, visit, gradient=gradient)
         if found.total != found.total:
             y = self.target.astype(np.float32) if self.target.dtype.kind == "V" else self.target
             check_binary_target(self.call, y, ignored_targets(y, objective), objective)

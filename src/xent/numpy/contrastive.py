@@ -13,8 +13,9 @@ from xent.checks import as_numpy
 from xent.errors import ShapeError, message
 from xent.linear.driver import Layer, Wanted
 from xent.linear.plan import DEFAULT_WORKSPACE, parse_bytes
+from xent.numpy.backends import KERNELS
 from xent.numpy.linear import common_dtype, floating
-from xent.numpy.rows import CPU, LINEAR_CPU, Array, as_bits
+from xent.numpy.rows import Array, as_bits
 from xent.objective import Objective, Reduction
 from xent.reduction import gradient_scale, reduce
 
@@ -77,7 +78,7 @@ def contrastive_loss(
     Learning Transferable Visual Models From Natural Language Supervision
     """
     layer, objective, _ = _layer("contrastive_loss", a, b, workspace, logit_scale, reduction)
-    return _reduced(LINEAR_CPU.contrast(layer, objective.logit_scale, symmetric=symmetric), layer, objective)
+    return _reduced(KERNELS.linear.contrast(layer, objective.logit_scale, symmetric=symmetric), layer, objective)
 
 
 def contrastive_loss_value_and_grad(
@@ -106,10 +107,10 @@ def contrastive_loss_value_and_grad(
     scale = gradient_scale(float(layer.rows), objective)
     if symmetric:
         wanted = Wanted(bias=False)
-        found, made = LINEAR_CPU.contrast_with_gradients(layer, objective.logit_scale, scale / 2, wanted)
+        found, made = KERNELS.linear.contrast_with_gradients(layer, objective.logit_scale, scale / 2, wanted)
         loss = _reduced(found, layer, objective)
     else:
-        losses, _, made = LINEAR_CPU.forward_backward(layer, scale, objective, Wanted(bias=False))
+        losses, _, made = KERNELS.linear.forward_backward(layer, scale, objective, Wanted(bias=False))
         loss = _of_losses(losses, layer, objective)
     dtype = np.result_type(*dtypes) if layer.input.dtype == np.uint16 else layer.input.dtype
     da, db = (array.view(dtype).astype(own, copy=False) for array, own in zip(made[:2], dtypes, strict=True))
@@ -140,4 +141,4 @@ def _reduced(contrast: Any, layer: Layer, objective: Objective) -> Array:
 def _of_losses(losses: Array, layer: Layer, objective: Objective) -> Array:
     if objective.reduction == "none":
         return losses
-    return np.asarray(reduce(CPU.total(losses), float(layer.rows), objective), dtype=losses.dtype)[()]
+    return np.asarray(reduce(KERNELS.rows.total(losses), float(layer.rows), objective), dtype=losses.dtype)[()]

@@ -13,9 +13,10 @@ from numpy.typing import ArrayLike
 from xent.checks import Layout, as_numpy, as_rows, check_labels_shape, check_teacher_shape, from_rows
 from xent.divergence import Direction, Divergence, DivergenceOptions
 from xent.errors import DTypeError, ShapeError, message
+from xent.numpy.backends import backends_for
 from xent.numpy.listed_divergence import kl_divergence_from_list
 from xent.numpy.logits import cross_entropy_value_and_grad
-from xent.numpy.rows import CPU, DIVERGENCE_CPU, Array, Rows, as_bits, sample_weights
+from xent.numpy.rows import Array, Rows, as_bits, sample_weights
 from xent.reduction import mean_denominator
 from xent.sparse import SparseTarget
 
@@ -198,12 +199,12 @@ class _Pair(Rows):
     def value(self) -> Array:
         """The loss."""
         arrays = (as_bits(self.student), as_bits(self.teacher), self.labels)
-        return self.reduced(DIVERGENCE_CPU.forward(*arrays, self.options))
+        return self.reduced(self.backends.divergences.forward(*arrays, self.options))
 
     def value_and_gradient(self) -> tuple[Array, Array]:
         """The loss and the gradient by the student."""
         arrays = (as_bits(self.student), as_bits(self.teacher), self.labels)
-        losses, gradient = DIVERGENCE_CPU.forward_backward(*arrays, self.gradient_scale(), self.options)
+        losses, gradient = self.backends.divergences.forward_backward(*arrays, self.gradient_scale(), self.options)
         rows = gradient.view(self.student.dtype).astype(self.given_dtype, copy=False)
         return self.reduced(losses), from_rows(rows, self.layout)
 
@@ -244,7 +245,8 @@ def of_rows(
     if sample_weight is not None:
         weights = sample_weights(call, sample_weight, how)
         weights = weights if kept is None else np.where(kept == divergence.ignore_index, 0.0, weights)
-    return kept, weights, float(mean_denominator(kept, None, how.rows, divergence, CPU.count, weights))
+    count = backends_for(how.rows * how.classes).rows.count
+    return kept, weights, float(mean_denominator(kept, None, how.rows, divergence, count, weights))
 
 
 def floating(array: Array) -> Array:

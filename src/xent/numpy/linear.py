@@ -17,7 +17,7 @@ from xent.linear.driver import Gradients as LayerGradients
 from xent.linear.driver import Layer, Wanted
 from xent.linear.plan import DEFAULT_WORKSPACE, parse_bytes
 from xent.linear.sampling import SEEDS, GradientOption, GradientReport, Sampling, refuse_sampling, sampling_of
-from xent.numpy.rows import LINEAR_CPU, Array, Rows, as_bits, as_target, checked, sparse_target
+from xent.numpy.rows import Array, Rows, as_bits, as_target, checked, sparse_target
 from xent.objective import Objective, Options
 from xent.reference import Gradients
 from xent.sparse import SparseTarget
@@ -76,7 +76,7 @@ def linear_cross_entropy(
     """
     tensors = (input, linear_weight, linear_bias, target)
     rows = _linear_rows("linear_cross_entropy", *tensors, workspace, options, sample_weight)
-    return rows.reduced(LINEAR_CPU.forward(rows.layer("linear_cross_entropy"), rows.of_rows)[0])
+    return rows.reduced(rows.backends.linear.forward(rows.layer("linear_cross_entropy"), rows.of_rows)[0])
 
 
 def linear_cross_entropy_value_and_grad(
@@ -122,11 +122,12 @@ def linear_cross_entropy_value_and_grad(
     sampling = _sampling(call, gradient, threshold, seed, report)
     rows = _linear_rows(call, input, linear_weight, linear_bias, target, workspace, options, sample_weight)
     layer = replace(rows.layer(call), sampling=sampling)
+    backend = rows.backends.linear
     if rows.objective.focal_gamma:
-        losses, saved = LINEAR_CPU.forward(layer, rows.of_rows)
-        gradients = LINEAR_CPU.backward(layer, saved, rows.gradient_scale(losses), rows.of_rows, Wanted())
+        losses, saved = backend.forward(layer, rows.of_rows)
+        gradients = backend.backward(layer, saved, rows.gradient_scale(losses), rows.of_rows, Wanted())
     else:
-        losses, _, gradients = LINEAR_CPU.forward_backward(layer, rows.gradient_scale(), rows.objective, Wanted())
+        losses, _, gradients = backend.forward_backward(layer, rows.gradient_scale(), rows.objective, Wanted())
     return rows.reduced(losses), rows.gradients(gradients)
 
 
@@ -174,7 +175,7 @@ def linear_statistics(
     options = Options(ignore_index=ignore_index, softcap=softcap, logit_scale=logit_scale)
     rows = _linear_rows(call, input, linear_weight, linear_bias, target, workspace, options)
     require_labels(call, rows.layout, "linear_cross_entropy")
-    statistics = LINEAR_CPU.statistics(rows.layer(call), rows.objective)
+    statistics = rows.backends.linear.statistics(rows.layer(call), rows.objective)
     statistics = statistics._replace(lse=statistics.lse.astype(statistics.entropy.dtype))
     return Statistics(*(array.reshape(rows.layout.loss_shape) for array in statistics))
 

@@ -19,7 +19,7 @@ from xent.linear.plan import DEFAULT_WORKSPACE, parse_bytes
 from xent.numpy.divergences import common_dtype, floating, of_rows
 from xent.numpy.linear import LayerRows, linear_cross_entropy_value_and_grad
 from xent.numpy.listed_divergence import kl_divergence_from_list
-from xent.numpy.rows import LINEAR_DIVERGENCE_CPU, Array, as_bits
+from xent.numpy.rows import Array, as_bits
 from xent.reference import Gradients
 from xent.sparse import SparseTarget
 
@@ -213,11 +213,12 @@ class _PairRows(LayerRows):
 
     def value(self) -> Array:
         """The loss."""
-        return self.reduced(LINEAR_DIVERGENCE_CPU.forward(self.pair, self.options)[0])
+        return self.reduced(self.backends.linear_divergences.forward(self.pair, self.options)[0])
 
     def value_and_gradients(self) -> tuple[Array, Gradients]:
         """The loss and the gradients by the student's layer."""
-        found = LINEAR_DIVERGENCE_CPU.forward_backward(self.pair, self.gradient_scale(), self.options, Wanted())
+        backend = self.backends.linear_divergences
+        found = backend.forward_backward(self.pair, self.gradient_scale(), self.options, Wanted())
         return self.reduced(found[0]), self.gradients(found[2])
 
 

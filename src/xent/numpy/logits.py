@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Unpack
+from typing import Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -12,7 +12,7 @@ from xent import reference
 from xent.backends.cpu.tile import computing_dtype
 from xent.checks import as_blocks, as_numpy, as_rows, from_rows, layout
 from xent.errors import ObjectiveError, message
-from xent.numpy.rows import CPU, Array, Rows, as_bits, as_target, checked, of_few, sparse_target
+from xent.numpy.rows import Array, Rows, as_bits, as_target, checked, sparse_target
 from xent.objective import Objective, Options
 from xent.sparse import SparseTarget, dense, is_sparse
 
@@ -64,7 +64,7 @@ def cross_entropy(
     Bridle (1990), Probabilistic Interpretation of Feedforward Classification Network Outputs
     """
     rows = _rows("cross_entropy", logits, target, options, sample_weight)
-    losses, _ = rows.backend.forward(rows.bits, rows.kernel_target, rows.of_rows)
+    losses, _ = rows.backends.rows.forward(rows.bits, rows.kernel_target, rows.of_rows)
     return rows.reduced(losses)
 
 
@@ -90,10 +90,10 @@ def cross_entropy_value_and_grad(
     rows = _rows("cross_entropy_value_and_grad", logits, target, options, sample_weight)
     arrays = (rows.bits, rows.kernel_target)
     if rows.objective.focal_gamma:
-        losses, saved = CPU.forward(*arrays, rows.of_rows)
-        gradient = CPU.backward(*arrays, saved, rows.gradient_scale(losses), rows.of_rows)
+        losses, saved = rows.backends.rows.forward(*arrays, rows.of_rows)
+        gradient = rows.backends.rows.backward(*arrays, saved, rows.gradient_scale(losses), rows.of_rows)
     else:
-        losses, _, gradient = rows.backend.forward_backward(*arrays, rows.gradient_scale(), rows.objective)
+        losses, _, gradient = rows.backends.rows.forward_backward(*arrays, rows.gradient_scale(), rows.objective)
     gradient = gradient.view(rows.logits.dtype)
     if is_sparse(rows.target):
         return rows.reduced(losses), from_rows(gradient, rows.layout)
@@ -152,11 +152,6 @@ def squared_error_value_and_grad(
 class _LogitRows(Rows):
     logits: Array
     """(N, C), or (N, C, S) with all positions on the last axis."""
-
-    @property
-    def backend(self) -> Any:
-        """What computes losses of rows, and their sum."""
-        return CPU if self.layout.soft or not self.of_rows.is_plain else of_few(self.layout)
 
     @property
     def bits(self) -> Array:

@@ -10,21 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from xent.arrays import is_numpy_bfloat16
-from xent.backends import few_rows
-from xent.backends.cpu.backend import CpuBackend
-from xent.backends.cpu.divergence_kernel import CpuDivergence
-from xent.backends.cpu.linear_steps import pair_steps
-from xent.backends.cpu.sampled_steps import make_steps
-from xent.backends.cpu.threads import get_num_threads
 from xent.backends.cpu.tile import computing_dtype
-from xent.backends.definitions import (
-    NOTHING_IS_COMPILED,
-    DefinitionsBackend,
-    DefinitionsDivergence,
-    DefinitionsLinear,
-    DefinitionsLinearDivergence,
-)
-from xent.backends.few_rows import FewRows
 from xent.checks import (
     Layout,
     as_numpy,
@@ -34,26 +20,12 @@ from xent.checks import (
     class_weight,
 )
 from xent.focal import focal_loss, focal_slope
-from xent.linear.backend import LinearBackend
-from xent.linear.divergence import LinearDivergence
+from xent.numpy.backends import Backends, backends_for
 from xent.objective import Objective
 from xent.reduction import gradient_scale, mean_denominator, reduce
 from xent.sparse import SparseTarget, packed
 
 Array = NDArray[Any]
-
-CPU: Any = CpuBackend()
-FEW: Any = FewRows()
-DIVERGENCE_CPU: Any = CpuDivergence()
-LINEAR_CPU: Any = LinearBackend(CPU, lambda layer, wanted: make_steps(layer, wanted, "numpy", get_num_threads()))
-LINEAR_DIVERGENCE_CPU: Any = LinearDivergence(
-    DIVERGENCE_CPU, lambda pair, wanted: pair_steps(pair, wanted, "numpy", get_num_threads())
-)
-if NOTHING_IS_COMPILED:
-    CPU = FEW = DefinitionsBackend()
-    DIVERGENCE_CPU = DefinitionsDivergence()
-    LINEAR_DIVERGENCE_CPU = DefinitionsLinearDivergence()
-    LINEAR_CPU = DefinitionsLinear(CPU)
 
 
 @dataclass(frozen=True)
@@ -73,9 +45,9 @@ class Rows:
     """A factor of the loss of each row, in float64."""
 
     @property
-    def backend(self) -> Any:
-        """What computes losses of rows, and their sum."""
-        return CPU
+    def backends(self) -> Backends:
+        """What computes."""
+        return backends_for(self.layout.rows * self.layout.classes)
 
     @property
     def of_rows(self) -> Objective:
@@ -101,12 +73,7 @@ class Rows:
             losses = (np.where(uncounted, 0.0, losses) * self.sample_weight).astype(losses.dtype)
         if self.objective.reduction == "none":
             return losses.reshape(self.layout.loss_shape).astype(dtype, copy=False)
-        return np.asarray(reduce(self.backend.total(losses), self.denominator, self.objective), dtype=dtype)[()]
-
-
-def of_few(how: Layout) -> Any:
-    """What counts rows that lie so, and computes plain ones: NumPy if they are few, so that nothing is compiled."""
-    return FEW if how.rows * how.classes <= few_rows.MOST else CPU
+        return np.asarray(reduce(self.backends.rows.total(losses), self.denominator, self.objective), dtype=dtype)[()]
 
 
 def as_target(call: str, target: ArrayLike, logits_shape: tuple[int, ...]) -> Array:
@@ -163,7 +130,7 @@ def checked(
         weights = weight[rows * known] * known * (1.0 if weights is None else weights)
         weight = None
     labels = None if how.soft else rows
-    count = of_few(how).count
+    count = backends_for(how.rows * how.classes).rows.count
     denominator = float(mean_denominator(labels, weight, how.rows, objective, count, weights))
     objective = objective if weight is objective.weight else replace(objective, weight=weight)
     return rows, objective, how, dtype, denominator, weights

@@ -34,6 +34,7 @@ from xent.backends.cpu.products import (
 from xent.backends.cpu.sampling import entry_bytes, index_bytes
 from xent.backends.cpu.threads import over_rows
 from xent.backends.cpu.tile import computing_dtype
+from xent.backends.few_rows import are_few
 from xent.linear.divergence import Pair, PairSteps
 from xent.linear.driver import NOTHING, Gradients, Layer, Wanted
 from xent.linear.plan import Plan, Sizes, aligned, make_plan, make_shared_plans
@@ -129,7 +130,9 @@ class CpuSteps:
             multiply_transposed(library, x, self.layer.weight, logits, of_torch)
             if of_torch is not None:
                 return logits
-        if self.bias is not None:
+        if self.bias is not None and are_few(logits.size):
+            logits += self.bias
+        elif self.bias is not None:
             self._run(kernels.add_bias, (logits.reshape(-1), self.bias), last - first)
         return logits
 
@@ -166,10 +169,12 @@ class CpuSteps:
 
     def bias_gradient(self, first: int, last: int) -> None:
         """dbias += column sums of dlogits."""
-        gradient, classes = self._chunk(first, last).reshape(-1), self.layer.classes
-        self._run(
-            kernels.add_column_sums, (gradient, classes, self._bias_sums, first == 0), classes, size=gradient.size
-        )
+        sums, chunk, is_first = self._bias_sums, self._chunk(first, last), first == 0
+        if sums is not None and are_few(chunk.size) and chunk.dtype.kind == "f":
+            sums[:] = chunk.sum(axis=0, dtype=np.float64) + (0.0 if is_first else sums)
+            return
+        arguments = (chunk.reshape(-1), self.layer.classes, sums, is_first)
+        self._run(kernels.add_column_sums, arguments, self.layer.classes, size=chunk.size)
 
     def weight_gradient(self, first: int, last: int, part: tuple[int, int]) -> None:
         """dweight += dlogits.T @ input, for the classes of the part."""
