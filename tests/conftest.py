@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import sys
@@ -35,6 +36,13 @@ def implementation(request):
 def front(request):
     """Each implementation that a user calls: it checks, reduces and takes any shape."""
     return request.param
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _garbage_is_young():
+    """Let the garbage collector look at no object that was there before these tests: millions, by torch and pytest."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

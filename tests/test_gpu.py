@@ -91,7 +91,9 @@ def test_execution_modes_agree():
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("target", [("cuda", "90", "32"), ("hip", "gfx942", "64")], ids="-".join)
+@pytest.mark.parametrize(
+    "target", [("cuda", "90", "32"), pytest.param(("hip", "gfx942", "64"), marks=pytest.mark.slow)], ids="-".join
+)
 def test_every_kernel_compiles(target):
     """To machine code; rows of 32000 classes, which 16 divides, are read and written 128 bits at a time."""
     found = run(str(HERE / "compiled.py"), *target)
