@@ -45,6 +45,11 @@ def _garbage_is_young():
     gc.freeze()
 
 
+def pytest_sessionfinish():
+    """What was frozen can be freed again."""
+    gc.unfreeze()
+
+
 @pytest.fixture
 def by_kernels():
     """Kernels compute small calls too."""

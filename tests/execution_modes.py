@@ -72,12 +72,12 @@ def is_float32(of: Problem) -> bool:
 
 
 _HEAD, _FORWARD = ("everything", "softcap-and-scale"), "forward-mode"
-_DYNAMIC = ("plain", *_HEAD, "several-dimensions", "soft-everything", "learned-scale", "reverse-everything")
+_DYNAMIC = ("everything", "several-dimensions", "soft-everything", "learned-scale", "reverse-everything")
 # Of eager code's cases those that make another graph; the numbers of the others are those of the same operators.
 _GRAPHS = (
     *_DYNAMIC,
-    *("none", "ignored", "soft-learned", "all-weigh-nothing", "masked-class", "uint8-weight", "checked", "no-rows"),
-    *("tensor-denominator", "learned-weight", "bfloat16", "confident"),
+    *("plain", "softcap-and-scale", "none", "ignored", "soft-learned", "all-weigh-nothing", "masked-class"),
+    *("uint8-weight", "checked", "no-rows", "tensor-denominator", "learned-weight", "bfloat16", "confident"),
 )
 
 MODES = [

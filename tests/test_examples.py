@@ -12,6 +12,7 @@ import pytest
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
+@pytest.mark.slow
 def test_the_language_model_learns_the_same_with_less_memory(tmp_path):
     command = [sys.executable, str(EXAMPLES / "language_model.py"), str(tmp_path), "--steps", "3"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)

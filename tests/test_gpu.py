@@ -49,14 +49,15 @@ def pytest_in_the_interpreter(*arguments: str) -> str:
     return found.stdout.strip().splitlines()[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("file", "at_least"),
     [
         ("test_value", 120),
-        pytest.param("test_edges", 110, marks=pytest.mark.slow),
-        pytest.param("test_gradient", 90, marks=pytest.mark.slow),
-        pytest.param("test_known_failures", 40, marks=pytest.mark.slow),
+        ("test_edges", 110),
+        ("test_gradient", 90),
+        ("test_known_failures", 40),
     ],
 )
 def test_the_shared_tests_pass(file, at_least):
