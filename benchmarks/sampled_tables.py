@@ -62,8 +62,15 @@ def training(record: Record) -> str:
             apart = [one - exact for one, exact in zip(losses, last["exact"], strict=True)]
             cells = [f"{mean(losses):.4f}", f"{min(losses):.4f} to {max(losses):.4f}"]
             beside = "" if method == "exact" else f"{mean(apart):+.4f} ± {stdev(apart) / sqrt(len(apart)):.4f}"
-            rows.append([str(words), method, *cells, beside])
-    head = ["words", "gradient", "held-out loss, nats", "lowest to highest seed", "less that of exact, seed by seed"]
+            rows.append([str(words), method, str(len(losses)), *cells, beside])
+    head = [
+        "words",
+        "gradient",
+        "seeds",
+        "held-out loss, nats",
+        "lowest to highest",
+        "less that of exact, seed by seed",
+    ]
     return table(head, rows, left=2)
 
 
