@@ -40,9 +40,13 @@ def results(device: str, root: Path = ROOT) -> Path:
 
 
 def records_of(device: str, root: Path) -> dict[str, Any]:
-    """The records of the device, and those of a GPU as "cuda_" and their name."""
-    on_gpu = record_tables.load(results("cuda", root)) if device != "cuda" else {}
-    return {**record_tables.load(results(device, root)), **{f"cuda_{name}": record for name, record in on_gpu.items()}}
+    """The records of the device, and those of a GPU and of a Xeon as "cuda_" or "xeon_" and their name."""
+    found = record_tables.load(results(device, root))
+    for prefix, folder in (("cuda", "cuda"), ("xeon", "cpu-xeon")):
+        if folder != device:
+            others = record_tables.load(results(folder, root))
+            found |= {f"{prefix}_{name}": record for name, record in others.items()}
+    return found
 
 
 def stale(device: str = "cpu", root: Path = ROOT) -> list[str]:

@@ -11,6 +11,9 @@ The entries that are left are collected by class, and multiplied class by class:
 gradient pass once, while inputs and gradients of a chunk of rows stay in the second-level cache. Of the gradient of the
 weight a thread has some classes; of that of the input it has some features, so that no two threads add to one number,
 and all numbers are added in the order of classes or rows, whoever does it.
+
+What cuts an array in a loop is a `device` function, which is compiled without reference counts: threads that count
+references to one array wait for each other at each cut, a tenth of a microsecond and more.
 """
 
 from __future__ import annotations
@@ -37,6 +40,8 @@ DRAWS = 2.0**31
 
 CLASSES_AT_ONCE = 256
 """Whose entries are collected in one visit to the rows of a chunk: some cache lines of each row."""
+LANES = 16
+"""Numbers of a row that are looked at together: mostly all of them are 0."""
 ENTRIES = 4
 """That are added to a row of a gradient at once."""
 DENSEST = 1 / 8
@@ -80,9 +85,9 @@ def _key(seed: Any, row: Any) -> Any:
 
 
 @device
-def _draw(high: Any, low: Any, j: Any) -> Any:
-    """An integer in [0, DRAWS) for class j of the row with the key (high, low)."""
-    x = np.uint32(np.uint32(np.uint32(j) * ODD) ^ high)
+def _draw(high: Any, low: Any, place: Any) -> Any:
+    """An integer in [0, DRAWS) for the class of that place, class * ODD, of the row with the key (high, low)."""
+    x = np.uint32(place ^ high)
     x = np.uint32(np.uint32(x ^ (x >> np.uint32(16))) * SHORT_1)
     x = np.uint32(np.uint32(x ^ (x >> np.uint32(15))) + low)
     x = np.uint32(np.uint32(x ^ (x >> np.uint32(13))) * SHORT_2)
@@ -96,16 +101,30 @@ def _round(row: Any, limit: Any, key: Any, first_class: int) -> Any:
     high, low = np.uint32(key >> np.uint64(32)), np.uint32(key)
     inverse, zero, one, draws = number(1) / limit, number(0), number(1), number(DRAWS)
     kept, variance = np.int32(0), zero
+    place = np.uint32(np.uint32(first_class) * ODD)
     for j in range(len(row)):
         g = decode(row[j])
         share = abs(g) * inverse
         is_small = share < one  # not so for NaN, which stays
-        size = limit if number(_draw(high, low, first_class + j)) < share * draws else zero
+        size = limit if number(_draw(high, low, place)) < share * draws else zero
         g = (size if g > zero else -size) if is_small else g
         row[j] = encode(g, row)
+        place = np.uint32(place + ODD)  # for each class: a multiplication less
         kept += np.int32(g != zero)
         variance = add_in_any_order(variance, share * (one - share) if is_small else zero)
     return np.int64(kept), np.float64(variance)
+
+
+@device
+def _round_row(gradient: Any, classes: int, r: int, label: int, limit: Any, key: Any, first_class: int) -> Any:
+    """Round row r; return how many entries are not 0, and the sum of their variances."""
+    row = gradient[r * classes : (r + 1) * classes]
+    limit = decode(encode(limit, row))  # a number that the gradient can hold
+    middle = label if 0 <= label < classes else classes
+    before, spread = _round(row[:middle], limit, key, first_class)
+    after, spread_after = _round(row[middle + 1 :], limit, key, first_class + middle + 1)
+    of_label = 1 if middle < classes else 0
+    return before + after + of_label, (spread + spread_after) * np.float64(limit) ** 2
 
 
 @row_kernel
@@ -119,20 +138,14 @@ def round_at_random(
     and `variance` become the entries of each row that are not 0, and the sum of the variances of its entries.
     """
     for r in range(first, last):
-        row = gradient[r * classes : (r + 1) * classes]
-        limit = decode(encode(limits[r], row))  # a number that the gradient can hold
-        key = _key(seed, first_row + r)
         label = labels[r] - first_class if len(labels) else -1
-        middle = label if 0 <= label < classes else classes
-        before, spread = _round(row[:middle], limit, key, first_class)
-        after, spread_after = _round(row[middle + 1 :], limit, key, first_class + middle + 1)
-        kept[r] = before + after + (1 if middle < classes else 0)
-        variance[r] = (spread + spread_after) * np.float64(limit) ** 2
+        key = _key(seed, first_row + r)
+        kept[r], variance[r] = _round_row(gradient, classes, r, label, limits[r], key, first_class)
 
 
 @allocator
 def _counts() -> Any:
-    return np.empty(CLASSES_AT_ONCE, np.int64)
+    return np.empty(CLASSES_AT_ONCE + CLASSES_AT_ONCE // LANES, np.int32)
 
 
 @device
@@ -142,11 +155,55 @@ def _count(gradient: Any, classes: int, rows: int, start: int, stop: int, counts
     for r in range(rows):
         row = gradient[r * classes + start : r * classes + stop]
         for j in range(stop - start):
-            counts[j] += decode(row[j]) != 0
+            counts[j] += np.int32(decode(row[j]) != 0)
     total = 0
     for j in range(stop - start):
         total += counts[j]
     return total
+
+
+@device
+def _flag_lanes(row: Any, flags: Any) -> None:
+    """Count the numbers that are not 0 in each LANES of a row: a loop of its own, which becomes vector code."""
+    for lane in range(len(row) // LANES):
+        found = np.int32(0)
+        for j in range(LANES):
+            found += np.int32(decode(row[LANES * lane + j]) != 0)
+        flags[lane] = found
+
+
+@device
+def _take(row: Any, first: int, last: int, r: int, start: int, kept: Any, i: int) -> int:
+    """Append the entries of row r that are not 0, of the unit's classes from first to last; return where they end."""
+    for j in range(first, last):
+        if decode(row[j]) != 0:
+            kept.rows[i], kept.classes[i], kept.values[i] = r, j, row[j]
+            kept.order[kept.stops[start + j]] = i
+            kept.stops[start + j] += 1
+            i += 1
+    return i
+
+
+@device
+def _collect_unit(
+    gradient: Any, classes: int, rows: int, unit: int, cursor: Any, kept: Any, counts: Any, flags: Any
+) -> None:
+    """Collect the entries of one unit."""
+    start, stop = unit * CLASSES_AT_ONCE, min((unit + 1) * CLASSES_AT_ONCE, classes)
+    count = _count(gradient, classes, rows, start, stop, counts)
+    i = place = atomic_add(cursor, count)
+    kept.units[2 * unit], kept.units[2 * unit + 1] = place, place + count
+    for j in range(start, stop):
+        kept.starts[j] = kept.stops[j] = place
+        place += counts[j - start]
+    for r in range(rows):
+        row = gradient[r * classes + start : r * classes + stop]
+        lanes = (stop - start) // LANES
+        _flag_lanes(row, flags)
+        for lane in range(lanes):
+            if flags[lane] != 0:
+                i = _take(row, LANES * lane, LANES * (lane + 1), r, start, kept, i)
+        i = _take(row, LANES * lanes, stop - start, r, start, kept, i)
 
 
 @row_kernel
@@ -156,22 +213,9 @@ def collect(gradient: Any, classes: int, rows: int, cursor: Any, kept: Any, firs
     Each unit takes the next free part of `kept`, whose place does not matter to anyone.
     """
     counts = _counts()
+    flags = counts[CLASSES_AT_ONCE:]
     for unit in range(first, last):
-        start, stop = unit * CLASSES_AT_ONCE, min((unit + 1) * CLASSES_AT_ONCE, classes)
-        count = _count(gradient, classes, rows, start, stop, counts)
-        i = place = atomic_add(cursor, count)
-        kept.units[2 * unit], kept.units[2 * unit + 1] = place, place + count
-        for j in range(start, stop):
-            kept.starts[j] = kept.stops[j] = place
-            place += counts[j - start]
-        for r in range(rows):
-            row = gradient[r * classes + start : r * classes + stop]
-            for j in range(stop - start):
-                if decode(row[j]) != 0:
-                    kept.rows[i], kept.classes[i], kept.values[i] = r, j, row[j]
-                    kept.order[kept.stops[start + j]] = i
-                    kept.stops[start + j] += 1
-                    i += 1
+        _collect_unit(gradient, classes, rows, unit, cursor, kept, counts[:CLASSES_AT_ONCE], flags)
 
 
 @device
@@ -209,14 +253,42 @@ def _add_class(kept: Any, j: int, x: Any, own: Any) -> None:
         i += 1
 
 
+@device
+def _add_class_to(kept: Any, j: int, x: Any, features: int, total: Any, fresh: bool) -> None:
+    """Row j of total += the entries of class j times their rows of x."""
+    own = total[j * features : (j + 1) * features]
+    if fresh:
+        own[:] = 0
+    _add_class(kept, j, x, own)
+
+
+@device
+def _put_class(kept: Any, j: int, x: Any, own: Any, target: Any) -> None:
+    """Row j of target = the entries of class j times their rows of x."""
+    own[:] = 0
+    _add_class(kept, j, x, own)
+    put(target[j * len(own) : (j + 1) * len(own)], own)
+
+
+@device
+def _add_class_to_halves(kept: Any, j: int, x: Any, own: Any, upper: Any, lower: Any, start: int, fresh: bool) -> None:
+    """Row j of a sum in halves += the entries of class start + j times their rows of x."""
+    place = slice(j * len(own), (j + 1) * len(own))
+    if fresh:
+        own[:] = 0
+    elif kept.starts[start + j] == kept.stops[start + j]:
+        return
+    else:
+        join(upper[place], lower[place], own)
+    _add_class(kept, start + j, x, own)
+    split(own, upper[place], lower[place])
+
+
 @row_kernel
 def add_to_weight(kept: Any, x: Any, features: int, total: Any, fresh: bool, first: int, last: int) -> None:
     """total += gradient.T @ x for the classes from first to last, or total = that if it is `fresh`."""
     for j in range(first, last):
-        own = total[j * features : (j + 1) * features]
-        if fresh:
-            own[:] = 0
-        _add_class(kept, j, x, own)
+        _add_class_to(kept, j, x, features, total, fresh)
 
 
 @row_kernel
@@ -224,9 +296,7 @@ def round_to_weight(kept: Any, x: Any, features: int, target: Any, first: int, l
     """target = gradient.T @ x for the classes from first to last, rounded to the target's type."""
     own = scratch(target, features)
     for j in range(first, last):
-        own[:] = 0
-        _add_class(kept, j, x, own)
-        put(target[j * features : (j + 1) * features], own)
+        _put_class(kept, j, x, own, target)
 
 
 @row_kernel
@@ -236,13 +306,38 @@ def add_to_weight_halves(
     """The same added to float32 sums in halves (accumulation.py) of the classes from `start` on."""
     own = scratch(upper, features)
     for j in range(first, last):
-        place = slice(j * features, (j + 1) * features)
-        if fresh:
-            own[:] = 0
+        _add_class_to_halves(kept, j, x, own, upper, lower, start, fresh)
+
+
+@device
+def _add_features(kept: Any, weight: Any, features: int, low: int, high: int, sums: Any, target: Any) -> None:
+    """The features from low to high of target = gradient @ weight."""
+    rows, size = len(target) // features, high - low
+    own_sums = sums[low * rows : high * rows]
+    own_sums[:] = 0
+    for unit in range(len(kept.units) // 2):
+        w = weight[unit * CLASSES_AT_ONCE * features + low :]
+        _add_unit(kept, kept.units[2 * unit], kept.units[2 * unit + 1], w, features, own_sums, size)
+    for r in range(rows):
+        put(target[r * features + low : r * features + high], own_sums[r * size : (r + 1) * size])
+
+
+@device
+def _add_unit(kept: Any, i: int, end: int, w: Any, features: int, sums: Any, size: int) -> None:
+    """Rows of sums += the entries from i to end times the weights of their classes."""
+    values, classes = kept.values, kept.classes
+    while i < end:
+        r = np.int64(kept.rows[i])
+        own = sums[r * size : (r + 1) * size]
+        wa = w[np.int64(classes[i]) * features :]
+        if i + ENTRIES <= end and kept.rows[i + 3] == r:
+            g = decode(values[i]), decode(values[i + 1]), decode(values[i + 2]), decode(values[i + 3])
+            wb, wc = w[np.int64(classes[i + 1]) * features :], w[np.int64(classes[i + 2]) * features :]
+            _add_four(own, g, wa, wb, wc, w[np.int64(classes[i + 3]) * features :])
+            i += ENTRIES
         else:
-            join(upper[place], lower[place], own)
-        _add_class(kept, start + j, x, own)
-        split(own, upper[place], lower[place])
+            _add(own, decode(values[i]), wa)
+            i += 1
 
 
 @row_kernel
@@ -254,25 +349,6 @@ def input_gradient(
     `sums` has as many numbers, of the computing type. A thread's lie side by side: in lines of the cache that two
     threads write to, or that one fetches ahead while another writes to them, both would wait for each other.
     """
-    rows, values, classes = len(target) // features, kept.values, kept.classes
     for block in range(first, last):
         low, high = block * width, min((block + 1) * width, features)
-        size, own_sums = high - low, sums[low * rows : high * rows]
-        own_sums[:] = 0
-        for unit in range(len(kept.units) // 2):
-            w = weight[unit * CLASSES_AT_ONCE * features + low :]
-            i, end = kept.units[2 * unit], kept.units[2 * unit + 1]
-            while i < end:
-                r = np.int64(kept.rows[i])
-                own = own_sums[r * size : (r + 1) * size]
-                wa = w[np.int64(classes[i]) * features :]
-                if i + ENTRIES <= end and kept.rows[i + 3] == r:
-                    g = decode(values[i]), decode(values[i + 1]), decode(values[i + 2]), decode(values[i + 3])
-                    wb, wc = w[np.int64(classes[i + 1]) * features :], w[np.int64(classes[i + 2]) * features :]
-                    _add_four(own, g, wa, wb, wc, w[np.int64(classes[i + 3]) * features :])
-                    i += ENTRIES
-                else:
-                    _add(own, decode(values[i]), wa)
-                    i += 1
-        for r in range(rows):
-            put(target[r * features + low : r * features + high], own_sums[r * size : (r + 1) * size])
+        _add_features(kept, weight, features, low, high, sums, target)
