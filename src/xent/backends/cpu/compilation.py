@@ -40,7 +40,9 @@ OPTIONS = {"nogil": True, "error_model": "numpy"}
 def device(function: Function) -> Function:
     """Compile a function that kernels call; it is compiled into them. It can allocate nothing.
 
-    What it returns must hold no array if a kernel calls it: it is compiled without reference counts.
+    It is compiled without reference counts, so what it returns must hold no array if a kernel calls it. And a loop that
+    cuts an array shared by threads belongs in one: where a kernel cuts it itself, the threads wait for each other's
+    count of its references, a tenth of a microsecond at each cut, unless the compiler sees that nobody needs it.
     """
     return cast(Function, numba.njit(**OPTIONS, **_numba.LINKED, **_numba.NO_ALLOCATION, forceinline=True)(function))
 

@@ -239,6 +239,46 @@ def fill(out: Any, value: Any) -> None:
         out[i] = stored
 
 
+@device
+def divergence_of_row(
+    rows: Any, into: Any, ignored: bool, row_scale: float, terms: Any, room: Any, staging: Any
+) -> float:
+    """Loss, and where `into` has room for it the gradient, of one row."""
+    number = room.s.dtype.type
+    if ignored:
+        fill(into, number(0))
+        return 0.0
+    s, t = side_of(rows.student, terms, room.s, room.spare), side_of(rows.teacher, terms, room.t, room.spare)
+    known, lse = s.known + t.known, np.float64(s.reference) + s.log_total
+    if known != known:
+        fill(into, number(np.nan))
+        return np.nan
+    shift = shift_between(s, t)
+    total = mean = 0.0
+    if not len(into) or terms.kind != FORWARD:
+        total, mean = first_visit(rows, terms, room, s, t, shift)
+    if len(into):
+        # The derivative of the softcap has the logit scale in it.
+        scale = row_scale * (1.0 if terms.softcap != 0.0 else terms.scale)
+        normal = 2.0 * terms.z_loss * lse * scale if terms.z_loss != 0.0 else 0.0
+        largest = FLOAT32_MAX if room.s.itemsize == 4 else FLOAT64_MAX
+        factors = (terms.factor * scale, min(max(normal, -largest), largest))
+        found = gradient_visit(rows, terms, room, s, t, shift, mean, factors, into, staging)
+        total = found if terms.kind == FORWARD else total
+    return terms.factor * total + (terms.z_loss * lse * lse if terms.z_loss != 0.0 else 0.0)
+
+
+@device
+def divergence_at(
+    student: Any, student_at: int, teacher: Any, teacher_at: int, classes: int, out: Any, r: int, ignored: bool,
+    row_scale: float, terms: Any, room: Any, staging: Any,
+) -> float:  # fmt: skip
+    """The same for row r, whose logits begin there: cut here, where no references are counted (compilation.py)."""
+    rows = Rows(student[student_at : student_at + classes], teacher[teacher_at : teacher_at + classes])
+    into = out[r * classes : (r + 1) * classes] if len(out) else out
+    return divergence_of_row(rows, into, ignored, row_scale, terms, room, staging)
+
+
 @row_kernel
 def divergence(
     student: Any, student_stride: int, teacher: Any, teacher_stride: int, classes: int, labels: Any, options: Any,
@@ -247,35 +287,11 @@ def divergence(
     """Loss, and where `out` has room for it the gradient, of the rows from `first` to `last`."""
     terms = Terms(options[0], options[1], options[2], int(options[3]), options[4], options[5], options[6])
     room, staging = _room(student), staging_for(student, out, BLOCK)
-    number = room.s.dtype.type
-    largest = FLOAT32_MAX if room.s.itemsize == 4 else FLOAT64_MAX
     for r in range(first, last):
-        into = out[r * classes : (r + 1) * classes] if len(out) else out
-        if len(labels) and labels[r] == ignore_index:
-            loss[r] = 0
-            fill(into, number(0))
-            continue
-        rows = Rows(
-            student[r * student_stride : r * student_stride + classes],
-            teacher[r * teacher_stride : r * teacher_stride + classes],
-        )
-        s, t = side_of(rows.student, terms, room.s, room.spare), side_of(rows.teacher, terms, room.t, room.spare)
-        known, lse = s.known + t.known, np.float64(s.reference) + s.log_total
-        if known != known:
-            loss[r] = np.nan
-            fill(into, number(np.nan))
-            continue
-        shift = shift_between(s, t)
-        total = mean = 0.0
-        if not len(out) or terms.kind != FORWARD:
-            total, mean = first_visit(rows, terms, room, s, t, shift)
-        if len(out):
-            # The derivative of the softcap has the logit scale in it.
-            scale = np.float64(row_scale[r if len(row_scale) > 1 else 0])
-            scale *= 1.0 if terms.softcap != 0.0 else terms.scale
-            normal = 2.0 * terms.z_loss * lse * scale if terms.z_loss != 0.0 else 0.0
-            factors = (terms.factor * scale, min(max(normal, -largest), largest))
-            found = gradient_visit(rows, terms, room, s, t, shift, mean, factors, into, staging)
-            total = found if terms.kind == FORWARD else total
-        loss[r] = terms.factor * total + (terms.z_loss * lse * lse if terms.z_loss != 0.0 else 0.0)
+        ignored = len(labels) > 0 and labels[r] == ignore_index
+        scale = np.float64(row_scale[r if len(row_scale) > 1 else 0]) if len(out) else 1.0
+        loss[r] = divergence_at(
+            student, r * student_stride, teacher, r * teacher_stride, classes, out, r, ignored, scale, terms, room,
+            staging,
+        )  # fmt: skip
     streams_done()
