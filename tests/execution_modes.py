@@ -62,6 +62,11 @@ def has_rows(of: Problem) -> bool:
     return torch.tensor(of.case.labels).ndim > 0
 
 
+def has_several_rows(of: Problem) -> bool:
+    """A compiler makes other code for one row than for several."""
+    return has_rows(of) and torch.tensor(of.case.labels).numel() != 1
+
+
 def can_be_parallel(of: Problem) -> bool:
     """Ranks always look at labels, and have no option for it; they have classes in common, and no other loss."""
     return "check" not in of.case.options and not of.is_binary and of.call not in (*DIVERGENCES, CONTRASTIVE)
@@ -72,7 +77,7 @@ def is_float32(of: Problem) -> bool:
 
 
 _HEAD, _FORWARD = ("everything", "softcap-and-scale"), "forward-mode"
-_DYNAMIC = ("everything", "several-dimensions", "soft-everything", "learned-scale", "reverse-everything")
+_DYNAMIC = ("everything", "several-dimensions", "soft-everything", "learned-scale", "reverse-everything", "listed")
 # Of eager code's cases those that make another graph; the numbers of the others are those of the same operators.
 _GRAPHS = (
     *_DYNAMIC,
@@ -147,7 +152,7 @@ MODES = [
         "compile, dynamic",
         "`torch.compile(fullgraph=True, dynamic=True)`, and other numbers of rows.",
         transforms.compiled_for_any_shape,
-        has_rows,
+        has_several_rows,
         quick=_DYNAMIC,
     ),
     Mode(

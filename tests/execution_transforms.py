@@ -254,11 +254,17 @@ def compiled(backend: str) -> Run:
     return run
 
 
+def is_of_elements(of: Problem, tensor: Tensor) -> bool:
+    """Whether weights of a binary loss have a row for each of the logits."""
+    shape = of.tensors["input"].shape if of.is_binary else ()
+    return tensor.ndim == len(shape) > 0 and len(tensor) == shape[0]
+
+
 def compiled_for_any_shape(of: Problem) -> Answer:
     """Compiled by a problem with more rows."""
     torch._dynamo.reset()
     function = torch.compile(by_all_tensors(of), fullgraph=True, backend="aot_eager", dynamic=True)
-    rows = [name for name in BY_ROWS if name in of.tensors]
+    rows = [name for name, tensor in of.tensors.items() if name in BY_ROWS or is_of_elements(of, tensor)]
     longer = {**of.tensors, **{name: torch.cat([of.tensors[name]] * 3) for name in rows}}
     for name in of.variables:
         longer[name] = longer[name].clone().requires_grad_()

@@ -201,7 +201,8 @@ def check(arguments, name, data, folder):
 def test_any_file_and_any_options_end_as_documented():
     ENDED.clear()
     check_calls()
-    assert ENDED[0] > 45, "otherwise hardly any call got past its options"
+    # How many do varies: Hypothesis also draws the constants of whatever modules are loaded.
+    assert ENDED[0] > 30, "otherwise hardly any call got past its options"
     assert ENDED[2] > 60, "otherwise hardly any call was wrong"
 
 

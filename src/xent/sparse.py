@@ -138,11 +138,12 @@ def packed(call: str, target: SparseTarget, layout: Layout, *, check: bool) -> A
     if check:
         _check_ids(call, ids, layout.classes)
         _check_probabilities(call, p, float(xp.finfo(given.dtype).eps), target)
-    valid = xp.astype(xp.all((ids >= 0) & (ids < layout.classes), axis=1, keepdims=True), xp.float64)
+    known = (ids >= 0) & (ids < layout.classes)
+    valid = xp.astype(xp.all(known, axis=1, keepdims=True), xp.float64)
     p = p * valid / valid  # 0 / 0 is NaN; tensors of several devices take no constants
     if target.tail == "renormalise":
         p = p / xp.sum(p, axis=1, keepdims=True)
-    rows = [xp.astype(xp.clip(ids, 0, layout.classes - 1), xp.float64), p]
+    rows = [xp.astype(xp.where(known, ids, 0), xp.float64), p]  # not clip, which asks a symbolic size whether it is NaN
     if target.tail == "uniform" and layout.classes > shape[1]:
         rest = 1.0 - xp.sum(p, axis=1, keepdims=True)
         rows.append(xp.broadcast_to(xp.where(rest < 0, 0.0, rest) / (layout.classes - shape[1]), shape))
