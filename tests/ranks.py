@@ -73,6 +73,7 @@ def _serve(rank: int, size: int, store: str, tasks: Any, results: Any) -> None:
         "gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=timedelta(seconds=120)
     )
     groups = {members: dist.new_group(range(members)) for members in range(1, size + 1)}
+    dist.barrier()  # or a rank that ends at once would end while another still connects to it
     while (task := tasks.get()) is not None:
         name, members, arguments = task
         start = time.perf_counter()
