@@ -65,6 +65,13 @@ def measured() -> dict[str, float]:
         with torch.no_grad():
             times[f"{name}, forward"] = least_seconds(lambda x=x, y=y: xent.torch.cross_entropy(x, y))  # type: ignore[misc]
         times[f"{name}, forward + backward"] = least_seconds(both)
+    s, t = (torch.randn(SHAPES["cifar float32"][0], requires_grad=needs) for needs in (True, False))
+
+    def divergence() -> None:
+        s.grad = None
+        torch.autograd.backward(xent.torch.kl_divergence(s, t))
+
+    times["KL of cifar float32, forward + backward"] = least_seconds(divergence)
     rows, features, classes = LINEAR
     h = torch.randn(rows, features, requires_grad=True)
     w = (torch.randn(classes, features) / features**0.5).requires_grad_()

@@ -76,7 +76,7 @@ def is_float32(of: Problem) -> bool:
     return of.case.dtype == torch.float32
 
 
-_HEAD, _FORWARD = ("everything", "softcap-and-scale"), "forward-mode"
+_FORWARD = "forward-mode"
 _DYNAMIC = ("everything", "several-dimensions", "soft-everything", "learned-scale", "reverse-everything", "listed")
 # Of eager code's cases those that make another graph; the numbers of the others are those of the same operators.
 _GRAPHS = (
@@ -146,7 +146,7 @@ MODES = [
         "compile, inductor",
         "`torch.compile(fullgraph=True)` with its usual backend, and backward.",
         transforms.compiled("inductor"),
-        quick=(*_HEAD, "soft-everything", "learned-weight-smoothing", "reverse-everything"),
+        quick=("everything", "softcap-and-scale", "soft-everything", "learned-weight-smoothing", "reverse-everything"),
     ),
     Mode(
         "compile, dynamic",

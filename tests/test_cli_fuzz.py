@@ -201,12 +201,12 @@ def check(arguments, name, data, folder):
 def test_any_file_and_any_options_end_as_documented():
     ENDED.clear()
     check_calls()
-    # How many do varies: Hypothesis also draws the constants of whatever modules are loaded.
-    assert ENDED[0] > 30, "otherwise hardly any call got past its options"
+    assert ENDED[0] > 45, "otherwise hardly any call got past its options"
     assert ENDED[2] > 60, "otherwise hardly any call was wrong"
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+# So many because the draws vary: Hypothesis also draws constants of whatever modules are loaded.
+@settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(call=calls())
 def check_calls(call):
     arguments, name, data = call

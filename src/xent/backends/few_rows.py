@@ -1,7 +1,7 @@
 """A few rows in NumPy, which compiles nothing: a kernel's first call takes seconds.
 
-A call of a kernel takes 10 microseconds, one of these 20 to 40 as long as there are at most `MOST` logits; with options
-the definitions compute, in 100 to 200. Everything is computed in float64 and rounded once.
+A later call takes longer than that of a kernel, plain labels a few times as long and options, for which the definitions
+compute, several: so only up to `MOST` logits. Everything is computed in float64 and rounded once.
 """
 
 from __future__ import annotations

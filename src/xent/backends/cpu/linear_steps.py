@@ -130,9 +130,11 @@ class CpuSteps:
             multiply_transposed(library, x, self.layer.weight, logits, of_torch)
             if of_torch is not None:
                 return logits
-        if self.bias is not None and are_few(logits.size):
+        if self.bias is None:
+            return logits
+        if are_few(logits.size):
             logits += self.bias
-        elif self.bias is not None:
+        else:
             self._run(kernels.add_bias, (logits.reshape(-1), self.bias), last - first)
         return logits
 
@@ -169,8 +171,9 @@ class CpuSteps:
 
     def bias_gradient(self, first: int, last: int) -> None:
         """dbias += column sums of dlogits."""
+        assert self._bias_sums is not None
         sums, chunk, is_first = self._bias_sums, self._chunk(first, last), first == 0
-        if sums is not None and are_few(chunk.size) and chunk.dtype.kind == "f":
+        if are_few(chunk.size) and chunk.dtype.kind == "f":
             sums[:] = chunk.sum(axis=0, dtype=np.float64) + (0.0 if is_first else sums)
             return
         arguments = (chunk.reshape(-1), self.layer.classes, sums, is_first)

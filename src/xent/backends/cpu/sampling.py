@@ -143,7 +143,8 @@ def round_at_random(
 
 
 @allocator
-def _counts() -> Any:
+def _room_to_collect() -> Any:
+    """Room for a count of each class of a unit and, behind them, of each of its lanes."""
     return np.empty(CLASSES_AT_ONCE + CLASSES_AT_ONCE // LANES, np.int32)
 
 
@@ -184,10 +185,9 @@ def _take(row: Any, first: int, last: int, r: int, start: int, kept: Any, i: int
 
 
 @device
-def _collect_unit(
-    gradient: Any, classes: int, rows: int, unit: int, cursor: Any, kept: Any, counts: Any, flags: Any
-) -> None:
+def _collect_unit(gradient: Any, classes: int, rows: int, unit: int, cursor: Any, kept: Any, room: Any) -> None:
     """Collect the entries of one unit."""
+    counts, flags = room[:CLASSES_AT_ONCE], room[CLASSES_AT_ONCE:]
     start, stop = unit * CLASSES_AT_ONCE, min((unit + 1) * CLASSES_AT_ONCE, classes)
     count = _count(gradient, classes, rows, start, stop, counts)
     i = place = atomic_add(cursor, count)
@@ -211,10 +211,9 @@ def collect(gradient: Any, classes: int, rows: int, cursor: Any, kept: Any, firs
 
     Each unit takes the next free part of `kept`, whose place does not matter to anyone.
     """
-    counts = _counts()
-    flags = counts[CLASSES_AT_ONCE:]
+    room = _room_to_collect()
     for unit in range(first, last):
-        _collect_unit(gradient, classes, rows, unit, cursor, kept, counts[:CLASSES_AT_ONCE], flags)
+        _collect_unit(gradient, classes, rows, unit, cursor, kept, room)
 
 
 @device
